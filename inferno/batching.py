@@ -1,0 +1,250 @@
+"""The batch former: which waiting tasks leave together, and when.
+
+It holds no clock, no thread and no queue: the consumer tells it what arrived and what the time is, and asks what should leave.
+So its decisions can be tested on a virtual clock. All times are seconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
+
+from inferno.errors import ForwardFailed
+from inferno.protocol.tensors import Tensors
+
+T = TypeVar("T")
+
+
+class FlushReason(StrEnum):
+    """Why a batch left."""
+
+    #: It holds as many rows as one forward pass takes.
+    FULL = "full"
+    #: Its oldest task has waited for the whole window.
+    WINDOW = "window"
+    #: Nobody else is expected before the window is over.
+    IDLE = "idle"
+    #: A deadline would otherwise be missed.
+    DEADLINE = "deadline"
+    #: A part of a batch that failed, run again to find the guilty member.
+    ISOLATED = "isolated"
+
+
+@dataclass(frozen=True)
+class Waiting(Generic[T]):
+    """One waiting task."""
+
+    task: T
+    #: What it can share a forward pass with: only tasks of an equal bucket.
+    bucket: Hashable
+    rows: int
+    arrived: float
+    #: When its forward pass must have started, or None.
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class Flush(Generic[T]):
+    """A batch that should leave now."""
+
+    reason: FlushReason
+    members: list[Waiting[T]]
+
+
+@dataclass
+class _Bucket(Generic[T]):
+    waiting: deque[Waiting[T]] = field(default_factory=deque)
+    rows: int = 0
+
+
+class ArrivalGap:
+    """How long until the next task joins those that wait.
+
+    An exponentially weighted mean of the gaps between arrivals. An arrival at an empty lane is no evidence that anyone joins a
+    waiting task (a lone client's next call comes only after its answer), so it counts as a gap of the whole window.
+    """
+
+    #: Weight of the newest gap: about the last ten arrivals matter.
+    WEIGHT = 0.2
+    #: A silence of so many mean gaps means that a burst is over: with exponential gaps 98 % are shorter.
+    SILENCE = 4.0
+
+    def __init__(self, window: float) -> None:
+        """Begin without evidence, as if nobody else came."""
+        self._window = window
+        self._mean = window
+        self._last: float | None = None
+
+    def arrived(self, now: float, *, alone: bool) -> None:
+        """Take note of an arrival; `alone` says that no other task was in the lane."""
+        gap = self._window if alone or self._last is None else min(now - self._last, self._window)
+        self._mean += self.WEIGHT * (gap - self._mean)
+        self._last = now
+
+    def expected_until(self) -> float:
+        """Return until when another arrival is worth waiting for."""
+        if self._last is None or self._mean >= self._window:
+            return 0.0
+        return self._last + self.SILENCE * self._mean
+
+
+class BatchFormer(Generic[T]):
+    """Collects waiting tasks of one lane and says when a batch leaves.
+
+    A batch leaves when an executor is free and it is full, or its oldest task's window is over, or a deadline would be missed, or
+    nobody else is expected. While every executor is busy, arrivals gather for nothing.
+    """
+
+    #: A batch with a deadline leaves this much before it, in seconds, so that it still starts in time.
+    DEADLINE_MARGIN = 0.005
+
+    def __init__(self, max_rows: int, window: float, adaptive: bool = True) -> None:
+        """Set the policy.
+
+        Args:
+          max_rows: rows of one forward pass, at most.
+          window: how long the oldest waiting task may be held back, in seconds.
+          adaptive: end the window early when nobody else is expected.
+        """
+        self.max_rows = max_rows
+        self.window = window
+        self._gap = ArrivalGap(window) if adaptive else None
+        self._buckets: dict[Hashable, _Bucket[T]] = {}
+        self._running = 0
+
+    def __len__(self) -> int:
+        return sum(len(bucket.waiting) for bucket in self._buckets.values())
+
+    def add(self, waiting: Waiting[T]) -> None:
+        """Take in a task that arrived."""
+        if self._gap is not None:
+            self._gap.arrived(waiting.arrived, alone=not self._buckets and not self._running)
+        bucket = self._buckets.setdefault(waiting.bucket, _Bucket())
+        bucket.waiting.append(waiting)
+        bucket.rows += waiting.rows
+
+    def started(self) -> None:
+        """Take note that a flushed batch occupies an executor."""
+        self._running += 1
+
+    def finished(self) -> None:
+        """Take note that an executor is free again."""
+        self._running -= 1
+
+    def flush(self, now: float) -> Flush[T] | None:
+        """Return the batch that should leave now, if there is one; to be asked only when an executor is free."""
+        ready = [(due, key) for key in self._buckets if (due := self._due(key))[0] <= now]
+        if not ready:
+            return None
+        # Of several that are ready, the one whose oldest task has waited longest.
+        (_, reason), key = min(ready, key=lambda item: self._buckets[item[1]].waiting[0].arrived)
+        return Flush(reason, self._take(key))
+
+    def next_due(self) -> float | None:
+        """Return when a batch will leave if nothing else arrives, or None when nothing waits."""
+        return min((self._due(key)[0] for key in self._buckets), default=None)
+
+    def drop(self, condition: Callable[[Waiting[T]], bool]) -> list[Waiting[T]]:
+        """Remove and return the waiting tasks for which the condition holds."""
+        dropped: list[Waiting[T]] = []
+        for key, bucket in list(self._buckets.items()):
+            kept: deque[Waiting[T]] = deque()
+            for waiting in bucket.waiting:
+                (dropped if condition(waiting) else kept).append(waiting)
+            self._replace(key, kept)
+        return dropped
+
+    def clear(self) -> None:
+        """Forget every waiting task: the broker will hand them over again."""
+        self._buckets.clear()
+
+    def _due(self, key: Hashable) -> tuple[float, FlushReason]:
+        bucket = self._buckets[key]
+        oldest = bucket.waiting[0].arrived
+        if bucket.rows >= self.max_rows:
+            return oldest, FlushReason.FULL
+        due, reason = oldest + self.window, FlushReason.WINDOW
+        if self._gap is not None and (until := max(self._gap.expected_until(), oldest)) < due:
+            due, reason = until, FlushReason.IDLE
+        deadline = min((w.deadline for w in bucket.waiting if w.deadline is not None), default=None)
+        if deadline is not None and deadline - self.DEADLINE_MARGIN < due:
+            due, reason = deadline - self.DEADLINE_MARGIN, FlushReason.DEADLINE
+        return due, reason
+
+    def _take(self, key: Hashable) -> list[Waiting[T]]:
+        waiting = self._buckets[key].waiting
+        members, rows = [waiting.popleft()], 0
+        rows = members[0].rows
+        while waiting and rows + waiting[0].rows <= self.max_rows:
+            members.append(waiting.popleft())
+            rows += members[-1].rows
+        self._replace(key, waiting)
+        return members
+
+    def _replace(self, key: Hashable, waiting: deque[Waiting[T]]) -> None:
+        if waiting:
+            self._buckets[key] = _Bucket(waiting, sum(w.rows for w in waiting))
+        else:
+            self._buckets.pop(key, None)
+
+
+def bucket(version: int, inputs: Tensors, pad: Sequence[str]) -> Hashable:
+    """Say which tasks can share a forward pass: those whose buckets are equal.
+
+    Args:
+      version: of the model.
+      inputs: the task's arrays by name.
+      pad: names of inputs whose free dimensions are padded, so that their sizes may differ.
+    """
+    shapes = tuple(sorted((name, () if name in pad else array.shape[1:]) for name, array in inputs.items()))
+    return version, shapes
+
+
+class Undecided(ForwardFailed):
+    """The passes for isolating a failing batch are spent; this member may be innocent, so it is tried again."""
+
+    transient = True
+
+
+def isolate(members: Sequence[T], run: Callable[[Sequence[T]], Sequence[Any]]) -> Iterator[tuple[T, Any | Exception]]:
+    """Run members together and, where that fails, in halves, until a guilty one stands alone.
+
+    One guilty member of n costs 1 + 2 log2(n) passes; with twice as many spent (all of 32 guilty would cost 63), those that were not
+    decided are `Undecided`.
+
+    Args:
+      members: at least one.
+      run: answers members with one forward pass, or raises.
+    Yields:
+      Each member once, with its answer or the error.
+    """
+    budget = 2 + 4 * math.ceil(math.log2(len(members)))
+    parts = deque([list(members)])
+    while parts:
+        part = parts.popleft()
+        if budget <= 0:
+            yield from ((member, Undecided("its batch failed, and it could not be tried alone")) for member in part)
+            continue
+        budget -= 1
+        try:
+            answers: Sequence[Any] = run(part)
+        except Exception as exc:
+            if len(part) > 1 and (not is_transient(exc) or isinstance(exc, MemoryError)):
+                middle = len(part) // 2
+                parts += [part[:middle], part[middle:]]
+            else:
+                yield from ((member, exc) for member in part)
+        else:
+            yield from zip(part, answers, strict=True)
+
+
+def is_transient(exc: BaseException) -> bool:
+    """Return whether an error may pass by itself, so that the same task can succeed later.
+
+    A model says so by the attribute `transient` of what it raises; running out of memory and broken connections always are.
+    """
+    return bool(getattr(exc, "transient", isinstance(exc, MemoryError | ConnectionError | TimeoutError)))

@@ -1,0 +1,164 @@
+"""Every error that a client or an operator can meet.
+
+    InfernoError
+    ├── RequestError             the client must change something
+    │   ├── InvalidRequest       400  the body or a header cannot be understood
+    │   ├── InvalidInput         422  an input does not match the model's signature
+    │   ├── PayloadTooLarge      413  the body or one input is over its limit
+    │   ├── ModelNotFound        404  no such model or version
+    │   ├── TaskNotFound         404  no such task
+    │   └── ResultExpired        410  the task is known, its result is gone
+    ├── ServingError             the platform could not do its part
+    │   ├── ForwardFailed        500  the model failed on this task
+    │   ├── ModelUnavailable     503  no live worker serves the model
+    │   ├── BrokerUnavailable    503  Redis does not answer
+    │   └── DeadlineExceeded     504  the forward pass did not start in time
+    └── ConfigurationError       the operator must change something
+        └── PackageError         a model package is wrong
+
+The status travels with the class: workers store ``{exc_module, exc_type, exc_message}`` in Celery's
+own result format, and both `AsyncResult.get()` and the web tier rebuild the same class from it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class InfernoError(Exception):
+    """Base of all errors; `status` is the HTTP status and `code` a stable machine-readable name."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, field: str | None = None) -> None:
+        """Store what went wrong.
+
+        Args:
+          detail: one sentence for people: what was expected and what came.
+          field: where in the request it was found, such as ``inputs.text`` or ``timeout_ms``.
+        """
+        super().__init__(*((detail,) if field is None else (detail, field)))
+        self.detail = detail
+        self.field = field
+
+    def __str__(self) -> str:
+        return self.detail
+
+    def problem(self) -> dict[str, Any]:
+        """Return the error as an RFC 9457 problem object."""
+        body: dict[str, Any] = {
+            "type": "about:blank",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+        }
+        if self.field is not None:
+            body["field"] = self.field
+        return body
+
+
+class RequestError(InfernoError):
+    """The client must change something before it tries again."""
+
+    status = 400
+    code = "bad_request"
+    title = "Bad request"
+
+
+class InvalidRequest(RequestError):
+    """The body or a header cannot be understood."""
+
+    code = "invalid_request"
+    title = "Invalid request"
+
+
+class InvalidInput(RequestError):
+    """An input does not match what the model's signature declares."""
+
+    status = 422
+    code = "invalid_input"
+    title = "Invalid input"
+
+
+class PayloadTooLarge(RequestError):
+    """The body, or one input in it, is over its limit."""
+
+    status = 413
+    code = "payload_too_large"
+    title = "Payload too large"
+
+
+class ModelNotFound(RequestError):
+    """No such model, or no such version of it."""
+
+    status = 404
+    code = "model_not_found"
+    title = "Model not found"
+
+
+class TaskNotFound(RequestError):
+    """No task has this id."""
+
+    status = 404
+    code = "task_not_found"
+    title = "Task not found"
+
+
+class ResultExpired(RequestError):
+    """The task is known and over, and its result has been deleted."""
+
+    status = 410
+    code = "result_expired"
+    title = "Result expired"
+
+
+class ServingError(InfernoError):
+    """The platform could not do its part; the request itself was fine."""
+
+
+class ForwardFailed(ServingError):
+    """The model failed on this task, also when it was alone in its batch."""
+
+    code = "forward_failed"
+    title = "Forward pass failed"
+
+
+class ModelUnavailable(ServingError):
+    """No live worker serves the model."""
+
+    status = 503
+    code = "model_unavailable"
+    title = "Model unavailable"
+
+
+class BrokerUnavailable(ServingError):
+    """Redis does not answer, so that nothing can be accepted."""
+
+    status = 503
+    code = "broker_unavailable"
+    title = "Broker unavailable"
+
+
+class DeadlineExceeded(ServingError):
+    """The forward pass did not start within the task's `timeout_ms`."""
+
+    status = 504
+    code = "deadline_exceeded"
+    title = "Deadline exceeded"
+
+
+class ConfigurationError(InfernoError):
+    """A setting, a file or the machine is not as the platform needs it."""
+
+    code = "configuration_error"
+    title = "Configuration error"
+
+
+class PackageError(ConfigurationError):
+    """A model package is broken."""
+
+    code = "package_error"
+    title = "Broken model package"

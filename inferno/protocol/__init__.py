@@ -1,0 +1,1 @@
+"""What travels: tensors, signatures, the bodies of requests, and the life of a task."""

@@ -1,0 +1,192 @@
+"""The bodies of submit and predict, in every form that clients send.
+
+    {"model", "inputs"}                           the native body
+    {"model_name", "input_type", "payload"}       a form that says what the payload is
+    {"model_id", "input"}                         the shortest form
+
+All become one `InferRequest`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from inferno.errors import InvalidRequest
+from inferno.protocol.signature import Limits, Signature
+from inferno.protocol.tensors import Tensors
+
+#: S0's range: higher is sooner.
+MIN_PRIORITY, MAX_PRIORITY = 0, 9
+
+_MISSING: Any = msgspec.UNSET
+
+
+class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One inference as a client asks for it, not yet checked against the model's signature."""
+
+    #: Named inputs, or one plain value for the input that can hold it.
+    inputs: Any
+    model: str = ""
+    version: int | None = None
+    #: Outputs to return; default all.
+    outputs: list[str] | None = None
+    #: 0 to 9; higher is sooner.
+    priority: int = 0
+    #: The forward pass must start within this many milliseconds.
+    timeout_ms: float | None = None
+    #: How numeric outputs are written: `json` or `base64`; default as the model's package says.
+    codec: str | None = None
+    #: `text` or `image`: which input a plain value is meant for.
+    input_type: str | None = None
+
+    def arrays(self, signature: Signature, limits: Limits) -> Tensors:
+        """Validate against a model's signature.
+
+        Returns:
+          The inputs as arrays by name.
+        Raises:
+          InvalidInput: names the field and the expectation.
+        """
+        if self.outputs is not None:
+            signature.check_outputs(self.outputs)
+        return signature.parse(self._named(signature), limits)
+
+    def _named(self, signature: Signature) -> Mapping[str, Any]:
+        if isinstance(self.inputs, dict):
+            return self.inputs
+        return signature.assign(self.inputs, self.input_type)
+
+
+class _Body(msgspec.Struct):
+    """Everything that a body may say; `_unify` refuses contradictions."""
+
+    inputs: Any = _MISSING
+    payload: Any = _MISSING
+    input: Any = _MISSING
+    model: str | msgspec.UnsetType = msgspec.UNSET
+    model_name: str | msgspec.UnsetType = msgspec.UNSET
+    model_id: str | msgspec.UnsetType = msgspec.UNSET
+    version: int | None = None
+    outputs: list[str] | None = None
+    priority: int = 0
+    timeout_ms: float | None = None
+    codec: str | None = None
+    input_type: str | None = None
+
+
+class _NativeBody(_Body, forbid_unknown_fields=True):
+    """The body of a submit."""
+
+
+class _PredictBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a predict; the path names the model."""
+
+    inputs: dict[str, Any]
+    version: int | None = None
+    outputs: list[str] | None = None
+    priority: int = 0
+    timeout_ms: float | None = None
+    codec: str | None = None
+
+
+_T = TypeVar("_T")
+
+
+def parse_submit(body: bytes) -> InferRequest:
+    """Read the body of a submit.
+
+    Raises:
+      InvalidRequest: it is no JSON object of the documented form; names the field.
+    """
+    return _unify(_decode(body, _NativeBody))
+
+
+def convert_submit(message: Mapping[str, Any]) -> InferRequest:
+    """Read a submit that came as part of a larger message.
+
+    Raises:
+      InvalidRequest: as `parse_submit`.
+    """
+    try:
+        return _unify(msgspec.convert(message, _NativeBody))
+    except msgspec.ValidationError as exc:
+        raise _explain(exc) from None
+
+
+def parse_predict(body: bytes, model: str) -> InferRequest:
+    """Read the body of a predict for the model that the path names.
+
+    Raises:
+      InvalidRequest: it is no JSON object of the documented form; names the field.
+    """
+    given = _decode(body, _PredictBody)
+    return _checked(
+        InferRequest(
+            given.inputs, model, given.version, given.outputs, given.priority, given.timeout_ms, given.codec
+        )
+    )
+
+
+def _decode(body: bytes, kind: type[_T]) -> _T:
+    if not body:
+        raise InvalidRequest("expected a JSON object, got an empty body")
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as exc:
+        raise _explain(exc) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise InvalidRequest(f"the body is no valid JSON: {exc}") from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+
+
+def _explain(exc: msgspec.ValidationError) -> InvalidRequest:
+    text, _, path = str(exc).partition(" - at `$")
+    field = path.rstrip("`").lstrip(".") or None
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text):
+        field, text = unknown[1], f"unknown field {unknown[1]!r}"
+    if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
+        field, text = missing[1], f"missing field {missing[1]!r}"
+    return InvalidRequest(text, field)
+
+
+def _unify(body: _Body) -> InferRequest:
+    return _checked(
+        InferRequest(
+            _one_of(body, "inputs", "payload", "input"),
+            _one_of(body, "model", "model_name", "model_id"),
+            body.version,
+            body.outputs,
+            body.priority,
+            body.timeout_ms,
+            body.codec,
+            body.input_type,
+        )
+    )
+
+
+def _one_of(body: _Body, *names: str) -> Any:
+    given = [name for name in names if getattr(body, name) is not msgspec.UNSET]
+    if not given:
+        raise InvalidRequest(f"missing field {names[0]!r}", names[0])
+    if len(given) > 1:
+        raise InvalidRequest(f"{given[0]} and {given[1]} mean the same; give one of them", given[1])
+    return getattr(body, given[0])
+
+
+def _checked(request: InferRequest) -> InferRequest:
+    if not MIN_PRIORITY <= request.priority <= MAX_PRIORITY:
+        raise InvalidRequest(
+            f"expected a priority from {MIN_PRIORITY} to {MAX_PRIORITY}, got {request.priority}", "priority"
+        )
+    if request.timeout_ms is not None and not 0 < request.timeout_ms <= 86_400_000:
+        raise InvalidRequest(
+            f"expected a positive number of milliseconds, at most one day, got {request.timeout_ms:g}", "timeout_ms"
+        )
+    if request.codec not in (None, "json", "base64"):
+        raise InvalidRequest(f"expected json or base64, got {request.codec!r}", "codec")
+    return request

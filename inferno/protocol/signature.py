@@ -1,0 +1,251 @@
+"""A model's signature: what it takes, what it gives, and whether given inputs fit.
+
+The web tier validates against it before anything is queued; the worker decodes with the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from inferno.errors import InvalidInput
+from inferno.protocol import tensors
+from inferno.protocol.tensors import Array, Tensors
+
+#: The symbolic name of the leading dimension that batches grow along.
+BATCH = "batch"
+
+#: First bytes of the image formats that are let through to a model's decoder.
+IMAGE_MAGIC = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "GIF": b"GIF8", "WebP": b"RIFF"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes that inputs may have."""
+
+    #: Size of one text as UTF-8, in bytes.
+    text_bytes: int
+    #: Size of one binary input, decoded, in bytes.
+    image_bytes: int
+    #: Rows of one task.
+    rows: int
+
+
+class TensorSpec(BaseModel):
+    """One declared input or output."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, description="The tensor's name on the wire.")
+    dtype: str = Field(description="One of " + ", ".join(tensors.DTYPES) + ".")
+    shape: tuple[int | str, ...] = Field(
+        description="Fixed sizes as integers, free ones by name; `batch` is the leading row dimension."
+    )
+    optional: bool = Field(False, description="May be left out.")
+    content: Literal["text", "image"] | None = Field(
+        None, description="What it holds; an `image` is checked to be one."
+    )
+    description: str | None = Field(None, description="For people.")
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_dtype(cls, value: str) -> str:
+        name = tensors.dtype_name(value)
+        if name is None:
+            raise ValueError(f"expected one of {', '.join(tensors.DTYPES)}")
+        return name
+
+    @field_validator("shape")
+    @classmethod
+    def _positive_or_named(cls, value: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        if any((isinstance(dim, int) and dim < 1) or dim == "" for dim in value):
+            raise ValueError("expected positive integers and names")
+        if BATCH in value[1:]:
+            raise ValueError("`batch` can only be the first dimension")
+        return value
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first dimension is the batch."""
+        return bool(self.shape) and self.shape[0] == BATCH
+
+    def parse(self, value: Any, limits: Limits) -> Array:
+        """Turn a plain value or an explicit tensor of the wire into an array of this dtype and shape.
+
+        A plain value may leave out the batch dimension: one text, one image, one vector is one row.
+
+        Raises:
+          InvalidInput: names the field and the expectation.
+          PayloadTooLarge: never; sizes are `InvalidInput` too, because they belong to one field.
+        """
+        field = f"inputs.{self.name}"
+        if isinstance(value, Mapping):
+            array = tensors.decode(value, self.dtype, field)
+        else:
+            array = tensors.from_values(value, self.dtype, field)
+            if self.batched and array.ndim == len(self.shape) - 1:
+                array = array[np.newaxis]
+        self._check_shape(array, field)
+        self._check_content(array, limits, field)
+        return array
+
+    def _check_shape(self, array: Array, field: str) -> None:
+        fits = array.ndim == len(self.shape) and all(
+            size == dim if isinstance(dim, int) else size > 0
+            for size, dim in zip(array.shape, self.shape, strict=True)
+        )
+        if not fits:
+            expected = f"[{', '.join(map(str, self.shape))}]"
+            raise InvalidInput(f"expected shape {expected}, got {list(array.shape)}", field)
+
+    def _check_content(self, array: Array, limits: Limits, field: str) -> None:
+        if self.batched and len(array) > limits.rows:
+            raise InvalidInput(f"expected at most {limits.rows} rows, got {len(array)}", field)
+        if self.dtype == "string":
+            for text in array.ravel():
+                _check_text(text, limits.text_bytes, field)
+        elif self.dtype == "bytes":
+            for raw in array.ravel():
+                _check_bytes(raw, limits.image_bytes, self.content == "image", field)
+
+
+def _check_text(text: str, limit: int, field: str) -> None:
+    if not text:
+        raise InvalidInput("expected text, got an empty string", field)
+    # A character is at most 4 bytes, so most texts need no encoding to be known as small enough.
+    if len(text) * 4 > limit and len(text.encode("utf-8", "surrogatepass")) > limit:
+        raise InvalidInput(f"expected text of at most {limit} bytes, got {len(text)} characters", field)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput("expected valid Unicode, got an unpaired surrogate", field) from None
+
+
+def _check_bytes(raw: bytes, limit: int, image: bool, field: str) -> None:
+    if not raw:
+        raise InvalidInput("expected base64 of at least one byte, got nothing", field)
+    if len(raw) > limit:
+        raise InvalidInput(f"expected at most {limit} bytes, got {len(raw)}", field)
+    if image and not raw.startswith(tuple(IMAGE_MAGIC.values())):
+        raise InvalidInput(f"expected an image ({', '.join(IMAGE_MAGIC)}), got other bytes", field)
+
+
+class Signature(BaseModel):
+    """What a model takes and gives."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1, description="The inputs.")
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1, description="The outputs.")
+    one_of: tuple[str, ...] = Field((), description="Optional inputs of which exactly one must be given.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Signature:
+        for kind, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
+            names = [spec.name for spec in specs]
+            if len(set(names)) != len(names):
+                raise ValueError(f"{kind}: every name must be unique")
+        optional = {spec.name for spec in self.inputs if spec.optional}
+        if not set(self.one_of) <= optional:
+            raise ValueError("one_of: every name must be an optional input")
+        if len({spec.batched for spec in (*self.inputs, *self.outputs)}) > 1:
+            raise ValueError("either every tensor has `batch` as its first dimension, or none")
+        return self
+
+    @property
+    def batched(self) -> bool:
+        """Whether several tasks can share one forward pass."""
+        return self.inputs[0].batched
+
+    def input(self, name: str) -> TensorSpec:
+        """Return the declared input of that name."""
+        return next(spec for spec in self.inputs if spec.name == name)
+
+    def output(self, name: str) -> TensorSpec:
+        """Return the declared output of that name."""
+        return next(spec for spec in self.outputs if spec.name == name)
+
+    def parse(self, values: Mapping[str, Any], limits: Limits) -> Tensors:
+        """Validate named inputs and turn them into arrays.
+
+        Returns:
+          The arrays by name, with equal row counts and consistently bound symbolic dimensions.
+        Raises:
+          InvalidInput: names the field and the expectation.
+        """
+        self._check_names(values)
+        arrays = {name: self.input(name).parse(value, limits) for name, value in values.items()}
+        bound: dict[str, tuple[int, str]] = {}
+        for name, array in arrays.items():
+            for dim, size in zip(self.input(name).shape, array.shape, strict=True):
+                if isinstance(dim, str):
+                    known, other = bound.setdefault(dim, (size, name))
+                    if known != size:
+                        raise InvalidInput(f"{dim} is {size}, but {known} in {other}", f"inputs.{name}")
+        return arrays
+
+    def _check_names(self, values: Mapping[str, Any]) -> None:
+        declared = {spec.name for spec in self.inputs}
+        expected = ", ".join(sorted(declared))
+        missing = [s.name for s in self.inputs if not s.optional and s.name not in values]
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise InvalidInput(f"Missing required input(s): {names}. Expected inputs: {expected}", "inputs")
+        unexpected = values.keys() - declared
+        if unexpected:
+            names = ", ".join(sorted(map(str, unexpected)))
+            raise InvalidInput(f"Unexpected input(s): {names}. Expected inputs: {expected}", "inputs")
+        if self.one_of and len(values.keys() & set(self.one_of)) != 1:
+            raise InvalidInput(f"Expected exactly one of these inputs: {', '.join(self.one_of)}", "inputs")
+        if not values:
+            raise InvalidInput(f"Expected at least one of these inputs: {expected}", "inputs")
+
+    def assign(self, value: Any, kind: str | None = None) -> dict[str, Any]:
+        """Give one plain value to the input that can hold it.
+
+        Args:
+          value: a text, a base64 or data-URI image, a number or (nested) list of these.
+          kind: `text` or `image` when the client said which (`input_type`).
+        Returns:
+          The value by the input's name.
+        Raises:
+          InvalidInput: no input can hold it, or more than one.
+        """
+        fitting = [spec for spec in self.inputs if _can_hold(spec, value, kind)]
+        if len(fitting) > 1:
+            # A required input goes first: an optional one is named by who means it.
+            fitting = [spec for spec in fitting if not spec.optional] or fitting
+        if len(fitting) != 1:
+            inputs = ", ".join(f"{spec.name} ({spec.dtype})" for spec in self.inputs)
+            count = "no input" if not fitting else "more than one input"
+            raise InvalidInput(f"{count} can hold this value; name it: {inputs}", "inputs")
+        return {fitting[0].name: value}
+
+    def check_outputs(self, names: Sequence[str]) -> None:
+        """Check a client's selection of outputs.
+
+        Raises:
+          InvalidInput: it is empty, or names an output that is not declared.
+        """
+        declared = [spec.name for spec in self.outputs]
+        unknown = sorted(set(names) - set(declared))
+        if unknown or not names:
+            got = ", ".join(unknown) or "none"
+            raise InvalidInput(f"Invalid output selection: {got}. Declared outputs: {', '.join(declared)}", "outputs")
+
+
+def _can_hold(spec: TensorSpec, value: Any, kind: str | None) -> bool:
+    leaf = value
+    while isinstance(leaf, list) and leaf:
+        leaf = leaf[0]
+    if not isinstance(leaf, str):
+        return spec.dtype in tensors.NUMERIC and isinstance(leaf, bool | int | float)
+    if kind == "image" or leaf.startswith("data:image/"):
+        return spec.dtype == "bytes"
+    if kind == "text":
+        return spec.dtype == "string"
+    return spec.dtype in ("string", "bytes")

@@ -1,0 +1,257 @@
+"""The model repository: `<root>/<name>/<version>/model.yaml` and the artifact beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from inferno import names
+from inferno.errors import ModelNotFound, PackageError
+from inferno.protocol.signature import Signature
+from inferno.settings import RepositorySettings
+
+MANIFEST = "model.yaml"
+
+
+class TaskType(StrEnum):
+    """What a model is for; it decides how results are shown."""
+
+    CLASSIFICATION = "classification"
+    DETECTION = "detection"
+    TRANSCRIPTION = "transcription"
+    SEARCH = "search"
+    GENERATION = "generation"
+    EMBEDDING = "embedding"
+    OTHER = "other"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Batching(_Section):
+    """How tasks of a model share forward passes. Unset values come from the settings."""
+
+    max_batch_size: int | None = Field(None, ge=1, description="Rows of one forward pass, at most.")
+    max_batch_delay_ms: float | None = Field(
+        None,
+        ge=0,
+        validation_alias=AliasChoices("max_batch_delay_ms", "max_batch_latency_ms", "max_batch_wait_ms"),
+        description="How long the oldest waiting task may be held back, in ms.",
+    )
+    pad: dict[str, float] = Field(
+        default_factory=dict,
+        description="Tensors whose free dimensions are padded to the longest of the batch, with the value to pad with.",
+    )
+    oversized: Literal["split", "refuse"] = Field(
+        "split", description="What happens to a task of more rows than max_batch_size."
+    )
+
+
+class Concurrency(_Section):
+    """How many forward passes of a model run at the same time in one worker."""
+
+    max_concurrency: int = Field(1, ge=1, le=64, description="Executors of the model in one worker.")
+
+
+class Codecs(_Section):
+    """How numbers are written in results."""
+
+    default: Literal["json", "base64"] = Field("json", description="For requests that do not say.")
+
+
+class WarmUp(_Section):
+    """The sample that the engine is warmed up with."""
+
+    inputs: dict[str, Any] | None = Field(
+        None, description="Inputs as a client would send them. Default: made from the signature."
+    )
+
+
+class Retries(_Section):
+    """What happens after a transient error."""
+
+    max_retries: int = Field(3, ge=0, description="Further attempts after the first.")
+    backoff_s: float = Field(2.0, gt=0, description="Delay before the first retry; doubles with each.")
+    max_backoff_s: float = Field(30.0, gt=0, description="Longest delay.")
+
+
+class Manifest(_Section):
+    """The fields of `model.yaml`."""
+
+    name: str = Field(pattern=f"^{names.MODEL_NAME.pattern}$", description="As the folder is called.")
+    version: int = Field(ge=1, description="As the folder is called.")
+    format: str = Field(description="The runtime: onnx, torchscript or python.")
+    artifact: str | None = Field(None, description="File that the runtime loads.")
+    entrypoint: str | None = Field(None, description="`module:function` that builds a python model.")
+    processor: str | None = Field(
+        None, description="`module:function` that builds the pre- and post-processing of an artifact."
+    )
+    task: TaskType = Field(TaskType.OTHER, description="What the model is for.")
+    description: str = Field("", description="One line for people.")
+    signature: Signature = Field(description="Inputs and outputs.")
+    labels: tuple[str, ...] = Field((), description="Class names, in the order of the scores.")
+    batching: Batching = Field(default_factory=Batching, description="Sharing of forward passes.")
+    concurrency: Concurrency = Field(default_factory=Concurrency, description="Parallel passes.")
+    codecs: Codecs = Field(default_factory=Codecs, description="Writing of numbers.")
+    warm_up: WarmUp = Field(default_factory=WarmUp, description="The warm-up sample.")
+    retries: Retries = Field(default_factory=Retries, description="After transient errors.")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="Handed to the model's own code.")
+
+    @model_validator(mode="after")
+    def _batchable(self) -> Manifest:
+        if not self.signature.batched and (self.batching.max_batch_size or 1) > 1:
+            raise ValueError("batching.max_batch_size is over 1, but no tensor has `batch` as its first dimension")
+        return self
+
+
+@dataclass(frozen=True)
+class Package:
+    """One version of a model, as it lies in the repository."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.manifest.name
+
+    @property
+    def version(self) -> int:
+        """The version's number."""
+        return self.manifest.version
+
+    @property
+    def signature(self) -> Signature:
+        """What it takes and gives."""
+        return self.manifest.signature
+
+    @classmethod
+    def read(cls, path: Path) -> Package:
+        """Read and validate the manifest in a version's folder.
+
+        Raises:
+          PackageError: names the file, the field, the value and the expectation.
+        """
+        file = path / MANIFEST
+        try:
+            content = yaml.safe_load(file.read_text())
+        except OSError as exc:
+            raise PackageError(f"{file}: cannot be read: {exc.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as exc:
+            raise PackageError(f"{file}: no valid YAML: {' '.join(str(exc).split())}") from None
+        if not isinstance(content, dict):
+            raise PackageError(f"{file}: expected a mapping of fields")
+        try:
+            manifest = Manifest.model_validate(content)
+        except ValidationError as exc:
+            raise PackageError("; ".join(f"{file}: {_explain(e)}" for e in exc.errors())) from None
+        expected = {"name": path.parent.name, "version": path.name}
+        for name, folder in expected.items():
+            if str(getattr(manifest, name)) != folder:
+                value = getattr(manifest, name)
+                raise PackageError(f"{file}: {name}: {value!r} differs from the folder's name {folder!r}")
+        return cls(path, manifest)
+
+
+def _explain(error: Mapping[str, Any] | Any) -> str:
+    place = ".".join(map(str, error["loc"])) or "file"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("missing", "extra_forbidden"):
+        return f"{place}: {message[:1].lower()}{message[1:]}"
+    value = repr(error["input"])
+    return f"{place}: {value if len(value) <= 80 else value[:77] + '...'}: {message[:1].lower()}{message[1:]}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """All versions of one model, and what is wrong with those that cannot be read."""
+
+    name: str
+    versions: Mapping[int, Package]
+    active: int
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+    def package(self, version: int | None = None) -> Package:
+        """Return one version, by default the active one.
+
+        Raises:
+          ModelNotFound: there is no such version.
+        """
+        try:
+            return self.versions[self.active if version is None else version]
+        except KeyError:
+            known = ", ".join(map(str, sorted(self.versions)))
+            raise ModelNotFound(f"model {self.name} has no version {version}; it has {known}", "version") from None
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The models of one folder, as they were when it was read."""
+
+    models: Mapping[str, Model]
+    #: What is wrong, by model, where no version of it can be served.
+    errors: Mapping[str, str]
+
+    @classmethod
+    def read(cls, settings: RepositorySettings) -> Repository:
+        """Read every package; a broken one is listed with its error and takes nothing else down.
+
+        Raises:
+          PackageError: the folder itself cannot be read.
+        """
+        if not settings.root.is_dir():
+            raise PackageError(
+                f"no model repository at {settings.root}; set INFERNO_REPOSITORY__ROOT to a folder of models"
+            )
+        models: dict[str, Model] = {}
+        errors: dict[str, str] = {}
+        for folder in sorted(settings.root.iterdir()):
+            if not any(_version_folders(folder)):
+                continue
+            versions, broken = _read_versions(folder)
+            active = settings.active.get(folder.name, max(versions, default=0))
+            if active in versions:
+                models[folder.name] = Model(folder.name, versions, active, broken)
+            elif not versions:
+                errors[folder.name] = "; ".join(broken.values())
+            else:
+                errors[folder.name] = broken.get(str(active)) or (
+                    f"INFERNO_REPOSITORY__ACTIVE: {folder.name} has no version {active}"
+                )
+        return cls(models, errors)
+
+    def model(self, name: str) -> Model:
+        """Return a model by its name.
+
+        Raises:
+          ModelNotFound: there is none.
+        """
+        try:
+            return self.models[name]
+        except KeyError:
+            raise ModelNotFound(f"model not found or not loaded: {name!r}", "model") from None
+
+
+def _version_folders(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from (path for path in folder.iterdir() if (path / MANIFEST).is_file())
+
+
+def _read_versions(folder: Path) -> tuple[dict[int, Package], dict[str, str]]:
+    versions: dict[int, Package] = {}
+    broken: dict[str, str] = {}
+    for path in _version_folders(folder):
+        try:
+            package = Package.read(path)
+            versions[package.version] = package
+        except PackageError as exc:
+            broken[path.name] = exc.detail
+    return versions, broken
