@@ -1,0 +1,1 @@
+"""The pipeline of one task: submit -> lane -> batch -> forward -> settle. `celery -A tasks` finds the app in `tasks.celery`."""

@@ -1,0 +1,79 @@
+"""Who serves what: the reports that workers leave in Redis."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import redis
+
+from inferno import names
+from inferno.settings import Settings
+from tasks.connection import translated
+
+
+class WorkerReport(msgspec.Struct, frozen=True):
+    """What one worker process said of itself last."""
+
+    #: Celery's node name.
+    worker: str
+    #: Versions that are loaded and warm, by model.
+    models: dict[str, list[int]]
+    #: `starting`, `ready` or `draining`.
+    state: str
+    device: str
+    pid: int
+    #: Seconds since the epoch.
+    reported_at: float
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(WorkerReport).decode
+
+
+class Cluster:
+    """Reads and writes the workers' reports."""
+
+    #: How long a process answers from what it read last, in seconds.
+    CACHE_S = 1.0
+
+    def __init__(self, client: redis.Redis, settings: Settings) -> None:
+        """Store where the reports are."""
+        self._redis = client
+        self._key = names.workers_key(settings.redis.prefix)
+        self._ttl = settings.worker.heartbeat_ttl_s
+        self._read_at = 0.0
+        self._workers: list[WorkerReport] = []
+
+    def workers(self) -> list[WorkerReport]:
+        """Return the reports of the workers that are alive.
+
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        now = time.monotonic()
+        if now - self._read_at >= self.CACHE_S:
+            with translated():
+                reports = [_decode(value) for value in self._redis.hvals(self._key)]
+            self._workers = sorted(reports, key=lambda report: report.worker)
+            self._read_at = now
+        oldest = time.time() - self._ttl
+        return [report for report in self._workers if report.reported_at >= oldest]
+
+    def report(self, report: WorkerReport) -> None:
+        """Leave a report, and remove those of workers that are long gone."""
+        oldest = time.time() - 10 * self._ttl
+        gone = [
+            name
+            for name, value in self._redis.hgetall(self._key).items()
+            if _decode(value).reported_at < oldest
+        ]
+        with self._redis.pipeline() as pipe:
+            if gone:
+                pipe.hdel(self._key, *gone)
+            pipe.hset(self._key, report.worker, _encode(report))
+            pipe.execute()
+
+    def leave(self, worker: str) -> None:
+        """Remove the report of a worker that stops."""
+        self._redis.hdel(self._key, worker)

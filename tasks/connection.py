@@ -1,0 +1,41 @@
+"""Connections to Redis, and how its errors become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis
+from kombu.exceptions import OperationalError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from inferno.errors import BrokerUnavailable
+from inferno.settings import Settings
+
+#: What a Redis that cannot be used raises, directly or through kombu.
+UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError, OperationalError)
+
+
+def connect(settings: Settings) -> redis.Redis:
+    """Return a client of the platform's Redis, with a pool of its own.
+
+    It does not retry by itself: a repeated write could be done twice, and a dead Redis shall be noticed at once.
+    """
+    return redis.Redis.from_url(
+        settings.redis_url,
+        socket_connect_timeout=settings.redis.connect_timeout_s,
+        socket_keepalive=True,
+        health_check_interval=10,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+    )
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn connection errors into `BrokerUnavailable`."""
+    try:
+        yield
+    except UNAVAILABLE as exc:
+        raise BrokerUnavailable(f"Redis does not answer ({type(exc).__name__}); try again in a moment") from exc

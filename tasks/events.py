@@ -1,0 +1,57 @@
+"""What Celery is told of each member of a batch, so that `celery inspect`, Flower and warm shutdown see the truth.
+
+celery-batches tells nothing. The calls are those of Celery's own `strategy.default` and `Request`; all run on the worker's event loop.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+
+from celery import signals
+from celery.utils.saferepr import saferepr
+from celery.worker import state
+from celery.worker.consumer import Consumer
+from celery.worker.request import Request
+
+from inferno.protocol.tasks import TaskState
+from tasks.settle import Settled
+
+
+def received(consumer: Consumer, request: Request) -> None:
+    """A task has come out of its lane."""
+    state.task_reserved(request)
+    signals.task_received.send(sender=consumer, request=request)
+    request.send_event(
+        "task-received",
+        name=request.name,
+        args=request.argsrepr,
+        kwargs=request.kwargsrepr,
+        root_id=request.root_id,
+        parent_id=request.parent_id,
+        retries=request.request_dict.get("retries", 0),
+        eta=request.eta and request.eta.isoformat(),
+        expires=request.expires and request.expires.isoformat(),
+    )
+
+
+def started(request: Request) -> None:
+    """Its forward pass starts."""
+    request.on_accepted(os.getpid(), time.monotonic())
+
+
+def ended(settled: Settled) -> None:
+    """It is settled."""
+    request = settled.member.request
+    state.task_ready(request, successful=settled.state is TaskState.SUCCEEDED)
+    error = settled.error
+    if settled.state is TaskState.SUCCEEDED:
+        request.send_event("task-succeeded", result="", runtime=settled.runtime)
+    elif settled.state is TaskState.RETRYING:
+        request.send_event("task-retried", exception=saferepr(error), traceback="")
+    elif settled.state is TaskState.EXPIRED:
+        request.send_event("task-revoked", terminated=False, signum=None, expired=True)
+    elif error is not None:
+        text = "".join(traceback.format_exception(error))
+        request.send_event("task-failed", exception=saferepr(error), traceback=text)

@@ -1,0 +1,115 @@
+"""The forward step: answer the members of one batch. It runs in a thread of the worker's pool and never raises for a member's sake."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from celery.worker.request import Request
+
+from inferno.batching import FlushReason, isolate
+from inferno.engine import Engine, chunks, count_rows
+from inferno.errors import ForwardFailed, InfernoError
+from inferno.protocol.tasks import BatchInfo
+from inferno.protocol.tensors import Tensors
+from inferno.repository import Package
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One task in a worker's hands."""
+
+    request: Request
+    package: Package
+    inputs: Tensors
+    #: Outputs that the client wants, or None for all.
+    outputs: list[str] | None
+    #: How numbers are written in the result.
+    codec: str
+    priority: int
+    #: Seconds since the epoch: when the client's call was accepted, and when this worker held the task.
+    accepted_at: float
+    received_at: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Members that leave for one forward pass together."""
+
+    id: str
+    reason: FlushReason
+    members: list[Member]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the forward pass gave one member."""
+
+    member: Member
+    #: The declared outputs, or why there are none.
+    outputs: Tensors | Exception
+    batch: BatchInfo
+    #: Seconds since the epoch.
+    started_at: float
+    ended_at: float
+
+
+def answer(engine: Engine, batch: Batch, members: Sequence[Member]) -> list[Answer]:
+    """Answer those members of a batch that are still wanted.
+
+    A member whose input cannot be prepared fails alone; so does one that makes the forward pass fail: see
+    `inferno.batching.isolate`.
+    """
+    started_at = time.time()
+    prepared: list[tuple[Member, Tensors]] = []
+    answers: list[Answer] = []
+    alone = BatchInfo(batch.id, 1, 1, FlushReason.ISOLATED)
+    for member in members:
+        try:
+            prepared.append((member, engine.prepare(member.inputs)))
+        except Exception as exc:
+            answers.append(Answer(member, _explain(exc, member), alone, started_at, time.time()))
+    if prepared:
+        answers += _isolated(engine, batch, prepared, started_at)
+    return answers
+
+
+def _isolated(
+    engine: Engine, batch: Batch, prepared: list[tuple[Member, Tensors]], started_at: float
+) -> Iterator[Answer]:
+    # The last pass that each member was in, which is the one that decided it.
+    rode_in: dict[Member, BatchInfo] = {}
+
+    def run(part: Sequence[tuple[Member, Tensors]]) -> list[Tensors]:
+        reason = batch.reason if len(part) == len(prepared) else FlushReason.ISOLATED
+        rows = sum(count_rows(inputs) for _, inputs in part)
+        info = BatchInfo(batch.id, len(part), rows, reason)
+        rode_in.update((member, info) for member, _ in part)
+        return _forward(engine, [inputs for _, inputs in part])
+
+    for (member, _), outputs in isolate(prepared, run):
+        if isinstance(outputs, Exception):
+            outputs = _explain(outputs, member)
+        yield Answer(member, outputs, rode_in[member], started_at, time.time())
+
+
+def _forward(engine: Engine, inputs: list[Tensors]) -> list[Tensors]:
+    # A task of more rows than one pass takes rides alone, in pieces.
+    if len(inputs) == 1 and count_rows(inputs[0]) > engine.max_batch_size and engine.package.signature.batched:
+        pieces = [engine.forward([piece])[0] for piece in chunks(inputs[0], engine.max_batch_size)]
+        return [{name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}]
+    return engine.forward(inputs)
+
+
+def _explain(exc: Exception, member: Member) -> Exception:
+    if isinstance(exc, InfernoError):
+        return exc
+    logger.warning("task %s: %s failed", member.request.id, member.package.name, exc_info=exc)
+    explained = ForwardFailed(f"{member.package.name} failed: {type(exc).__name__}: {exc}")
+    explained.__cause__ = exc
+    return explained

@@ -1,0 +1,1 @@
+"""The worker process: `celery -A tasks worker -Q <model>`."""

@@ -1,0 +1,74 @@
+"""A worker's reports of itself, from which the web tier knows who serves what."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from threading import Event, Thread
+
+from inferno.settings import Settings
+from tasks.cluster import Cluster, WorkerReport
+from tasks.connection import UNAVAILABLE, connect
+from workers.hosting import HostedModel
+
+logger = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """A thread that reports every few seconds, also while a forward pass runs."""
+
+    def __init__(self, worker: str, hosted: list[HostedModel], device: str, settings: Settings) -> None:
+        """Store what to report.
+
+        Args:
+          worker: Celery's node name.
+          hosted: the models that it serves.
+          device: that its engines run on.
+          settings: the interval.
+        """
+        self._worker = worker
+        self._hosted = hosted
+        self._device = device
+        self._interval = settings.worker.heartbeat_interval_s
+        self._cluster = Cluster(connect(settings), settings)
+        self._state = "starting"
+        self._stop = Event()
+        self._thread = Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to report, as `starting`."""
+        self._thread.start()
+
+    def change(self, state: str) -> None:
+        """Report a new state at once."""
+        self._state = state
+        self._report()
+
+    def stop(self) -> None:
+        """Stop reporting and sign off."""
+        self._stop.set()
+        self._thread.join()
+        try:
+            self._cluster.leave(self._worker)
+        except UNAVAILABLE:
+            logger.info("could not sign off; the last report lapses by itself")
+
+    def _run(self) -> None:
+        self._report()
+        while not self._stop.wait(self._interval):
+            self._report()
+
+    def _report(self) -> None:
+        report = WorkerReport(
+            worker=self._worker,
+            models={hosted.model.name: hosted.ready for hosted in self._hosted},
+            state=self._state,
+            device=self._device,
+            pid=os.getpid(),
+            reported_at=time.time(),
+        )
+        try:
+            self._cluster.report(report)
+        except UNAVAILABLE as exc:
+            logger.warning("heartbeat not sent: %s", exc)

@@ -1,0 +1,111 @@
+"""Which models a worker serves, and their engines: load, warm up, hand out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from threading import Lock
+
+from celery import Celery
+
+from inferno.batching import BatchFormer
+from inferno.engine import Engine
+from inferno.errors import ConfigurationError, PackageError
+from inferno.repository import Model, Repository
+from inferno.settings import Settings
+from tasks.consumer import InferenceTask
+from tasks.settle import Settler
+
+logger = logging.getLogger(__name__)
+
+
+class HostedModel:
+    """One model of a worker, with the engines of its versions."""
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        """Store what to load; nothing is loaded yet."""
+        self.model = model
+        self._settings = settings
+        self._engines: dict[int, Engine] = {}
+        self._loading = Lock()
+        manifest = model.package().manifest
+        default_size = settings.batching.max_batch_size if manifest.signature.batched else 1
+        delay_ms = manifest.batching.max_batch_delay_ms
+        self.max_batch_size = manifest.batching.max_batch_size or default_size
+        self.window_s = (settings.batching.max_batch_delay_ms if delay_ms is None else delay_ms) / 1000
+        self.executors = manifest.concurrency.max_concurrency
+
+    @property
+    def prefetch(self) -> int:
+        """How many tasks to hold: for each executor one batch that runs and one that fills."""
+        return 2 * self.max_batch_size * self.executors
+
+    @property
+    def ready(self) -> list[int]:
+        """The versions that are loaded and warm."""
+        return sorted(self._engines)
+
+    def preload(self) -> None:
+        """Load and warm up the versions that the settings want at the start.
+
+        Raises:
+          PackageError: the active version cannot be loaded. Others are only logged: they take nothing else down.
+        """
+        preload = self._settings.repository.preload
+        if preload == "none":
+            return
+        self.engine(self.model.active)
+        if preload == "all":
+            for version in sorted(self.model.versions):
+                try:
+                    self.engine(version)
+                except PackageError as exc:
+                    logger.error("%s version %s is not served: %s", self.model.name, version, exc)
+
+    def engine(self, version: int) -> Engine:
+        """Return the engine of a version, loading it at the first call.
+
+        Raises:
+          PackageError: it cannot be loaded.
+        """
+        engine = self._engines.get(version)
+        if engine is None:
+            with self._loading:
+                engine = self._engines.get(version) or self._load(version)
+                self._engines[version] = engine
+        return engine
+
+    def _load(self, version: int) -> Engine:
+        logger.info("loading %s version %s", self.model.name, version)
+        package = self.model.package(version)
+        engine = Engine(package, self._settings.batching, self._settings.inference)
+        engine.warm_up()
+        return engine
+
+    def task(self, settler: Settler) -> InferenceTask:
+        """Return the Celery task that serves this model's lane."""
+        former = BatchFormer(self.max_batch_size, self.window_s, self._settings.batching.adaptive)
+        return InferenceTask(self.model, self.engine, settler, executors=self.executors, former=former)
+
+
+def host(app: Celery, lanes: Sequence[str], settler: Settler, settings: Settings) -> list[HostedModel]:
+    """Register the tasks of the lanes that a worker serves.
+
+    Raises:
+      ConfigurationError: a lane has no model, or its package is broken.
+    """
+    repository = Repository.read(settings.repository)
+    hosted = []
+    for lane in lanes:
+        if lane in repository.errors:
+            raise PackageError(repository.errors[lane])
+        if lane not in repository.models:
+            known = ", ".join(repository.models) or "none"
+            raise ConfigurationError(
+                f"no model {lane!r} in {settings.repository.root}; there are: {known}. "
+                "Name one with -Q, as in: celery -A tasks worker -Q echo"
+            )
+        model = HostedModel(repository.models[lane], settings)
+        app.register_task(model.task(settler))
+        hosted.append(model)
+    return hosted
