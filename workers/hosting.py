@@ -102,8 +102,8 @@ def host(app: Celery, lanes: Sequence[str], settler: Settler, settings: Settings
         if lane not in repository.models:
             known = ", ".join(repository.models) or "none"
             raise ConfigurationError(
-                f"no model {lane!r} in {settings.repository.root}; there are: {known}. "
-                "Name one with -Q, as in: celery -A tasks worker -Q echo"
+                f"no model {lane!r} in {settings.repository.root}; there are: {known}; "
+                "name one with -Q, as in: celery -A tasks worker -Q echo"
             )
         model = HostedModel(repository.models[lane], settings)
         app.register_task(model.task(settler))

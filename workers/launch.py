@@ -1,6 +1,6 @@
 """How a Celery worker becomes one of ours. Celery imports this module in workers alone (`imports` in celeryconfig.py).
 
-    celeryd_init    read the packages of the lanes given by -Q, register their tasks, set concurrency and prefetch
+    worker_init     read the packages of the lanes given by -Q, register their tasks, set concurrency and prefetch
     Serving         a bootstep before the consumer: load and warm up, report, drain
 """
 
@@ -53,44 +53,37 @@ class Host:
 _host: Host | None = None
 
 
-@signals.celeryd_init.connect
-def configure(conf: Any, options: dict[str, Any], **_: Any) -> None:
-    """Read the packages and fit Celery's settings to them.
+@signals.worker_init.connect
+def configure(sender: Worker, **_: Any) -> None:
+    """Read the packages of the worker's lanes, and fit concurrency and prefetch to them.
 
     Celery swallows exceptions of signal handlers, so that errors end the process here.
     """
     global _host
     try:
-        _check(conf, options)
-        lanes = options.get("queues") or []
-        _host = Host(lanes.split(",") if isinstance(lanes, str) else list(lanes), load())
-        conf.worker_concurrency = _host.executors
-        conf.worker_prefetch_multiplier = _host.prefetch_multiplier
+        _check(sender)
+        _host = Host(list(app.amqp.queues.consume_from), load())
     except InfernoError as exc:
         sys.exit(f"Error: {exc}")
+    # Celery's defaults are one executor for each core and 4 tasks for each executor; neither fits batches.
+    sender.concurrency = _host.executors
+    sender.prefetch_multiplier = _host.prefetch_multiplier
 
 
-def _check(conf: Any, options: dict[str, Any]) -> None:
-    if not options.get("queues"):
-        raise ConfigurationError("name the model to serve: celery -A tasks worker -Q <model>")
-    if conf.worker_disable_prefetch or options.get("disable_prefetch"):
-        raise ConfigurationError("--disable-prefetch would leave one task to a batch; leave it out")
-    if options.get("concurrency") or options.get("autoscale"):
-        raise ConfigurationError(
-            "concurrency follows from concurrency.max_concurrency in model.yaml; leave -c and --autoscale out"
-        )
+def _check(worker: Worker) -> None:
+    if worker.app.conf.worker_disable_prefetch:
+        raise ConfigurationError("--disable-prefetch leaves one task to a batch; leave it out")
+    if worker.options.get("autoscale"):
+        raise ConfigurationError("--autoscale cannot scale engines; start more workers instead")
+    pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
+    if "thread" not in pool:
+        raise ConfigurationError(f"engines need the pool `threads`, not {pool}; leave -P out")
 
 
 class Serving(bootsteps.StartStopStep):  # type: ignore[misc]
     """Loads the engines before the consumer takes tasks, and drains after it has stopped."""
 
     requires = ("celery.worker.components:Pool",)
-
-    def __init__(self, worker: Worker, **kwargs: Any) -> None:
-        super().__init__(worker, **kwargs)
-        pool = worker.pool_cls.__module__
-        if not pool.endswith(".thread"):
-            sys.exit(f"Error: engines need the threads pool; leave -P out (it was {pool.rpartition('.')[2]})")
 
     def start(self, worker: Worker) -> None:
         """Load and warm up, then say so."""

@@ -1,0 +1,172 @@
+"""A model repository made for the test, a worker that serves it, and a plain Celery client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import pytest
+import redis
+import yaml
+from celery import Celery
+from celery.result import AsyncResult
+
+from inferno.settings import Settings
+from tasks.connection import connect
+from tasks.records import Records
+from tests.processes import wait_until, worker
+
+#: A model whose behaviour each text asks for; it notes every row that it runs in a ledger.
+CODE = '''
+import time, pathlib
+
+class Transient(RuntimeError):
+    transient = True
+
+def build(context):
+    ledger = pathlib.Path(context.parameters["ledger"])
+    def model(inputs):
+        texts = inputs["text"].tolist()
+        with ledger.open("a") as file:
+            file.write("".join(f"{text}\\n" for text in texts))
+        for text in texts:
+            if text.startswith("poison"):
+                raise RuntimeError("poisonous")
+            if text.startswith("sleep:"):
+                time.sleep(float(text.split(":")[1]))
+            if text.startswith("hold:"):
+                while not pathlib.Path(text[5:]).exists():
+                    time.sleep(0.01)
+            if text.startswith("once:") and ledger.read_text().split("\\n").count(text) == 1:
+                raise Transient("not yet")
+            if text.startswith("never"):
+                raise Transient("never")
+        if texts[0] != "warm" and len(texts) > context.parameters.get("memory", 10**9):
+            raise MemoryError
+        return {"text": inputs["text"]}
+    return model
+'''
+
+SIGNATURE = {
+    "inputs": [{"name": "text", "dtype": "string", "shape": ["batch"]}],
+    "outputs": [{"name": "text", "dtype": "string", "shape": ["batch"]}],
+}
+
+
+class Repository:
+    """Packages below one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.ledger = root.parent / "ledger.txt"
+        self.ledger.touch()
+
+    def add(self, name: str, version: int = 1, code: str = CODE, **fields: Any) -> None:
+        """Write a package of format python."""
+        folder = self.root / name / str(version)
+        folder.mkdir(parents=True)
+        (folder / "model.py").write_text(code)
+        manifest = {
+            "name": name,
+            "version": version,
+            "format": "python",
+            "entrypoint": "model:build",
+            "signature": SIGNATURE,
+            "retries": {"max_retries": 2, "backoff_s": 0.2, "max_backoff_s": 0.3},
+            "warm_up": {"inputs": {"text": "warm"}},
+            "parameters": {"ledger": str(self.ledger)},
+            **fields,
+        }
+        (folder / "model.yaml").write_text(yaml.safe_dump(manifest))
+
+    def ran(self) -> list[str]:
+        """Return the texts that were run, without those of the warm-up."""
+        return [text for text in self.ledger.read_text().splitlines() if text != "warm"]
+
+
+def send(celery: Celery, model: str, text: str | list[str], **options: Any) -> AsyncResult:
+    """Send a text to a model as any Celery client would."""
+    kwargs = {"inputs": {"text": text}}
+    return celery.send_task(f"infer.{model}", kwargs=kwargs, queue=model, **options)
+
+
+@contextmanager
+def occupied(celery: Celery, model: str, repository: Repository) -> Iterator[Callable[[int], None]]:
+    """Keep a worker's only executor busy; yields a function that waits until so many tasks wait."""
+    gate = repository.root.parent / f"gate-{model}"
+    busy = send(celery, model, f"hold:{gate}")
+    wait_until(lambda: f"hold:{gate}" in repository.ran())
+
+    def wait_for(count: int) -> None:
+        wait_until(lambda: count == sum(map(len, reserved(celery).values())))
+
+    try:
+        yield wait_for
+    finally:
+        gate.touch()
+    busy.get(timeout=10)
+
+
+def reserved(celery: Celery) -> dict[str, list[Any]]:
+    """Return what waits in each worker's hands."""
+    return celery.control.inspect(timeout=1).reserved() or {}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """An empty model repository."""
+    root = tmp_path / "models"
+    root.mkdir()
+    return Repository(root)
+
+
+@pytest.fixture
+def env(repository: Repository, redis_url: str) -> dict[str, str]:
+    """The environment of the platform's processes."""
+    return {
+        "INFERNO_REDIS__URL": redis_url,
+        "INFERNO_REPOSITORY__ROOT": str(repository.root),
+        "INFERNO_WORKER__HEARTBEAT_INTERVAL_S": "0.2",
+        "INFERNO_WORKER__HEARTBEAT_TTL_S": "2",
+    }
+
+
+@pytest.fixture
+def start_worker(
+    env: dict[str, str], log: Path
+) -> Callable[[str], AbstractContextManager[Popen[bytes]]]:
+    """Start a worker of a model; to be used in a `with` statement."""
+    return lambda model: worker(model, env, log)
+
+
+@pytest.fixture
+def settings(redis_url: str, repository: Repository) -> Settings:
+    """The settings that the worker has."""
+    return Settings(redis={"url": redis_url}, repository={"root": repository.root})
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[redis.Redis]:
+    """A connection to the private Redis."""
+    with connect(settings) as connection:
+        yield connection
+
+
+@pytest.fixture
+def records(client: redis.Redis, settings: Settings) -> Records:
+    """The records of the private Redis."""
+    return Records(client, settings)
+
+
+@pytest.fixture
+def celery(redis_url: str) -> Iterator[Celery]:
+    """A Celery client that knows nothing of Inferno but task and queue names."""
+    app = Celery("anyone", broker=redis_url, backend=redis_url)
+    yield app
+    app.backend.result_consumer.stop()
+    app.backend.client.close()
+    app.pool.force_close_all()
+    app.close()

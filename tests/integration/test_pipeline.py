@@ -1,0 +1,207 @@
+"""One worker process, a real Redis, and clients that speak plain Celery."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from inferno.errors import DeadlineExceeded, ForwardFailed, InvalidInput, ModelNotFound
+from inferno.protocol.tasks import TaskState
+from tests.integration.conftest import occupied, send
+from tests.processes import wait_until
+
+
+def test_any_celery_client_gets_values_and_errors(repository, start_worker, celery):
+    repository.add("plain")
+    with start_worker("plain"):
+        result = send(celery, "plain", "hello").get(timeout=10)
+        assert result["outputs"] == {"text": {"dtype": "string", "shape": [1], "data": ["hello"]}}
+        assert result["model"] == "plain"
+        assert result["version"] == 1
+        assert result["batch"]["size"] == 1
+        assert result["worker"].startswith("plain-")
+        assert set(result["timings"]) == {"queue_ms", "batch_wait_ms", "inference_ms", "total_ms"}
+        assert result["timings"]["total_ms"] >= result["timings"]["inference_ms"] >= 0
+
+        with pytest.raises(InvalidInput, match="Missing required input"):
+            celery.send_task("infer.plain", kwargs={"inputs": {}}, queue="plain").get(timeout=10)
+        with pytest.raises(InvalidInput, match="keyword argument `inputs`"):
+            celery.send_task("infer.plain", queue="plain").get(timeout=10)
+        with pytest.raises(ModelNotFound, match="no version 7"):
+            celery.send_task(
+                "infer.plain", kwargs={"inputs": {"text": "a"}, "version": 7}, queue="plain"
+            ).get(timeout=10)
+        with pytest.raises(ForwardFailed, match="poisonous"):
+            send(celery, "plain", "poison").get(timeout=10)
+
+
+def test_a_plain_script_in_another_process_reads_the_result(
+    repository, start_worker, celery, redis_url
+):
+    repository.add("script")
+    with start_worker("script"):
+        task_id = send(celery, "script", "from afar").id
+        code = (
+            "from celery import Celery; from celery.result import AsyncResult;"
+            f"app = Celery(broker={redis_url!r}, backend={redis_url!r});"
+            f"print(AsyncResult({task_id!r}, app=app).get(timeout=10)['outputs']['text']['data'])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.stdout.strip() == "['from afar']", done.stderr
+
+
+def test_tasks_that_arrive_during_a_forward_pass_share_the_next_one(
+    repository, start_worker, celery
+):
+    repository.add("crowd", batching={"max_batch_size": 16, "max_batch_delay_ms": 5})
+    with start_worker("crowd"):
+        with occupied(celery, "crowd", repository) as wait_for:
+            crowd = [send(celery, "crowd", f"text {n}") for n in range(16)]
+            wait_for(16)
+        results = [task.get(timeout=20) for task in crowd]
+    assert {result["batch"]["size"] for result in results} == {16}
+    assert {result["batch"]["flush_reason"] for result in results} == {"full"}
+    assert [r["outputs"]["text"]["data"] for r in results] == [[f"text {n}"] for n in range(16)]
+
+
+def test_a_bad_member_fails_alone(repository, start_worker, celery):
+    repository.add("bad", batching={"max_batch_size": 32})
+    with start_worker("bad"):
+        texts = [f"text {n}" for n in range(32)]
+        texts[13] = "poison"
+        with occupied(celery, "bad", repository) as wait_for:
+            tasks = [send(celery, "bad", text) for text in texts]
+            wait_for(32)
+        outcomes = [task.get(timeout=20, propagate=False) for task in tasks]
+    failed = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    assert len(failed) == 1
+    assert isinstance(outcomes[13], ForwardFailed)
+    answers = [o["outputs"]["text"]["data"][0] for n, o in enumerate(outcomes) if n != 13]
+    assert answers == [text for text in texts if text != "poison"]
+
+
+def test_a_batch_too_large_for_memory_is_halved(repository, start_worker, celery):
+    repository.add(
+        "memory",
+        parameters={"ledger": str(repository.ledger), "memory": 8},
+        batching={"max_batch_size": 16},
+    )
+    with start_worker("memory"):
+        with occupied(celery, "memory", repository) as wait_for:
+            tasks = [send(celery, "memory", f"text {n}") for n in range(16)]
+            wait_for(16)
+        results = [task.get(timeout=20) for task in tasks]
+    assert {result["batch"]["size"] for result in results} == {8}
+
+
+def test_a_task_of_many_rows_is_split_and_joined(repository, start_worker, celery):
+    repository.add("rows", batching={"max_batch_size": 4})
+    texts = [f"row {n}" for n in range(10)]
+    with start_worker("rows"):
+        result = send(celery, "rows", texts).get(timeout=10)
+    assert result["outputs"]["text"] == {"dtype": "string", "shape": [10], "data": texts}
+    assert repository.ran() == texts
+
+
+def test_versions_never_share_a_batch(repository, start_worker, celery):
+    repository.add("versions", 1)
+    repository.add("versions", 2)
+    with start_worker("versions"):
+        with occupied(celery, "versions", repository) as wait_for:
+            tasks = [
+                celery.send_task(
+                    "infer.versions",
+                    kwargs={"inputs": {"text": f"{n}"}, "version": 1 + n % 2},
+                    queue="versions",
+                )
+                for n in range(10)
+            ]
+            wait_for(10)
+        results = [task.get(timeout=20) for task in tasks]
+    assert [result["version"] for result in results] == [1, 2] * 5
+    assert {result["batch"]["size"] for result in results} == {5}
+    assert len({result["batch"]["id"] for result in results}) == 2
+
+
+def test_an_expired_task_is_dropped_while_the_executor_is_busy(
+    repository, start_worker, celery, records
+):
+    repository.add("late")
+    with start_worker("late"), occupied(celery, "late", repository):
+        late = send(celery, "late", "too late", expires=0.3)
+        with pytest.raises(DeadlineExceeded):
+            late.get(timeout=10)
+        _, outcome = records.fetch(late.id)
+        assert isinstance(outcome.error, DeadlineExceeded)
+    assert "too late" not in repository.ran()
+
+
+def test_a_transient_error_is_tried_again_and_counted(repository, start_worker, celery, records):
+    repository.add("retry")
+    with start_worker("retry"):
+        once = send(celery, "retry", "once:a")
+        never = send(celery, "retry", "never")
+        assert once.get(timeout=20)["outputs"]["text"]["data"] == ["once:a"]
+        with pytest.raises(ForwardFailed, match="never"):
+            never.get(timeout=20)
+    assert repository.ran().count("once:a") == 2
+    assert repository.ran().count("never") == 3
+    assert records.fetch(once.id)[0].attempts == 2
+    assert records.fetch(never.id)[0].attempts == 3
+
+
+def test_a_second_delivery_of_a_finished_task_is_not_run(repository, start_worker, celery):
+    repository.add("twice")
+    with start_worker("twice"):
+        first = send(celery, "twice", "again").get(timeout=10)
+        task = send(celery, "twice", "again", task_id="the-same-id")
+        task.get(timeout=10)
+        send(celery, "twice", "again", task_id="the-same-id")
+        send(celery, "twice", "last").get(timeout=10)
+    assert first["outputs"]["text"]["data"] == ["again"]
+    assert repository.ran() == ["again", "again", "last"]
+
+
+def test_a_task_in_the_future_waits_without_holding_others_up(repository, start_worker, celery):
+    repository.add("future")
+    with start_worker("future"):
+        later = send(celery, "future", "later", countdown=1.5)
+        now = [send(celery, "future", f"now {n}") for n in range(100)]
+        for task in now:
+            task.get(timeout=10)
+        assert "later" not in repository.ran()
+        later.get(timeout=10)
+    assert repository.ran()[-1] == "later"
+
+
+def test_a_record_outlives_its_result(repository, start_worker, celery, records, client):
+    repository.add("record")
+    with start_worker("record"):
+        task = send(celery, "record", "x")
+        task.get(timeout=10)
+    record, outcome = records.fetch(task.id)
+    assert record.state is TaskState.SUCCEEDED
+    assert record.model == "record"
+    assert record.attempts == 1
+    assert record.accepted_at <= record.started_at <= record.finished_at
+    assert outcome.succeeded
+    assert 0 < client.ttl(f"celery-task-meta-{task.id}") < client.ttl(f"inferno:task:{task.id}")
+
+
+def test_a_cut_connection_loses_nothing(repository, start_worker, celery, client):
+    repository.add("cut", batching={"max_batch_size": 8})
+    with start_worker("cut"), ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(lambda: [send(celery, "cut", f"sleep:0.01:{n}") for n in range(200)])
+        wait_until(lambda: len(repository.ran()) > 20)
+        for connection in client.client_list():
+            # Not those of this test.
+            if connection["cmd"] in ("brpop", "evalsha", "exec"):
+                client.execute_command("CLIENT", "KILL", "ID", connection["id"])
+        tasks = sending.result()
+        results = [task.get(timeout=60) for task in tasks]
+    assert [r["outputs"]["text"]["data"][0] for r in results] == [
+        f"sleep:0.01:{n}" for n in range(200)
+    ]

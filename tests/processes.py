@@ -1,0 +1,95 @@
+"""Real processes for tests: a private Redis, workers, the platform. Each is stopped by its context manager."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from inferno.embedded_redis import find_program, free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: str = "") -> object:
+    """Return the first true value of a condition.
+
+    Raises:
+      AssertionError: it did not become true in time.
+    """
+    end = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout_s} s: {what or condition}")
+        time.sleep(0.02)
+
+
+@contextmanager
+def process(
+    command: list[str], env: Mapping[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command from the checkout in a session of its own, its output in a file."""
+    with log.open("ab") as output:
+        popen = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield popen
+    finally:
+        # A stopped process (SIGSTOP) takes no other signal.
+        with suppress(ProcessLookupError):
+            os.killpg(popen.pid, signal.SIGCONT)
+        popen.terminate()
+        try:
+            popen.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(popen.pid, signal.SIGKILL)
+            popen.wait()
+
+
+@contextmanager
+def redis_server(folder: Path, port: int = 0) -> Iterator[str]:
+    """Run a Redis that keeps nothing on disk; yields its URL."""
+    port = port or free_port()
+    program = find_program().path
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    with process([str(program), *options], {}, folder / "redis.log") as popen:
+        wait_until(
+            lambda: b"Ready to accept" in (folder / "redis.log").read_bytes()
+            or popen.poll() is not None
+        )
+        assert popen.poll() is None, (folder / "redis.log").read_text()
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+def bin_path(name: str) -> str:
+    """Return a command of the environment that runs the tests."""
+    return str(Path(sys.executable).with_name(name))
+
+
+@contextmanager
+def worker(model: str, env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the Procfile's worker line for a model, and wait until it takes tasks."""
+    name = f"{model}-{free_port()}@test"
+    command = [bin_path("celery"), "-A", "tasks", "worker", "-Q", model, "-n", name, "-l", "INFO"]
+    ready = f"{name} ready."
+    with process([*command, "--without-gossip", "--without-mingle"], env, log) as popen:
+        wait_until(
+            lambda: ready in log.read_text(errors="replace") or popen.poll() is not None, 60
+        )
+        assert popen.poll() is None, log.read_text(errors="replace")
+        yield popen
