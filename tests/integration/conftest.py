@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
+import kombu.pools
 import pytest
 import redis
 import yaml
@@ -166,7 +168,9 @@ def celery(redis_url: str) -> Iterator[Celery]:
     """A Celery client that knows nothing of Inferno but task and queue names."""
     app = Celery("anyone", broker=redis_url, backend=redis_url)
     yield app
+    # An AsyncResult unsubscribes when it is deleted, which needs the connection.
+    gc.collect()
     app.backend.result_consumer.stop()
     app.backend.client.close()
-    app.pool.force_close_all()
     app.close()
+    kombu.pools.reset()

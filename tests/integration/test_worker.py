@@ -1,0 +1,141 @@
+"""The worker process itself: what it tells Celery, how it stops, what it refuses to serve."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from collections import Counter
+
+import pytest
+
+from inferno.errors import InfernoError
+from tasks.cluster import Cluster
+from tests.integration.conftest import occupied, reserved, send
+from tests.processes import ROOT, bin_path, wait_until
+
+
+def test_a_stopping_worker_loses_nothing_and_runs_nothing_twice(
+    repository, start_worker, celery, records
+):
+    """The ledger of the model counts every row that was run, over both workers."""
+    repository.add("drain", batching={"max_batch_size": 8, "max_batch_delay_ms": 5})
+    texts = [f"sleep:0.01:{n}" for n in range(300)]
+    stop_sending = threading.Event()
+    tasks = {}
+
+    def keep_sending():
+        for text in texts:
+            tasks[text] = send(celery, "drain", text)
+        stop_sending.set()
+
+    with start_worker("drain") as first:
+        sender = threading.Thread(target=keep_sending)
+        sender.start()
+        wait_until(lambda: len(repository.ran()) > 20)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(timeout=20) == 0
+    ran_by_first = len(repository.ran())
+    sender.join()
+    assert ran_by_first < len(texts)
+    with start_worker("drain"):
+        answers = {text: task.get(timeout=60) for text, task in tasks.items()}
+    assert all(answers[text]["outputs"]["text"]["data"] == [text] for text in texts)
+    assert Counter(repository.ran()) == Counter(texts)
+    assert {records.fetch(task.id)[0].attempts for task in tasks.values()} == {1}
+
+
+def test_inspect_sees_the_members_of_batches(repository, start_worker, celery):
+    repository.add("seen", batching={"max_batch_size": 4})
+    with start_worker("seen"):
+        with occupied(celery, "seen", repository) as wait_for:
+            waiting = [send(celery, "seen", f"{n}") for n in range(6)]
+            wait_for(6)
+            assert {t["id"] for tasks in reserved(celery).values() for t in tasks} == {
+                task.id for task in waiting
+            }
+            active = celery.control.inspect(timeout=1).active()
+            assert [t["name"] for tasks in active.values() for t in tasks] == ["infer.seen"]
+        for task in waiting:
+            task.get(timeout=10)
+        inspect = celery.control.inspect(timeout=1)
+        (stats,) = inspect.stats().values()
+        assert stats["total"] == {"infer.seen": 7}
+        assert stats["prefetch_count"] == 8
+        wait_until(lambda: not any(reserved(celery).values()))
+        assert not any(inspect.active().values())
+
+
+def test_each_member_sends_celery_s_events(repository, start_worker, celery):
+    repository.add("events")
+    seen = []
+    with celery.connection() as connection:
+        receiver = celery.events.Receiver(connection, handlers={"*": seen.append})
+        with start_worker("events"):
+            good, bad = send(celery, "events", "good"), send(celery, "events", "poison")
+            again = send(celery, "events", "once:e")
+            good.get(timeout=10)
+            again.get(timeout=10)
+            with pytest.raises(InfernoError):
+                bad.get(timeout=10)
+
+            def of(task):
+                return [event["type"] for event in seen if event.get("uuid") == task.id]
+
+            def complete():
+                receiver.capture(limit=1, timeout=1, wakeup=False)
+                return len(of(good)) == len(of(bad)) == 3 and len(of(again)) == 6
+
+            wait_until(complete)
+    assert of(good) == ["task-received", "task-started", "task-succeeded"]
+    assert of(bad) == ["task-received", "task-started", "task-failed"]
+    assert of(again) == [
+        "task-received", "task-started", "task-retried",
+        "task-received", "task-started", "task-succeeded",
+    ]  # fmt: skip
+
+
+def test_a_worker_reports_itself_and_signs_off(repository, start_worker, client, settings):
+    repository.add("report", 1)
+    repository.add("report", 2)
+    cluster = Cluster(client, settings)
+    with start_worker("report"):
+        (report,) = cluster.workers()
+        assert report.state == "ready"
+        assert report.models == {"report": [1, 2]}
+        assert report.device in ("cpu", "cuda")
+    assert Cluster(client, settings).workers() == []
+
+
+def test_a_model_is_warm_before_its_worker_takes_tasks(repository, start_worker, celery):
+    repository.add("cold", batching={"max_batch_size": 4})
+    task = send(celery, "cold", "first")
+    with start_worker("cold"):
+        task.get(timeout=10)
+    assert repository.ledger.read_text().splitlines() == ["warm"] * (1 + 2 + 4) + ["first"]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "reason"),
+    [
+        ("unknown", [], "no model 'unknown'"),
+        ("broken", [], "model.yaml: signature: field required"),
+        ("fails", [], "fails on its warm-up sample: RuntimeError: poisonous"),
+        ("good", ["-P", "solo"], "engines need the pool `threads`"),
+        ("good", ["--disable-prefetch"], "--disable-prefetch"),
+        ("good", ["--autoscale", "3,1"], "--autoscale"),
+    ],
+)
+def test_a_worker_that_cannot_serve_says_why_in_one_line(repository, env, model, options, reason):
+    repository.add("good")
+    repository.add("fails", warm_up={"inputs": {"text": "poison"}})
+    repository.add("broken")
+    (repository.root / "broken" / "1" / "model.yaml").write_text("name: broken\nversion: 1\n")
+    command = [bin_path("celery"), "-A", "tasks", "worker", "-Q", model, *options]
+    done = subprocess.run(command, cwd=ROOT, env={**ENV, **env}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+ENV = {"PATH": "/usr/bin:/bin"}
