@@ -143,8 +143,8 @@ def test_a_transient_error_is_tried_again_and_counted(repository, start_worker, 
     repository.add("retry")
     with start_worker("retry"):
         once = send(celery, "retry", "once:a")
-        never = send(celery, "retry", "never")
         assert once.get(timeout=20)["outputs"]["text"]["data"] == ["once:a"]
+        never = send(celery, "retry", "never")
         with pytest.raises(ForwardFailed, match="never"):
             never.get(timeout=20)
     assert repository.ran().count("once:a") == 2
