@@ -92,10 +92,9 @@ def test_each_member_sends_celery_s_events(repository, start_worker, celery):
         listener.join(timeout=10)
     assert of(good) == ["task-received", "task-started", "task-succeeded"]
     assert of(bad) == ["task-received", "task-started", "task-failed"]
-    assert of(again) == [
-        "task-received", "task-started", "task-retried",
-        "task-received", "task-started", "task-succeeded",
-    ]  # fmt: skip
+    # The next attempt may be out of its lane again before the event of the first is on its way.
+    once, twice = ["task-retried", "task-succeeded"], ["task-received", "task-started"]
+    assert sorted(of(again)) == sorted(once + 2 * twice)
 
 
 def test_a_worker_reports_itself_and_signs_off(repository, start_worker, client, settings):
