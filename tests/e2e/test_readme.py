@@ -1,0 +1,58 @@
+"""What README and docs tell people to type works as it stands, against a running platform."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.unit.test_docs import DOCUMENTS, NOT_RUN, ROOT, Block, blocks
+
+#: Where the documents say that the platform is.
+DOCUMENTED_URL = "http://127.0.0.1:8000"
+
+COMMANDS = [
+    block
+    for document in DOCUMENTS
+    for block in blocks(document, "bash")
+    if not NOT_RUN.keys() & set(block.commands)
+]
+PROGRAMS = list(blocks(ROOT / "README.md", "python"))
+
+
+def run(block: Block, arguments: list[str], url: str, folder: Path) -> str:
+    place = urlsplit(url)
+    # Without this, curl reports success for the platform's errors too.
+    (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nmax-time=60\n")
+    environment = os.environ | {
+        "CURL_HOME": str(folder),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "INFERNO_SERVER__HOST": str(place.hostname),
+        "INFERNO_SERVER__PORT": str(place.port),
+    }
+    text = block.text
+    for scheme in ("http", "ws"):
+        text = text.replace(DOCUMENTED_URL.replace("http", scheme), f"{scheme}://{place.netloc}")
+    done = subprocess.run(
+        [*arguments, "-c", text],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("block", COMMANDS, ids=str)
+def test_documented_commands_work(block: Block, platform, tmp_path: Path) -> None:
+    assert run(block, ["bash", "-euo", "pipefail"], platform.url, tmp_path)
+
+
+@pytest.mark.parametrize("block", PROGRAMS, ids=str)
+def test_documented_programs_work(block: Block, platform, tmp_path: Path) -> None:
+    assert run(block, [sys.executable, "-W", "error"], platform.url, tmp_path)

@@ -1,0 +1,214 @@
+"""The documents say what the code does: tables, settings, examples, links and commands."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from inferno import repository
+from inferno.cli import environment_example, settings_markdown
+from inferno.engine import Engine
+from inferno.protocol.signature import Signature, TensorSpec
+from inferno.repository import Manifest, Repository
+from inferno.runtimes import ModelContext
+from inferno.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PACKAGING = ROOT / "docs" / "model-packaging.md"
+
+#: Commands of the documents that are not run as they stand, and why; the e2e tier runs the others.
+NOT_RUN = {
+    "make run": "runs until it is stopped; the e2e tier starts the same platform",
+    "make test": "it is what runs this test",
+    "make setup": "changes the environment that the test runs in; make test does most of it",
+    "make check": "make test begins with it",
+    "inferno worker sentiment": "runs until it is stopped; the e2e tier starts the same command",
+    "celery -A tasks worker -Q sentiment": "runs until it is stopped; as every worker in tests",
+    "inferno settings --markdown > docs/settings.md": "would write into the checkout",
+    "inferno settings --env > .env.example": "would write into the checkout",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a document."""
+
+    document: Path
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.document.name}: {self.text.splitlines()[0][:50]}"
+
+    @property
+    def commands(self) -> list[str]:
+        """The lines of a block of shell commands, without comments and continuations."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [line.strip() for line in lines if line and not line.startswith("#")]
+
+
+def blocks(document: Path, language: str | None = None) -> Iterator[Block]:
+    """Yield a document's fenced blocks, of one language or of any."""
+    for found in re.finditer(r"^```(\w+)\n(.*?)^```$", document.read_text(), re.M | re.S):
+        if language in (None, found[1]):
+            yield Block(document, found[1], found[2])
+
+
+#: The models whose fields docs/model-packaging.md lists in a table of this name.
+TABLES: dict[str, type[BaseModel]] = {
+    "Manifest": Manifest,
+    "Signature": Signature,
+    "TensorSpec": TensorSpec,
+    "Batching": repository.Batching,
+    "Concurrency": repository.Concurrency,
+    "Codecs": repository.Codecs,
+    "WarmUp": repository.WarmUp,
+    "Retries": repository.Retries,
+}
+
+
+def field_table(kind: type[BaseModel]) -> str:
+    rows = ["| field | default | meaning |", "|---|---|---|"]
+    for name, field in kind.model_fields.items():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        if field.is_required():
+            shown = "required"
+        elif isinstance(default, BaseModel):
+            shown = "see below"
+        elif default in (None, "", (), {}):
+            shown = ""
+        else:
+            text = str(default)
+            shown = f"`{text.lower() if isinstance(default, bool) else text}`"
+        rows.append(f"| `{name}` | {shown} | {field.description} |")
+    return "\n".join(rows)
+
+
+def context_table() -> str:
+    """The fields of ModelContext; their meaning stands in comments of the source."""
+    source = Path(sys.modules[ModelContext.__module__].__file__ or "").read_text()
+    rows = ["| attribute | meaning |", "|---|---|"]
+    for field in fields(ModelContext):
+        found = re.search(rf"#: (.*)\n    {field.name}:", source)
+        assert found, f"{field.name} has no comment"
+        rows.append(f"| `{field.name}` | {found[1]} |")
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize("name", ["context", *TABLES])
+def test_field_tables_are_those_of_the_code(name: str) -> None:
+    expected = context_table() if name == "context" else field_table(TABLES[name])
+    pattern = rf"<!-- table: {name} -->\n\n(.*?)\n\n<!-- end -->"
+    found = re.search(pattern, PACKAGING.read_text(), re.S)
+
+    assert found is not None
+    assert found[1] == expected, f"put this into {PACKAGING.name}:\n{expected}"
+
+
+def test_every_section_of_a_manifest_has_a_table() -> None:
+    sections = {field.annotation for field in Manifest.model_fields.values()}
+    documented = set(TABLES.values())
+
+    assert {kind for kind in sections if hasattr(kind, "model_fields")} <= documented
+
+
+def test_settings_document_is_up_to_date() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+
+    assert text == settings_markdown(), "run: inferno settings --markdown > docs/settings.md"
+
+
+def test_env_example_is_up_to_date() -> None:
+    text = (ROOT / ".env.example").read_text()
+
+    assert text == environment_example(), "run: inferno settings --env > .env.example"
+
+
+@pytest.fixture(scope="module")
+def example_repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """The packages that docs/model-packaging.md spells out, with their artifacts made."""
+    folder = tmp_path_factory.mktemp("documented")
+    for block in blocks(PACKAGING):
+        head, _, body = block.text.partition("\n")
+        if not head.startswith("# models/"):
+            continue
+        file = folder / head.removeprefix("# ")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(body)
+    for script in folder.glob("models/*/prepare.py"):
+        subprocess.run([sys.executable, str(script)], check=True, timeout=60)
+    settings = Settings().repository.model_copy(update={"root": folder / "models", "active": {}})
+    return Repository.read(settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "inputs", "outputs"),
+    [
+        ("greet", 1, {"who": ["Ada", "Bo"]}, {"greeting": ["Hello, Ada!", "Hello, Bo!"]}),
+        ("double", 1, {"x": np.array([[1, 2]], np.float32)}, {"y": [[2.0, 4.0]]}),
+        ("double", 2, {"number": ["21", "0.5"]}, {"y": [42.0, 1.0]}),
+    ],
+)
+def test_documented_packages_serve(example_repository, model, version, inputs, outputs) -> None:
+    assert example_repository.errors == {}
+    package = example_repository.model(model).package(version)
+    engine = Engine(package, Settings().batching, Settings().inference)
+    arrays = {
+        name: np.array(value, object) if isinstance(value, list) else value
+        for name, value in inputs.items()
+    }
+
+    engine.warm_up()
+    [answer] = engine.forward([engine.prepare(arrays)])
+
+    assert {name: answer[name].tolist() for name in outputs} == outputs
+
+
+def test_every_documented_package_is_tried(example_repository: Repository) -> None:
+    assert set(example_repository.models) == {"greet", "double"}
+
+
+def test_readme_lists_the_default_models() -> None:
+    readme = (ROOT / "README.md").read_text()
+    listed = dict(re.findall(r"^\| `([a-z]+)` \| ([a-z]+) \|", readme, re.M))
+    found = {
+        path.parts[-3]: yaml.safe_load(path.read_text())["task"]
+        for path in (ROOT / "models").glob("*/*/model.yaml")
+    }
+
+    assert listed == found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", document.read_text()):
+        link = target[0] or target[1]
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        file = (document.parent / path) if path else document
+        assert file.exists(), f"{document.name}: {link}"
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
+            anchors = {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
+            assert anchor in anchors, f"{document.name}: {link}"
+
+
+def test_commands_that_are_not_run_stand_in_a_document_alone() -> None:
+    found = set()
+    for document in DOCUMENTS:
+        for block in blocks(document, "bash"):
+            known = NOT_RUN.keys() & set(block.commands)
+            # A block is run as a whole, or not at all.
+            assert not known or known == set(block.commands), str(block)
+            found |= known
+
+    assert found == set(NOT_RUN)
