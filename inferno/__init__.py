@@ -1,1 +1,4 @@
-"""The core of Inferno: models, protocol, batching and engines. It knows no web framework, queue or Redis client."""
+"""The core of Inferno: models, protocol, batching and engines.
+
+It knows no web framework, queue or Redis client.
+"""

@@ -1,7 +1,8 @@
 """The batch former: which waiting tasks leave together, and when.
 
-It holds no clock, no thread and no queue: the consumer tells it what arrived and what the time is, and asks what should leave.
-So its decisions can be tested on a virtual clock. All times are seconds of one monotonic clock.
+It holds no clock, no thread and no queue: the consumer tells it what arrived and what the time is,
+and asks what should leave. So its decisions can be tested on a virtual clock. All times are seconds
+of one monotonic clock.
 """
 
 from __future__ import annotations
@@ -64,42 +65,56 @@ class _Bucket(Generic[T]):
 class ArrivalGap:
     """How long until the next task joins those that wait.
 
-    An exponentially weighted mean of the gaps between arrivals. An arrival at an empty lane is no evidence that anyone joins a
-    waiting task (a lone client's next call comes only after its answer), so it counts as a gap of the whole window.
+    An exponentially weighted mean of the gaps between arrivals. Only an arrival that finds others
+    in the lane counts: the first one after a pause says nothing of how fast others follow. When a
+    task was answered before the next one came, nobody joins (a lone client calls again only after
+    its answer), so the mean begins anew.
     """
 
     #: Weight of the newest gap: about the last ten arrivals matter.
     WEIGHT = 0.2
-    #: A silence of so many mean gaps means that a burst is over: with exponential gaps 98 % are shorter.
+    #: A silence of so many mean gaps means that a burst is over: of exponential gaps, 98 % are
+    #: shorter.
     SILENCE = 4.0
+    #: No silence is shorter than this, in seconds: fetching and reading messages takes as long.
+    PAUSE = 0.001
 
     def __init__(self, window: float) -> None:
         """Begin without evidence, as if nobody else came."""
         self._window = window
         self._mean = window
-        self._last: float | None = None
+        self._last = 0.0
+        #: Arrivals since the lane was empty.
+        self._together = 0
 
     def arrived(self, now: float, *, alone: bool) -> None:
         """Take note of an arrival; `alone` says that no other task was in the lane."""
-        gap = self._window if alone or self._last is None else min(now - self._last, self._window)
-        self._mean += self.WEIGHT * (gap - self._mean)
+        if not alone:
+            self._together += 1
+            self._mean += self.WEIGHT * (min(now - self._last, self._window) - self._mean)
+        else:
+            if self._together == 1:
+                self._mean = self._window
+            self._together = 1
         self._last = now
 
     def expected_until(self) -> float:
-        """Return until when another arrival is worth waiting for."""
-        if self._last is None or self._mean >= self._window:
-            return 0.0
-        return self._last + self.SILENCE * self._mean
+        """Return until when another arrival is worth waiting for; it may be over."""
+        silence = self.SILENCE * self._mean
+        if silence >= self._window:
+            return self._last  # The window would end before it is known that nobody else comes.
+        return self._last + max(silence, self.PAUSE)
 
 
 class BatchFormer(Generic[T]):
     """Collects waiting tasks of one lane and says when a batch leaves.
 
-    A batch leaves when an executor is free and it is full, or its oldest task's window is over, or a deadline would be missed, or
-    nobody else is expected. While every executor is busy, arrivals gather for nothing.
+    A batch leaves when an executor is free and it is full, or its oldest task's window is over, or
+    a deadline would be missed, or nobody else is expected. While every executor is busy, arrivals
+    gather for nothing.
     """
 
-    #: A batch with a deadline leaves this much before it, in seconds, so that it still starts in time.
+    #: How long before a deadline its batch leaves, in seconds, so that the pass starts in time.
     DEADLINE_MARGIN = 0.005
 
     def __init__(self, max_rows: int, window: float, adaptive: bool = True) -> None:
@@ -136,7 +151,7 @@ class BatchFormer(Generic[T]):
         self._running -= 1
 
     def flush(self, now: float) -> Flush[T] | None:
-        """Return the batch that should leave now, if there is one; to be asked only when an executor is free."""
+        """Return the batch that should leave now, if any; to be asked when an executor is free."""
         ready = [(due, key) for key in self._buckets if (due := self._due(key))[0] <= now]
         if not ready:
             return None
@@ -147,6 +162,13 @@ class BatchFormer(Generic[T]):
     def next_due(self) -> float | None:
         """Return when a batch will leave if nothing else arrives, or None when nothing waits."""
         return min((self._due(key)[0] for key in self._buckets), default=None)
+
+    def next_deadline(self) -> float | None:
+        """Return the earliest deadline of a waiting task, or None when none has one."""
+        deadlines = (
+            w.deadline for b in self._buckets.values() for w in b.waiting if w.deadline is not None
+        )
+        return min(deadlines, default=None)
 
     def drop(self, condition: Callable[[Waiting[T]], bool]) -> list[Waiting[T]]:
         """Remove and return the waiting tasks for which the condition holds."""
@@ -168,7 +190,7 @@ class BatchFormer(Generic[T]):
         if bucket.rows >= self.max_rows:
             return oldest, FlushReason.FULL
         due, reason = oldest + self.window, FlushReason.WINDOW
-        if self._gap is not None and (until := max(self._gap.expected_until(), oldest)) < due:
+        if self._gap is not None and (until := self._gap.expected_until()) < due:
             due, reason = until, FlushReason.IDLE
         deadline = min((w.deadline for w in bucket.waiting if w.deadline is not None), default=None)
         if deadline is not None and deadline - self.DEADLINE_MARGIN < due:
@@ -177,7 +199,7 @@ class BatchFormer(Generic[T]):
 
     def _take(self, key: Hashable) -> list[Waiting[T]]:
         waiting = self._buckets[key].waiting
-        members, rows = [waiting.popleft()], 0
+        members = [waiting.popleft()]
         rows = members[0].rows
         while waiting and rows + waiting[0].rows <= self.max_rows:
             members.append(waiting.popleft())
@@ -200,21 +222,28 @@ def bucket(version: int, inputs: Tensors, pad: Sequence[str]) -> Hashable:
       inputs: the task's arrays by name.
       pad: names of inputs whose free dimensions are padded, so that their sizes may differ.
     """
-    shapes = tuple(sorted((name, () if name in pad else array.shape[1:]) for name, array in inputs.items()))
+    shapes = tuple(
+        sorted((name, () if name in pad else array.shape[1:]) for name, array in inputs.items())
+    )
     return version, shapes
 
 
 class Undecided(ForwardFailed):
-    """The passes for isolating a failing batch are spent; this member may be innocent, so it is tried again."""
+    """The passes for isolating a failing batch are spent.
+
+    This member may be innocent, so it is tried again.
+    """
 
     transient = True
 
 
-def isolate(members: Sequence[T], run: Callable[[Sequence[T]], Sequence[Any]]) -> Iterator[tuple[T, Any | Exception]]:
+def isolate(
+    members: Sequence[T], run: Callable[[Sequence[T]], Sequence[Any]]
+) -> Iterator[tuple[T, Any | Exception]]:
     """Run members together and, where that fails, in halves, until a guilty one stands alone.
 
-    One guilty member of n costs 1 + 2 log2(n) passes; with twice as many spent (all of 32 guilty would cost 63), those that were not
-    decided are `Undecided`.
+    One guilty member of n costs 1 + 2 log2(n) passes; with twice as many spent (all of 32 guilty
+    would cost 63), those that were not decided are `Undecided`.
 
     Args:
       members: at least one.
@@ -227,24 +256,28 @@ def isolate(members: Sequence[T], run: Callable[[Sequence[T]], Sequence[Any]]) -
     while parts:
         part = parts.popleft()
         if budget <= 0:
-            yield from ((member, Undecided("its batch failed, and it could not be tried alone")) for member in part)
+            undecided = Undecided("its batch failed, and it could not be tried alone")
+            yield from ((member, undecided) for member in part)
             continue
         budget -= 1
+        answered: list[tuple[T, Any | Exception]]
         try:
-            answers: Sequence[Any] = run(part)
+            answered = list(zip(part, run(part), strict=True))
         except Exception as exc:
             if len(part) > 1 and (not is_transient(exc) or isinstance(exc, MemoryError)):
                 middle = len(part) // 2
                 parts += [part[:middle], part[middle:]]
-            else:
-                yield from ((member, exc) for member in part)
-        else:
-            yield from zip(part, answers, strict=True)
+                continue
+            answered = [(member, exc) for member in part]
+        yield from answered
 
 
 def is_transient(exc: BaseException) -> bool:
     """Return whether an error may pass by itself, so that the same task can succeed later.
 
-    A model says so by the attribute `transient` of what it raises; running out of memory and broken connections always are.
+    A model says so by the attribute `transient` of what it raises; running out of memory and broken
+    connections are, unless it says otherwise.
     """
-    return bool(getattr(exc, "transient", isinstance(exc, MemoryError | ConnectionError | TimeoutError)))
+    return bool(
+        getattr(exc, "transient", isinstance(exc, MemoryError | ConnectionError | TimeoutError))
+    )

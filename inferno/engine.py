@@ -1,7 +1,7 @@
 """One loaded version of a model: load, warm up, and answer batches.
 
-    prepare    each member's own preprocessing
-    forward    collate -> one forward pass -> postprocess -> check -> split
+prepare    each member's own preprocessing
+forward    collate -> one forward pass -> postprocess -> check -> split
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ _UNBOUNDED = Limits(text_bytes=2**31, image_bytes=2**31, rows=2**31)
 class Engine:
     """One version, ready for forward passes; safe to use from several threads if its runtime is."""
 
-    def __init__(self, package: Package, batching: BatchingSettings, inference: InferenceSettings) -> None:
+    def __init__(
+        self, package: Package, batching: BatchingSettings, inference: InferenceSettings
+    ) -> None:
         """Load the package's artifact and code.
 
         Raises:
@@ -60,13 +62,17 @@ class Engine:
           PackageError: the sample does not fit the signature, or the model fails on it.
         """
         started = time.monotonic()
-        sizes = sorted({2**k for k in range(self.max_batch_size.bit_length())} | {self.max_batch_size})
+        sizes = sorted(
+            {2**k for k in range(self.max_batch_size.bit_length())} | {self.max_batch_size}
+        )
         try:
             sample = self.prepare(self._sample())
             for size in sizes:
                 self.forward([sample] * size)
         except Exception as exc:
-            raise PackageError(f"{self.package.path}: fails on its warm-up sample: {type(exc).__name__}: {exc}") from exc
+            raise PackageError(
+                f"{self.package.path}: fails on its warm-up sample: {type(exc).__name__}: {exc}"
+            ) from exc
         logger.info(
             "warmed up %s version %s on %s: batches of %s in %.1f s",
             self.package.name, self.package.version, self.device, ", ".join(map(str, sizes)),
@@ -74,12 +80,15 @@ class Engine:
         )  # fmt: skip
 
     def _sample(self) -> Tensors:
+        """Return inputs of one row."""
         signature = self.package.signature
         given = self.package.manifest.warm_up.inputs
         if given is not None:
-            return signature.parse(given, _UNBOUNDED)
-        required = [spec for spec in signature.inputs if not spec.optional] or signature.inputs[:1]
-        return {spec.name: _made_up(spec) for spec in required}
+            sample = signature.parse(given, _UNBOUNDED)
+            return next(chunks(sample, 1)) if signature.batched else sample
+        wanted = [spec for spec in signature.inputs if not spec.optional]
+        wanted += map(signature.input, signature.one_of[:1])
+        return {spec.name: _made_up(spec) for spec in wanted or signature.inputs[:1]}
 
     def prepare(self, inputs: Tensors) -> Tensors:
         """Preprocess the inputs of one task.
@@ -113,19 +122,26 @@ class Engine:
         outputs = self._runtime.run(self._collate(members))
         if self._postprocess is not None:
             outputs = self._postprocess(outputs)
+        if not isinstance(outputs, dict):
+            raise ForwardFailed(
+                f"the model gave {type(outputs).__name__}, expected outputs by name"
+            )
         checked = self._check(outputs, sum(rows))
         if not self.package.signature.batched:
             return [checked]
         ends = np.cumsum(rows).tolist()
         return [
-            {name: array[end - n : end] for name, array in checked.items()} for end, n in zip(ends, rows, strict=True)
+            {name: array[end - n : end] for name, array in checked.items()}
+            for end, n in zip(ends, rows, strict=True)
         ]
 
     def _collate(self, members: Sequence[Tensors]) -> Tensors:
         if len(members) == 1:
             return members[0]
         pad = self.package.manifest.batching.pad
-        return {name: _stack([member[name] for member in members], pad.get(name)) for name in members[0]}
+        return {
+            name: _stack([member[name] for member in members], pad.get(name)) for name in members[0]
+        }
 
     def _check(self, outputs: Tensors, rows: int) -> Tensors:
         checked = {}
@@ -134,7 +150,8 @@ class Engine:
             if array is None:
                 if spec.optional:
                     continue
-                raise ForwardFailed(f"the model gave no output {spec.name!r}; it gave {', '.join(outputs) or 'none'}")
+                given = ", ".join(outputs) or "none"
+                raise ForwardFailed(f"the model gave no output {spec.name!r}; it gave {given}")
             checked[spec.name] = _conform(array, spec, rows)
         return checked
 
@@ -143,7 +160,8 @@ def choose_device(wanted: str) -> str:
     """Return `cuda` or `cpu`.
 
     Args:
-      wanted: `auto` takes CUDA when this process can use it, without loading torch only to ask.
+      wanted: `auto` takes CUDA where torch can use it; torch is only loaded to be asked where the
+        machine has an NVIDIA driver.
     Raises:
       PackageError: `cuda` is demanded and there is none.
     """
@@ -151,13 +169,17 @@ def choose_device(wanted: str) -> str:
         return "cpu"
     available = os.path.exists("/dev/nvidiactl") and _cuda_works()
     if wanted == "cuda" and not available:
-        raise PackageError("INFERNO_INFERENCE__DEVICE=cuda, but no usable CUDA device was found; use auto or cpu")
+        raise PackageError(
+            "INFERNO_INFERENCE__DEVICE=cuda, but no usable CUDA device was found; use auto or cpu"
+        )
     return "cuda" if available else "cpu"
 
 
 def _cuda_works() -> bool:
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        return False
     return torch.cuda.is_available()
 
 
@@ -179,22 +201,42 @@ def _stack(arrays: list[Array], pad: float | None) -> Array:
     return out
 
 
-def _conform(array: Any, spec: TensorSpec, rows: int) -> Array:
-    array = np.asarray(array)
+def _conform(output: Any, spec: TensorSpec, rows: int) -> Array:
+    array: Array = np.asarray(output)
     if spec.batched and (array.ndim == 0 or len(array) != rows):
         got = len(array) if array.ndim else "a scalar"
         raise ForwardFailed(f"output {spec.name!r} has {got} rows for {rows} rows of input")
     if array.ndim != len(spec.shape) or any(
-        isinstance(dim, int) and dim != size for dim, size in zip(spec.shape, array.shape, strict=True)
+        isinstance(dim, int) and dim != size
+        for dim, size in zip(spec.shape, array.shape, strict=True)
     ):
-        raise ForwardFailed(f"output {spec.name!r} has shape {list(array.shape)}, declared is {list(spec.shape)}")
+        raise ForwardFailed(
+            f"output {spec.name!r} has shape {list(array.shape)}, declared is {list(spec.shape)}"
+        )
     if spec.dtype in NUMERIC:
-        if array.dtype.kind not in "biuf":
-            raise ForwardFailed(f"output {spec.name!r} has dtype {array.dtype}, declared is {spec.dtype}")
-        array = array.astype(NUMERIC[spec.dtype], copy=False)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ForwardFailed(f"output {spec.name!r} holds NaN or infinity")
+        return _numeric(array, spec)
+    # numpy's own kinds of text and bytes, or Python's as objects.
+    kind, element = ("U", str) if spec.dtype == "string" else ("S", bytes)
+    if array.dtype.kind != kind and not all(isinstance(item, element) for item in array.flat):
+        raise ForwardFailed(f"output {spec.name!r} holds {array.dtype}, declared is {spec.dtype}")
     return array
+
+
+def _numeric(array: Array, spec: TensorSpec) -> Array:
+    if array.dtype.kind not in "biuf":
+        raise ForwardFailed(
+            f"output {spec.name!r} has dtype {array.dtype}, declared is {spec.dtype}"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = array.astype(NUMERIC[spec.dtype], copy=False)
+    if converted.dtype.kind == "f":
+        if not np.isfinite(converted).all():
+            raise ForwardFailed(f"output {spec.name!r} holds NaN or infinity")
+    elif converted.dtype != array.dtype and not np.array_equal(converted, array):
+        raise ForwardFailed(
+            f"output {spec.name!r} has {array.dtype} values that are no {spec.dtype}"
+        )
+    return converted
 
 
 def _made_up(spec: TensorSpec) -> Array:

@@ -67,6 +67,13 @@ class RequestError(InfernoError):
     code = "bad_request"
     title = "Bad request"
 
+    #: Most characters of a detail: what a client sent is named in it, and may be megabytes.
+    MAX_DETAIL = 1000
+
+    def __init__(self, detail: str, field: str | None = None) -> None:
+        """Store what went wrong; see `InfernoError`."""
+        super().__init__(_shortened(detail, self.MAX_DETAIL), field and _shortened(field, 200))
+
 
 class InvalidRequest(RequestError):
     """The body or a header cannot be understood."""
@@ -162,3 +169,7 @@ class PackageError(ConfigurationError):
 
     code = "package_error"
     title = "Broken model package"
+
+
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,7 +1,7 @@
 """Names that more than one process must agree on.
 
-The lane of a model is the Celery queue with the model's own name, so that ``celery worker -Q <model>`` reads
-naturally. The Celery task that runs a model is `infer.<model>`.
+The lane of a model is the Celery queue with the model's own name, so that ``celery worker -Q
+<model>`` reads naturally. The Celery task that runs a model is `infer.<model>`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def lane(task: str) -> str | None:
 
 
 def result_key(task_id: str) -> str:
-    """Return the key of a task's result, which is also the channel it is announced on (Celery's rule)."""
+    """Return the key of a task's result, by Celery's rule also the channel it is announced on."""
     return f"celery-task-meta-{task_id}"
 
 

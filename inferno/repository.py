@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from inferno import names
 from inferno.errors import ModelNotFound, PackageError
@@ -38,76 +39,100 @@ class _Section(BaseModel):
 class Batching(_Section):
     """How tasks of a model share forward passes. Unset values come from the settings."""
 
-    max_batch_size: int | None = Field(None, ge=1, description="Rows of one forward pass, at most.")
+    max_batch_size: int | None = Field(
+        default=None, ge=1, description="Rows of one forward pass, at most."
+    )
     max_batch_delay_ms: float | None = Field(
-        None,
+        default=None,
         ge=0,
-        validation_alias=AliasChoices("max_batch_delay_ms", "max_batch_latency_ms", "max_batch_wait_ms"),
+        validation_alias=AliasChoices(
+            "max_batch_delay_ms", "max_batch_latency_ms", "max_batch_wait_ms"
+        ),
         description="How long the oldest waiting task may be held back, in ms.",
     )
     pad: dict[str, float] = Field(
         default_factory=dict,
-        description="Tensors whose free dimensions are padded to the longest of the batch, with the value to pad with.",
+        description="Tensors whose free dimensions are padded to the longest of the batch, and the "
+        "value to pad with.",
     )
     oversized: Literal["split", "refuse"] = Field(
-        "split", description="What happens to a task of more rows than max_batch_size."
+        default="split", description="What happens to a task of more rows than max_batch_size."
     )
 
 
 class Concurrency(_Section):
     """How many forward passes of a model run at the same time in one worker."""
 
-    max_concurrency: int = Field(1, ge=1, le=64, description="Executors of the model in one worker.")
+    max_concurrency: int = Field(
+        default=1, ge=1, le=64, description="Executors of the model in one worker."
+    )
 
 
 class Codecs(_Section):
     """How numbers are written in results."""
 
-    default: Literal["json", "base64"] = Field("json", description="For requests that do not say.")
+    default: Literal["json", "base64"] = Field(
+        default="json", description="For requests that do not say."
+    )
 
 
 class WarmUp(_Section):
     """The sample that the engine is warmed up with."""
 
     inputs: dict[str, Any] | None = Field(
-        None, description="Inputs as a client would send them. Default: made from the signature."
+        default=None,
+        description="Inputs as a client would send them. Default: made from the signature.",
     )
 
 
 class Retries(_Section):
     """What happens after a transient error."""
 
-    max_retries: int = Field(3, ge=0, description="Further attempts after the first.")
-    backoff_s: float = Field(2.0, gt=0, description="Delay before the first retry; doubles with each.")
-    max_backoff_s: float = Field(30.0, gt=0, description="Longest delay.")
+    max_retries: int = Field(default=3, ge=0, description="Further attempts after the first.")
+    backoff_s: float = Field(
+        default=2.0, gt=0, description="Delay before the first retry; doubles with each."
+    )
+    max_backoff_s: float = Field(default=30.0, gt=0, description="Longest delay.")
 
 
 class Manifest(_Section):
     """The fields of `model.yaml`."""
 
-    name: str = Field(pattern=f"^{names.MODEL_NAME.pattern}$", description="As the folder is called.")
+    name: str = Field(
+        pattern=f"^{names.MODEL_NAME.pattern}$", description="As the folder is called."
+    )
     version: int = Field(ge=1, description="As the folder is called.")
     format: str = Field(description="The runtime: onnx, torchscript or python.")
-    artifact: str | None = Field(None, description="File that the runtime loads.")
-    entrypoint: str | None = Field(None, description="`module:function` that builds a python model.")
-    processor: str | None = Field(
-        None, description="`module:function` that builds the pre- and post-processing of an artifact."
+    artifact: str | None = Field(default=None, description="File that the runtime loads.")
+    entrypoint: str | None = Field(
+        default=None, description="`module:function` that builds a python model."
     )
-    task: TaskType = Field(TaskType.OTHER, description="What the model is for.")
-    description: str = Field("", description="One line for people.")
+    processor: str | None = Field(
+        default=None,
+        description="`module:function` that builds the pre- and post-processing of an artifact.",
+    )
+    task: TaskType = Field(default=TaskType.OTHER, description="What the model is for.")
+    description: str = Field(default="", description="One line for people.")
     signature: Signature = Field(description="Inputs and outputs.")
-    labels: tuple[str, ...] = Field((), description="Class names, in the order of the scores.")
+    labels: tuple[str, ...] = Field(
+        default=(), description="Class names, in the order of the scores."
+    )
     batching: Batching = Field(default_factory=Batching, description="Sharing of forward passes.")
     concurrency: Concurrency = Field(default_factory=Concurrency, description="Parallel passes.")
     codecs: Codecs = Field(default_factory=Codecs, description="Writing of numbers.")
     warm_up: WarmUp = Field(default_factory=WarmUp, description="The warm-up sample.")
     retries: Retries = Field(default_factory=Retries, description="After transient errors.")
-    parameters: dict[str, Any] = Field(default_factory=dict, description="Handed to the model's own code.")
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="Handed to the model's own code."
+    )
 
     @model_validator(mode="after")
     def _batchable(self) -> Manifest:
         if not self.signature.batched and (self.batching.max_batch_size or 1) > 1:
-            raise ValueError("batching.max_batch_size is over 1, but no tensor has `batch` as its first dimension")
+            raise ValueError(
+                f"batching.max_batch_size: {self.batching.max_batch_size}: expected 1, because no "
+                "tensor has `batch` as its first dimension"
+            )
         return self
 
 
@@ -142,10 +167,11 @@ class Package:
         """
         file = path / MANIFEST
         try:
-            content = yaml.safe_load(file.read_text())
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
         except OSError as exc:
             raise PackageError(f"{file}: cannot be read: {exc.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        except (yaml.YAMLError, ValueError, RecursionError) as exc:
+            # PyYAML lets pass what Python says of a date such as 2024-13-01.
             raise PackageError(f"{file}: no valid YAML: {' '.join(str(exc).split())}") from None
         if not isinstance(content, dict):
             raise PackageError(f"{file}: expected a mapping of fields")
@@ -157,17 +183,20 @@ class Package:
         for name, folder in expected.items():
             if str(getattr(manifest, name)) != folder:
                 value = getattr(manifest, name)
-                raise PackageError(f"{file}: {name}: {value!r} differs from the folder's name {folder!r}")
+                raise PackageError(
+                    f"{file}: {name}: {value!r} differs from the folder's name {folder!r}"
+                )
         return cls(path, manifest)
 
 
-def _explain(error: Mapping[str, Any] | Any) -> str:
-    place = ".".join(map(str, error["loc"])) or "file"
+def _explain(error: ErrorDetails) -> str:
     message = error["msg"].removeprefix("Value error, ")
-    if error["type"] in ("missing", "extra_forbidden"):
-        return f"{place}: {message[:1].lower()}{message[1:]}"
-    value = repr(error["input"])
-    return f"{place}: {value if len(value) <= 80 else value[:77] + '...'}: {message[:1].lower()}{message[1:]}"
+    parts = [".".join(map(str, error["loc"])), message[:1].lower() + message[1:]]
+    value = error["input"]
+    if error["type"] not in ("missing", "extra_forbidden") and not isinstance(value, dict | list):
+        shown = repr(value)
+        parts.insert(1, shown if len(shown) <= 80 else shown[:77] + "...")
+    return ": ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
@@ -189,7 +218,9 @@ class Model:
             return self.versions[self.active if version is None else version]
         except KeyError:
             known = ", ".join(map(str, sorted(self.versions)))
-            raise ModelNotFound(f"model {self.name} has no version {version}; it has {known}", "version") from None
+            raise ModelNotFound(
+                f"model {self.name} has no version {version}; it has {known}", "version"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -209,7 +240,8 @@ class Repository:
         """
         if not settings.root.is_dir():
             raise PackageError(
-                f"no model repository at {settings.root}; set INFERNO_REPOSITORY__ROOT to a folder of models"
+                f"no model repository at {settings.root}; "
+                "set INFERNO_REPOSITORY__ROOT to a folder of models"
             )
         models: dict[str, Model] = {}
         errors: dict[str, str] = {}
@@ -226,6 +258,8 @@ class Repository:
                 errors[folder.name] = broken.get(str(active)) or (
                     f"INFERNO_REPOSITORY__ACTIVE: {folder.name} has no version {active}"
                 )
+        for name in settings.active.keys() - models.keys() - errors.keys():
+            errors[name] = f"INFERNO_REPOSITORY__ACTIVE: there is no model {name!r}"
         return cls(models, errors)
 
     def model(self, name: str) -> Model:

@@ -1,16 +1,26 @@
 """Every setting of the platform, in one typed table.
 
-A field of group `server` named `port` is set by the environment variable ``INFERNO_SERVER__PORT``. Each
-entry point calls `load()` once and passes the object on; no other module reads the environment.
+A field of group `server` named `port` is set by the environment variable ``INFERNO_SERVER__PORT``.
+Each entry point calls `load()` once and passes the object on; no other module reads the
+environment.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from inferno.errors import ConfigurationError
 
@@ -18,7 +28,10 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Group(BaseModel):
-    """One group of settings. Unknown names are ignored, so that one environment can serve many versions."""
+    """One group of settings.
+
+    Unknown names are ignored, so that one environment can serve many versions.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
@@ -26,57 +39,81 @@ class Group(BaseModel):
 class ServerSettings(Group):
     """The web tier."""
 
-    host: str = Field("127.0.0.1", description="Address that the web tier listens on.")
-    port: Port = Field(8000, description="Port that the web tier listens on.")
-    processes: int = Field(2, ge=1, description="Number of web processes (gunicorn workers).")
-    connections: int = Field(2000, ge=1, description="Open connections that one web process accepts.")
+    host: str = Field(default="127.0.0.1", description="Address that the web tier listens on.")
+    port: Port = Field(default=8000, description="Port that the web tier listens on.")
+    processes: int = Field(
+        default=2, ge=1, description="Number of web processes (gunicorn workers)."
+    )
+    connections: int = Field(
+        default=2000, ge=1, description="Open connections that one web process accepts."
+    )
     sync_wait_ms: int = Field(
-        30_000,
+        default=30_000,
         ge=1,
-        description="How long a synchronous call waits before it answers 202 with the task's id, in ms.",
+        description="How long a synchronous call waits before it answers 202, in ms.",
     )
 
 
 class RedisSettings(Group):
     """The broker, the records and the results."""
 
-    url: str | None = Field(None, description="Redis to use. Unset: an embedded server is started.")
+    url: str | None = Field(
+        default=None, description="Redis to use. Unset: an embedded server is started."
+    )
     port: int = Field(
-        0, ge=0, le=65535, description="Port of the embedded server. 0: a free one is chosen."
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port of the embedded server. 0: a free one is chosen.",
     )
     fsync: Literal["always", "everysec", "no"] = Field(
-        "everysec", description="When the embedded server flushes its append-only file (`appendfsync`)."
+        default="everysec",
+        description="When the embedded server flushes its append-only file (`appendfsync`).",
     )
-    prefix: str = Field("inferno:", description="Prefix of the platform's own keys.")
-    connect_timeout_s: float = Field(2.0, gt=0, description="Limit for connecting to Redis, in seconds.")
+    prefix: str = Field(default="inferno:", description="Prefix of the platform's own keys.")
+    connect_timeout_s: float = Field(
+        default=2.0, gt=0, description="Limit for connecting to Redis, in seconds."
+    )
 
 
 class DataSettings(Group):
     """Where everything written while running goes."""
 
-    dir: Path = Field(Path("data"), description="Directory for Redis' files and for logs.")
+    dir: Path = Field(default=Path("data"), description="Directory for Redis' files and for logs.")
 
 
 class RepositorySettings(Group):
     """The model repository."""
 
-    root: Path = Field(Path("models"), description="Directory of `<name>/<version>/model.yaml` packages.")
-    active: dict[str, int] = Field(
+    root: Path = Field(
+        default=Path("models"), description="Directory of `<name>/<version>/model.yaml` packages."
+    )
+    active: Annotated[dict[str, int], NoDecode] = Field(
         default_factory=dict,
         description='Active version by model, as JSON: `{"embed": 1}`. Default: the highest.',
     )
     preload: Literal["all", "active", "none"] = Field(
-        "all",
-        description="Versions that a worker loads and warms up before it takes tasks; others load on first use.",
+        default="all",
+        description="Versions that a worker loads before it takes tasks; others load on first use.",
     )
+
+    @field_validator("active", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError('expected JSON such as {"embed": 1}') from None
 
 
 class BatchingSettings(Group):
     """Defaults for models whose package does not say."""
 
-    max_batch_size: int = Field(32, ge=1, description="Rows of one forward pass, at most.")
+    max_batch_size: int = Field(default=32, ge=1, description="Rows of one forward pass, at most.")
     max_batch_delay_ms: float = Field(
-        20.0,
+        default=20.0,
         ge=0,
         description="How long the oldest waiting task may be held back for others to join, in ms.",
         validation_alias=AliasChoices(
@@ -84,7 +121,8 @@ class BatchingSettings(Group):
         ),
     )
     adaptive: bool = Field(
-        True, description="End the window early when no other task is expected before it is over."
+        default=True,
+        description="End the window early when no other task is expected before it is over.",
     )
 
 
@@ -92,75 +130,111 @@ class InferenceSettings(Group):
     """How engines run."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Device of the engines. `auto`: CUDA if there is one, else CPU."
+        default="auto", description="Device of the engines. `auto`: CUDA if there is one, else CPU."
     )
-    threads: int = Field(0, ge=0, description="Threads of one engine. 0: one per core.")
+    threads: int = Field(default=0, ge=0, description="Threads of one engine. 0: one per core.")
 
 
 class TaskSettings(Group):
     """Lifetimes of tasks."""
 
     timeout_ms: int | None = Field(
-        None, ge=1, description="Deadline of tasks that set none: the forward pass must start within it."
-    )
-    result_ttl_s: int = Field(3600, ge=1, description="How long a result can be fetched, in seconds.")
-    record_ttl_s: int = Field(
-        86_400,
+        default=None,
         ge=1,
-        description="How long a task is remembered after its last change, in seconds; not below result_ttl_s.",
+        description="Deadline of tasks that set none: the forward pass must start within it.",
     )
+    result_ttl_s: int = Field(
+        default=3600, ge=1, description="How long a result can be fetched, in seconds."
+    )
+    record_ttl_s: int = Field(
+        default=86_400,
+        ge=1,
+        validate_default=True,
+        description=(
+            "How long a task is remembered after its last change, in seconds; "
+            "not below result_ttl_s."
+        ),
+    )
+
+    @field_validator("record_ttl_s")
+    @classmethod
+    def _outlive_the_result(cls, value: int, info: ValidationInfo) -> int:
+        # A task whose record is gone is unknown, even while its result is still there.
+        result_ttl_s = info.data.get("result_ttl_s", 0)
+        if value < result_ttl_s:
+            raise ValueError(
+                f"expected at least {variable('tasks', 'result_ttl_s')}={result_ttl_s}"
+            )
+        return value
 
 
 class WorkerSettings(Group):
     """The worker processes."""
 
     model_name: str | None = Field(
-        None, description="The model served by the Procfile's `worker` line."
+        default=None, description="The model served by the Procfile's `worker` line."
     )
-    heartbeat_interval_s: float = Field(2.0, gt=0, description="Time between two heartbeats, in s.")
+    heartbeat_interval_s: float = Field(
+        default=2.0, gt=0, description="Time between two heartbeats, in s."
+    )
     heartbeat_ttl_s: float = Field(
-        6.0, gt=0, description="A worker whose last heartbeat is older than this counts as gone, in s."
+        default=6.0,
+        gt=0,
+        description="A worker whose last heartbeat is older than this counts as gone, in s.",
     )
     grace_s: float = Field(
-        30.0, gt=0, description="How long a stopping process may finish its work before it is killed, in s."
+        default=30.0,
+        gt=0,
+        description="How long a stopping process may finish its work before it is killed, in s.",
     )
 
 
 class FlowerSettings(Group):
     """Flower, Celery's worker console."""
 
-    host: str = Field("127.0.0.1", description="Address that Flower listens on.")
-    port: Port = Field(5555, description="Port that Flower listens on.")
+    host: str = Field(default="127.0.0.1", description="Address that Flower listens on.")
+    port: Port = Field(default=5555, description="Port that Flower listens on.")
     url: str | None = Field(
-        None, description="Where people reach Flower, for the link on the front page. Default: host and port."
+        default=None,
+        description="Where people reach Flower, for links to it. Default: host and port.",
     )
 
 
 class LimitSettings(Group):
     """What is refused before it is queued."""
 
-    max_body_bytes: int = Field(12_000_000, ge=1, description="Size of a request body.")
-    max_text_bytes: int = Field(1_000_000, ge=1, description="Size of one text input, as UTF-8.")
-    max_image_bytes: int = Field(8_000_000, ge=1, description="Size of one binary input, decoded.")
-    max_rows: int = Field(1024, ge=1, description="Rows of one task.")
+    max_body_bytes: int = Field(default=12_000_000, ge=1, description="Size of a request body.")
+    max_text_bytes: int = Field(
+        default=1_000_000, ge=1, description="Size of one text input, as UTF-8."
+    )
+    max_image_bytes: int = Field(
+        default=8_000_000, ge=1, description="Size of one binary input, decoded."
+    )
+    max_rows: int = Field(default=1024, ge=1, description="Rows of one task.")
 
 
 class WebsocketSettings(Group):
     """WebSocket connections."""
 
-    ping_interval_s: float = Field(25.0, gt=0, description="Time between two pings of the server, in s.")
+    ping_interval_s: float = Field(
+        default=25.0, gt=0, description="Time between two pings of the server, in s."
+    )
     max_queued_messages: int = Field(
-        1000, ge=1, description="Messages waiting for a slow reader before its socket is closed."
+        default=1000,
+        ge=1,
+        description="Messages waiting for a slow reader before its socket is closed.",
     )
     max_subscriptions: int = Field(
-        10_000, ge=1, description="Tasks that one socket may wait for at the same time."
+        default=10_000, ge=1, description="Tasks that one socket may wait for at the same time."
     )
 
 
 class LogSettings(Group):
     """Logging of web and worker processes."""
 
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level logged.")
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="Least level logged."
+    )
 
 
 class Settings(BaseSettings):
@@ -204,6 +278,9 @@ def load() -> Settings:
         return Settings()
     except ValidationError as exc:
         raise ConfigurationError("; ".join(_explain(error) for error in exc.errors())) from None
+    except SettingsError as exc:
+        # A variable such as INFERNO_SERVER sets a whole group, as JSON.
+        raise ConfigurationError(f"a group of settings is no JSON: {exc}") from None
 
 
 def variable(group: str, field: str) -> str:
@@ -214,4 +291,5 @@ def variable(group: str, field: str) -> str:
 def _explain(error: object) -> str:
     assert isinstance(error, dict)
     name = "INFERNO_" + "__".join(str(part).upper() for part in error["loc"])
-    return f"{name}={error['input']!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name}={error['input']!r}: {message[:1].lower()}{message[1:]}"

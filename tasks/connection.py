@@ -16,20 +16,26 @@ from inferno.settings import Settings
 #: What a Redis that cannot be used raises, directly or through kombu.
 UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError, OperationalError)
 
+#: Connections of one client at the same time.
+MAX_CONNECTIONS = 64
+
 
 def connect(settings: Settings) -> redis.Redis:
     """Return a client of the platform's Redis, with a pool of its own.
 
     It does not retry by itself: a repeated write could be done twice, and a dead Redis shall be noticed at once.
     """
-    return redis.Redis.from_url(
+    # One that blocks: with hundreds of callers at once, the others wait for a connection instead of failing.
+    pool = redis.BlockingConnectionPool.from_url(
         settings.redis_url,
+        max_connections=MAX_CONNECTIONS,
         socket_connect_timeout=settings.redis.connect_timeout_s,
         socket_keepalive=True,
         health_check_interval=10,
         retry=Retry(NoBackoff(), 0),
         protocol=2,
     )
+    return redis.Redis.from_pool(pool)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_ms: float | None = None
     #: How numeric outputs are written: `json` or `base64`; default as the model's package says.
     codec: str | None = None
-    #: `text` or `image`: which input a plain value is meant for.
+    #: `text`, `image` or `audio`: which input a plain value is meant for.
     input_type: str | None = None
 
     def arrays(self, signature: Signature, limits: Limits) -> Tensors:
@@ -126,7 +126,13 @@ def parse_predict(body: bytes, model: str) -> InferRequest:
     given = _decode(body, _PredictBody)
     return _checked(
         InferRequest(
-            given.inputs, model, given.version, given.outputs, given.priority, given.timeout_ms, given.codec
+            given.inputs,
+            model,
+            given.version,
+            given.outputs,
+            given.priority,
+            given.timeout_ms,
+            given.codec,
         )
     )
 
@@ -181,12 +187,18 @@ def _one_of(body: _Body, *names: str) -> Any:
 def _checked(request: InferRequest) -> InferRequest:
     if not MIN_PRIORITY <= request.priority <= MAX_PRIORITY:
         raise InvalidRequest(
-            f"expected a priority from {MIN_PRIORITY} to {MAX_PRIORITY}, got {request.priority}", "priority"
+            f"expected a priority from {MIN_PRIORITY} to {MAX_PRIORITY}, got {request.priority}",
+            "priority",
         )
     if request.timeout_ms is not None and not 0 < request.timeout_ms <= 86_400_000:
         raise InvalidRequest(
-            f"expected a positive number of milliseconds, at most one day, got {request.timeout_ms:g}", "timeout_ms"
+            f"expected milliseconds, over 0 and at most one day, got {request.timeout_ms:g}",
+            "timeout_ms",
         )
     if request.codec not in (None, "json", "base64"):
         raise InvalidRequest(f"expected json or base64, got {request.codec!r}", "codec")
+    if request.input_type not in (None, "text", "image", "audio"):
+        raise InvalidRequest(
+            f"expected text, image or audio, got {request.input_type!r}", "input_type"
+        )
     return request

@@ -5,8 +5,10 @@ The web tier validates against it before anything is queued; the worker decodes 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -19,8 +21,14 @@ from inferno.protocol.tensors import Array, Tensors
 #: The symbolic name of the leading dimension that batches grow along.
 BATCH = "batch"
 
-#: First bytes of the image formats that are let through to a model's decoder.
-IMAGE_MAGIC = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "GIF": b"GIF8", "WebP": b"RIFF"}
+#: First bytes of the image formats that are let through to a model's decoder. WebP's begin with
+#: RIFF and a length, as those of WAV and AVI do.
+IMAGE_MAGIC = {
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "GIF": re.compile(rb"GIF8"),
+    "WebP": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+}
 
 
 @dataclass(frozen=True)
@@ -43,13 +51,13 @@ class TensorSpec(BaseModel):
     name: str = Field(min_length=1, description="The tensor's name on the wire.")
     dtype: str = Field(description="One of " + ", ".join(tensors.DTYPES) + ".")
     shape: tuple[int | str, ...] = Field(
-        description="Fixed sizes as integers, free ones by name; `batch` is the leading row dimension."
+        description="Fixed sizes as integers, free ones by name; `batch` is the leading rows."
     )
-    optional: bool = Field(False, description="May be left out.")
+    optional: bool = Field(default=False, description="May be left out.")
     content: Literal["text", "image"] | None = Field(
-        None, description="What it holds; an `image` is checked to be one."
+        default=None, description="What it holds; an `image` is checked to be one."
     )
-    description: str | None = Field(None, description="For people.")
+    description: str | None = Field(default=None, description="For people.")
 
     @field_validator("dtype")
     @classmethod
@@ -74,13 +82,12 @@ class TensorSpec(BaseModel):
         return bool(self.shape) and self.shape[0] == BATCH
 
     def parse(self, value: Any, limits: Limits) -> Array:
-        """Turn a plain value or an explicit tensor of the wire into an array of this dtype and shape.
+        """Turn a plain value or an explicit tensor of the wire into an array of this spec.
 
         A plain value may leave out the batch dimension: one text, one image, one vector is one row.
 
         Raises:
-          InvalidInput: names the field and the expectation.
-          PayloadTooLarge: never; sizes are `InvalidInput` too, because they belong to one field.
+          InvalidInput: names the field and the expectation, also where a size is over its limit.
         """
         field = f"inputs.{self.name}"
         if isinstance(value, Mapping):
@@ -116,13 +123,12 @@ class TensorSpec(BaseModel):
 def _check_text(text: str, limit: int, field: str) -> None:
     if not text:
         raise InvalidInput("expected text, got an empty string", field)
-    # A character is at most 4 bytes, so most texts need no encoding to be known as small enough.
-    if len(text) * 4 > limit and len(text.encode("utf-8", "surrogatepass")) > limit:
-        raise InvalidInput(f"expected text of at most {limit} bytes, got {len(text)} characters", field)
     try:
-        text.encode()
+        size = len(text.encode())
     except UnicodeEncodeError:
         raise InvalidInput("expected valid Unicode, got an unpaired surrogate", field) from None
+    if size > limit:
+        raise InvalidInput(f"expected text of at most {limit} bytes, got {size}", field)
 
 
 def _check_bytes(raw: bytes, limit: int, image: bool, field: str) -> None:
@@ -130,7 +136,7 @@ def _check_bytes(raw: bytes, limit: int, image: bool, field: str) -> None:
         raise InvalidInput("expected base64 of at least one byte, got nothing", field)
     if len(raw) > limit:
         raise InvalidInput(f"expected at most {limit} bytes, got {len(raw)}", field)
-    if image and not raw.startswith(tuple(IMAGE_MAGIC.values())):
+    if image and not any(magic.match(raw) for magic in IMAGE_MAGIC.values()):
         raise InvalidInput(f"expected an image ({', '.join(IMAGE_MAGIC)}), got other bytes", field)
 
 
@@ -141,7 +147,9 @@ class Signature(BaseModel):
 
     inputs: tuple[TensorSpec, ...] = Field(min_length=1, description="The inputs.")
     outputs: tuple[TensorSpec, ...] = Field(min_length=1, description="The outputs.")
-    one_of: tuple[str, ...] = Field((), description="Optional inputs of which exactly one must be given.")
+    one_of: tuple[str, ...] = Field(
+        default=(), description="Optional inputs of which exactly one must be given."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Signature:
@@ -161,9 +169,13 @@ class Signature(BaseModel):
         """Whether several tasks can share one forward pass."""
         return self.inputs[0].batched
 
+    @cached_property
+    def _inputs(self) -> dict[str, TensorSpec]:
+        return {spec.name: spec for spec in self.inputs}
+
     def input(self, name: str) -> TensorSpec:
         """Return the declared input of that name."""
-        return next(spec for spec in self.inputs if spec.name == name)
+        return self._inputs[name]
 
     def output(self, name: str) -> TensorSpec:
         """Return the declared output of that name."""
@@ -178,38 +190,44 @@ class Signature(BaseModel):
           InvalidInput: names the field and the expectation.
         """
         self._check_names(values)
-        arrays = {name: self.input(name).parse(value, limits) for name, value in values.items()}
+        arrays: Tensors = {}
         bound: dict[str, tuple[int, str]] = {}
-        for name, array in arrays.items():
-            for dim, size in zip(self.input(name).shape, array.shape, strict=True):
+        for name, value in values.items():
+            spec = self._inputs[name]
+            array = arrays[name] = spec.parse(value, limits)
+            for dim, size in zip(spec.shape, array.shape, strict=True):
                 if isinstance(dim, str):
                     known, other = bound.setdefault(dim, (size, name))
                     if known != size:
-                        raise InvalidInput(f"{dim} is {size}, but {known} in {other}", f"inputs.{name}")
+                        raise InvalidInput(
+                            f"{dim} is {size}, but {known} in {other}", f"inputs.{name}"
+                        )
         return arrays
 
     def _check_names(self, values: Mapping[str, Any]) -> None:
-        declared = {spec.name for spec in self.inputs}
-        expected = ", ".join(sorted(declared))
+        declared = self._inputs
         missing = [s.name for s in self.inputs if not s.optional and s.name not in values]
-        if missing:
-            names = ", ".join(sorted(missing))
-            raise InvalidInput(f"Missing required input(s): {names}. Expected inputs: {expected}", "inputs")
-        unexpected = values.keys() - declared
-        if unexpected:
-            names = ", ".join(sorted(map(str, unexpected)))
-            raise InvalidInput(f"Unexpected input(s): {names}. Expected inputs: {expected}", "inputs")
+        unexpected = values.keys() - declared.keys()
+        if missing or unexpected or not values:
+            expected = f"Expected inputs: {', '.join(sorted(declared))}"
+            if missing:
+                names = ", ".join(sorted(missing))
+                raise InvalidInput(f"Missing required input(s): {names}. {expected}", "inputs")
+            if unexpected:
+                names = ", ".join(sorted(map(str, unexpected)))
+                raise InvalidInput(f"Unexpected input(s): {names}. {expected}", "inputs")
+            raise InvalidInput(f"Expected at least one input. {expected}", "inputs")
         if self.one_of and len(values.keys() & set(self.one_of)) != 1:
-            raise InvalidInput(f"Expected exactly one of these inputs: {', '.join(self.one_of)}", "inputs")
-        if not values:
-            raise InvalidInput(f"Expected at least one of these inputs: {expected}", "inputs")
+            raise InvalidInput(
+                f"Expected exactly one of these inputs: {', '.join(self.one_of)}", "inputs"
+            )
 
     def assign(self, value: Any, kind: str | None = None) -> dict[str, Any]:
         """Give one plain value to the input that can hold it.
 
         Args:
           value: a text, a base64 or data-URI image, a number or (nested) list of these.
-          kind: `text` or `image` when the client said which (`input_type`).
+          kind: `text`, `image` or `audio` when the client said which (`input_type`).
         Returns:
           The value by the input's name.
         Raises:
@@ -235,7 +253,10 @@ class Signature(BaseModel):
         unknown = sorted(set(names) - set(declared))
         if unknown or not names:
             got = ", ".join(unknown) or "none"
-            raise InvalidInput(f"Invalid output selection: {got}. Declared outputs: {', '.join(declared)}", "outputs")
+            raise InvalidInput(
+                f"Invalid output selection: {got}. Declared outputs: {', '.join(declared)}",
+                "outputs",
+            )
 
 
 def _can_hold(spec: TensorSpec, value: Any, kind: str | None) -> bool:
@@ -244,7 +265,7 @@ def _can_hold(spec: TensorSpec, value: Any, kind: str | None) -> bool:
         leaf = leaf[0]
     if not isinstance(leaf, str):
         return spec.dtype in tensors.NUMERIC and isinstance(leaf, bool | int | float)
-    if kind == "image" or leaf.startswith("data:image/"):
+    if kind in ("image", "audio") or leaf.startswith("data:image/"):
         return spec.dtype == "bytes"
     if kind == "text":
         return spec.dtype == "string"

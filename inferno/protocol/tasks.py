@@ -32,14 +32,20 @@ class TaskState(StrEnum):
         return self in TERMINAL
 
 
-TERMINAL = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED})
+TERMINAL = frozenset(
+    {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
+)
 
 #: The states that may follow each state.
 TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
-    TaskState.QUEUED: frozenset({TaskState.RUNNING, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}),
+    TaskState.QUEUED: frozenset(
+        {TaskState.RUNNING, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
+    ),
     # A crash or a stopping worker hands a running task to another delivery, which runs it again.
     TaskState.RUNNING: frozenset({TaskState.RUNNING, TaskState.RETRYING} | TERMINAL),
-    TaskState.RETRYING: frozenset({TaskState.RUNNING, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}),
+    TaskState.RETRYING: frozenset(
+        {TaskState.RUNNING, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
+    ),
     **{state: frozenset() for state in TERMINAL},
 }
 

@@ -1,18 +1,22 @@
 """Tensors on the wire and in memory.
 
-In memory a tensor is a numpy array; `string` and `bytes` tensors are object arrays of `str` and `bytes`. On the
-wire it is ``{"dtype", "shape", "data" | "base64"}``: `data` holds nested or flat lists, `base64` the
-little-endian, row-major bytes of a numeric tensor. In JSON, an element of a `bytes` tensor is base64 itself.
+In memory a tensor is a numpy array; `string` and `bytes` tensors are object arrays of `str` and
+`bytes`. On the wire it is ``{"dtype", "shape", "data" | "base64"}``: `data` holds nested or flat
+lists, `base64` the little-endian, row-major bytes of a numeric tensor. In JSON, an element of a
+`bytes` tensor is base64 itself.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -33,13 +37,21 @@ NUMERIC: dict[str, np.dtype[Any]] = {
 #: Other names for the same dtypes: torch's, numpy's and the Open Inference Protocol's.
 ALIASES: dict[str, str] = {
     "BOOL": "bool",
-    **{f"{sign}INT{bits}": f"{sign.lower()}int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)},
+    "INT8": "int8", "INT16": "int16", "INT32": "int32", "INT64": "int64",
+    "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64",
     "FP16": "float16", "FP32": "float32", "FP64": "float64",
-    "half": "float16", "float": "float32", "double": "float64", "short": "int16", "int": "int32", "long": "int64",
+    "half": "float16", "float": "float32", "double": "float64",
+    "short": "int16", "int": "int32", "long": "int64",
     "str": "string", "text": "string", "BYTES": "string", "binary": "bytes",
 }  # fmt: skip
 
 DTYPES = (*NUMERIC, "string", "bytes")
+
+#: Lists may be nested this deep, and shapes this long. numpy ends at 64.
+MAX_DIMENSIONS = 32
+
+#: What an element of a tensor is in JSON, by the kind of its dtype; a float may be written as `1`.
+_ELEMENTS: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
 
 
 def dtype_name(name: str) -> str | None:
@@ -63,7 +75,8 @@ def decode(value: Mapping[str, Any], dtype: str, field: str) -> Array:
     unknown = value.keys() - {"dtype", "datatype", "shape", "data", "base64", "name", "parameters"}
     if unknown:
         raise InvalidInput(
-            f"unknown member {sorted(unknown)[0]!r}; a tensor has dtype, shape, and data or base64", field
+            f"unknown member {sorted(unknown)[0]!r}; a tensor has dtype, shape, and data or base64",
+            field,
         )
     if ("data" in value) == ("base64" in value):
         raise InvalidInput("a tensor has either data or base64, and not both", field)
@@ -78,10 +91,13 @@ def decode(value: Mapping[str, Any], dtype: str, field: str) -> Array:
     shape = _shape(value["shape"], field)
     if math.prod(shape) != array.size:
         raise InvalidInput(
-            f"shape {list(shape)} holds {math.prod(shape)} elements, but data has {array.size}", field
+            f"shape {list(shape)} holds {math.prod(shape)} elements, but data has {array.size}",
+            field,
         )
-    if array.ndim > 1 and array.shape != shape:
-        raise InvalidInput(f"shape is {list(shape)}, but data is nested as {list(array.shape)}", field)
+    if array.size and array.ndim > 1 and array.shape != shape:
+        raise InvalidInput(
+            f"shape is {list(shape)}, but data is nested as {list(array.shape)}", field
+        )
     return array.reshape(shape)
 
 
@@ -94,19 +110,18 @@ def from_values(value: Any, dtype: str, field: str) -> Array:
     if dtype in ("string", "bytes"):
         return _from_texts(value, dtype, field)
     target = NUMERIC[dtype]
+    # numpy itself would take "1", null and true for numbers, and pad texts to the longest.
+    values, _ = _typed(value, _ELEMENTS[target.kind], dtype, field)
     try:
-        array = np.asarray(value)
-    except (ValueError, OverflowError):
-        raise InvalidInput(f"expected {dtype} values in lists of equal length, got ragged lists", field) from None
-    accepted = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}[target.kind]
-    if array.size and array.dtype.kind not in accepted:
-        raise InvalidInput(f"expected {dtype} values, got {_kind(value)}", field)
-    if target.kind in "iu" and array.size:
+        with np.errstate(over="ignore"):
+            array = np.array(values, dtype=target)
+    except OverflowError:
         limits = np.iinfo(target)
-        if array.min() < limits.min or array.max() > limits.max:
-            raise InvalidInput(f"expected {dtype} values from {limits.min} to {limits.max}", field)
-    with np.errstate(over="ignore"):
-        array = array.astype(target)
+        raise InvalidInput(
+            f"expected {dtype} values from {limits.min} to {limits.max}", field
+        ) from None
+    except ValueError:
+        raise _ragged(dtype, field) from None
     return _finite(array, dtype, field)
 
 
@@ -116,7 +131,8 @@ def encode(array: Array, dtype: str, codec: str) -> dict[str, Any]:
     Args:
       array: of the dtype named.
       dtype: the name on the wire.
-      codec: `json` keeps numbers as an array (for a JSON writer that knows numpy); `base64` makes text of them.
+      codec: `json` keeps numbers as an array (for a JSON writer that knows numpy); `base64` makes
+        text of them.
     """
     head: dict[str, Any] = {"dtype": dtype, "shape": list(array.shape)}
     if dtype == "string":
@@ -124,17 +140,18 @@ def encode(array: Array, dtype: str, codec: str) -> dict[str, Any]:
     if dtype == "bytes":
         flat = [base64.b64encode(item).decode() for item in array.ravel()]
         return head | {"data": np.array(flat, dtype=object).reshape(array.shape).tolist()}
+    array = np.asarray(array, dtype=NUMERIC[dtype], order="C")
     if codec == "base64":
-        raw = np.ascontiguousarray(array, dtype=NUMERIC[dtype])
-        return head | {"base64": base64.b64encode(raw.data).decode() if raw.size else ""}
-    # orjson has no half precision.
-    return head | {"data": np.ascontiguousarray(array, dtype="f4" if dtype == "float16" else None)}
+        return head | {"base64": base64.b64encode(array.tobytes()).decode()}
+    # Writers that know arrays do not know all that have no dimension.
+    return head | {"data": array if array.ndim else array.item()}
 
 
 def _check_dtype(given: Any, expected: str, field: str) -> None:
     name = dtype_name(given) if isinstance(given, str) else None
     if name is None:
-        raise InvalidInput(f"unsupported dtype {given!r}; supported are {', '.join(DTYPES)}", field)
+        shown = repr(given) if isinstance(given, str | int | float | None) else "that is no text"
+        raise InvalidInput(f"unsupported dtype {shown}; supported are {', '.join(DTYPES)}", field)
     # BYTES is the Open Inference Protocol's one name for both.
     if name != expected and not (given == "BYTES" and expected == "bytes"):
         raise InvalidInput(f"dtype is {name}, but the model expects {expected}", field)
@@ -143,17 +160,22 @@ def _check_dtype(given: Any, expected: str, field: str) -> None:
 def _shape(value: Any, field: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**31 for n in value):
         raise InvalidInput("shape must be a list of non-negative integers", field)
+    if len(value) > MAX_DIMENSIONS:
+        raise InvalidInput(f"shape has more than {MAX_DIMENSIONS} dimensions", field)
     return tuple(value)
 
 
 def _from_base64(text: Any, dtype: str, shape: tuple[int, ...], field: str) -> Array:
     if dtype in ("string", "bytes"):
-        raise InvalidInput(f"a {dtype} tensor is given as data, a list with one item for each element", field)
+        raise InvalidInput(
+            f"a {dtype} tensor is given as data, a list with one item for each element", field
+        )
     raw = decode_base64(text, field)
     expected = math.prod(shape) * NUMERIC[dtype].itemsize
     if len(raw) != expected:
         raise InvalidInput(
-            f"shape {list(shape)} of {dtype} is {expected} bytes, but base64 holds {len(raw)}", field
+            f"shape {list(shape)} of {dtype} is {expected} bytes, but base64 holds {len(raw)}",
+            field,
         )
     if dtype == "bool" and raw.strip(b"\0\1"):
         raise InvalidInput("a byte of a bool tensor is 0 or 1", field)
@@ -167,34 +189,62 @@ def decode_base64(text: Any, field: str) -> bytes:
       InvalidInput: it is no text, or no complete base64.
     """
     if not isinstance(text, str):
-        raise InvalidInput(f"base64 must be a string, got {_kind(text)}", field)
+        raise InvalidInput("base64 must be a string", field)
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidInput("malformed base64: it is truncated or has characters outside its alphabet", field) from None
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        raise InvalidInput(
+            "malformed base64: it is truncated or has characters outside its alphabet", field
+        ) from None
 
 
 def _from_texts(value: Any, dtype: str, field: str) -> Array:
-    shape: list[int] = []
-    level = value
-    while isinstance(level, list):
-        shape.append(len(level))
-        level = level[0] if level else None
-        if len(shape) > 32:
-            raise InvalidInput("lists are nested more than 32 deep", field)
-    flat: list[Any] = value if shape else [value]
-    for size in shape[1:]:
-        if not all(isinstance(item, list) and len(item) == size for item in flat):
-            raise InvalidInput(f"expected {dtype} values in lists of equal length, got ragged lists", field)
-        flat = [element for item in flat for element in item]
-    for item in flat:
-        if not isinstance(item, str):
-            raise InvalidInput(f"expected text, got {_kind(item)}", field)
+    values, depth = _typed(value, str, dtype, field)
+    array = np.array(values, dtype=object)
+    if array.ndim != depth:
+        raise _ragged(dtype, field)
     if dtype == "bytes":
-        flat = [decode_base64(_without_data_uri(item), field) for item in flat]
-    array = np.empty(len(flat), dtype=object)
-    array[:] = flat
-    return array.reshape(shape)
+        for index, text in np.ndenumerate(array):
+            array[index] = decode_base64(_without_data_uri(text), field)
+    return array
+
+
+def _typed(value: Any, element: type, dtype: str, field: str) -> tuple[Any, int]:
+    """Check that a value is an element or a (nested) list of them; return it, and how nested."""
+    depth, level = 0, value
+    while isinstance(level, list):
+        depth += 1
+        level = level[0] if level else None
+    if depth > MAX_DIMENSIONS:
+        raise InvalidInput(f"lists are nested more than {MAX_DIMENSIONS} deep", field)
+    try:
+        return msgspec.convert(value, _nested(element, depth)), depth
+    except msgspec.ValidationError as exc:
+        raise _mistyped(str(exc), dtype, field) from None
+
+
+@functools.cache
+def _nested(element: Any, depth: int) -> Any:
+    return element if depth == 0 else list[_nested(element, depth - 1)]  # type: ignore[misc]
+
+
+def _mistyped(message: str, dtype: str, field: str) -> InvalidInput:
+    match = re.match(r"Expected `(\w+)`, got `(\w+)`(?: - at `\$(.*)`)?", message)
+    if match is None:
+        return InvalidInput(f"expected {dtype} values: {message}", field)
+    expected, got, place = match.groups()
+    if "array" in (expected, got):
+        return _ragged(dtype, field)
+    return InvalidInput(
+        f"expected {dtype} values, got {_KINDS.get(got, got)}" + (f" at {place}" if place else ""),
+        field,
+    )
+
+
+def _ragged(dtype: str, field: str) -> InvalidInput:
+    return InvalidInput(
+        f"expected {dtype} values in lists of equal length, got ragged lists", field
+    )
 
 
 def _without_data_uri(text: str) -> str:
@@ -206,13 +256,14 @@ def _without_data_uri(text: str) -> str:
 
 def _finite(array: Array, dtype: str, field: str) -> Array:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InvalidInput(f"expected finite {dtype} values, got NaN, infinity or a number out of range", field)
+        raise InvalidInput(
+            f"expected finite {dtype} values, got NaN, infinity or a number out of range", field
+        )
     return array
 
 
-def _kind(value: Any) -> str:
-    while isinstance(value, list) and value:
-        value = next((item for item in value if isinstance(item, list | str | bool | dict | None)), value[0])
-    names = {str: "text", bool: "true or false", dict: "an object", list: "an empty list", int: "an integer",
-             float: "a fraction", type(None): "null"}  # fmt: skip
-    return names.get(type(value), type(value).__name__)
+#: What msgspec calls the types of JSON, for people.
+_KINDS = {
+    "str": "text", "bool": "true or false", "object": "an object", "array": "a list",
+    "int": "an integer", "float": "a fraction", "null": "null",
+}  # fmt: skip

@@ -1,7 +1,7 @@
 """What executes a model's artifact.
 
-A new runtime is one module here with a class that fulfils `Runtime`, and one line in `RUNTIMES`. Modules are imported
-when a model needs them, so that a worker with ONNX models never loads torch.
+A new runtime is one module here with a class that fulfils `Runtime`, and one line in `RUNTIMES`.
+Modules are imported when a model needs them, so that a worker with ONNX models never loads torch.
 """
 
 from inferno.runtimes.base import RUNTIMES, ModelContext, Runtime, load_runtime

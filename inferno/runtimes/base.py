@@ -63,18 +63,22 @@ def load_runtime(package: Package, context: ModelContext) -> Runtime:
     """Load a package with the runtime that its `format` names.
 
     Raises:
-      PackageError: there is no such runtime, its library is missing, or the artifact cannot be loaded.
+      PackageError: there is no such runtime, its library is missing, or the artifact cannot be
+        loaded.
     """
     place = RUNTIMES.get(package.manifest.format)
     if place is None:
         raise PackageError(
-            f"{package.path}: format: {package.manifest.format!r}: expected one of {', '.join(RUNTIMES)}"
+            f"{package.path}: format: {package.manifest.format!r}: "
+            f"expected one of {', '.join(RUNTIMES)}"
         )
     module, _, name = place.partition(":")
     try:
         runtime = getattr(importlib.import_module(module), name)
     except ImportError as exc:
-        raise PackageError(f"{package.path}: format {package.manifest.format} needs a missing library: {exc}") from exc
+        raise PackageError(
+            f"{package.path}: format {package.manifest.format} needs a missing library: {exc}"
+        ) from exc
     return cast(Runtime, runtime(package, context))
 
 
@@ -86,7 +90,10 @@ def artifact(package: Package, default: str) -> Path:
     """
     path = package.path / (package.manifest.artifact or default)
     if not path.is_file():
-        raise PackageError(f"{path} is missing; `inferno models prepare {package.name}` makes shipped models' artifacts")
+        raise PackageError(
+            f"{path} is missing; "
+            f"`inferno models prepare {package.name}` makes shipped models' artifacts"
+        )
     return path
 
 
@@ -105,11 +112,15 @@ def build(package: Package, entrypoint: str, context: ModelContext) -> Any:
 
 
 def _function(file: Path, name: str) -> Callable[[ModelContext], Any]:
-    # Two packages may each have a `model.py`, so that the module's name is made from the whole path.
-    unique = f"inferno_package_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    # Two packages may each have a `model.py`, so the module's name is made from the whole path.
+    unique = f"inferno_package_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
     module = sys.modules.get(unique)
     if module is None:
-        spec = importlib.util.spec_from_file_location(unique, file)
+        # With a search path it is a package, so that `from .sibling import x` finds the file beside
+        # it; two packages may each have a `sibling.py`, too.
+        spec = importlib.util.spec_from_file_location(
+            unique, file, submodule_search_locations=[str(file.parent)]
+        )
         if spec is None or spec.loader is None:
             raise ImportError(f"{file} is no Python module")
         module = importlib.util.module_from_spec(spec)

@@ -13,7 +13,8 @@ from inferno.runtimes.base import ModelContext, build
 class PythonRuntime:
     """A callable of the package's own: ``model(inputs: dict of arrays) -> dict of arrays``.
 
-    A `torch.nn.Module` is called with its inputs as keyword arguments, as tensors, without gradients.
+    A `torch.nn.Module` is called with its inputs as keyword arguments, as tensors, without
+    gradients.
     """
 
     def __init__(self, package: Package, context: ModelContext) -> None:
@@ -24,18 +25,24 @@ class PythonRuntime:
         """
         entrypoint = package.manifest.entrypoint
         if entrypoint is None:
-            raise PackageError(f"{package.path}: entrypoint: missing; format python needs `module:function`")
+            raise PackageError(
+                f"{package.path}: entrypoint: missing; format python needs `module:function`"
+            )
         model = build(package, entrypoint, context)
         if not callable(model):
-            raise PackageError(f"{package.path}: {entrypoint} returned {type(model).__name__}, which cannot be called")
+            raise PackageError(
+                f"{package.path}: {entrypoint} returned {type(model).__name__}, no callable"
+            )
         self.processor: object | None = model
         self._model = model
         # Only a package that imported torch itself can have built a module of it.
         torch = sys.modules.get("torch")
-        self._is_module = torch is not None and isinstance(model, torch.nn.Module)
+        self._is_module = False
         self._device = context.device
         self._outputs = [spec.name for spec in package.signature.outputs]
-        if self._is_module:
+        if torch is not None and isinstance(model, torch.nn.Module):
+            self._is_module = True
+            torch.set_num_threads(context.threads)
             model.to(context.device).eval()
 
     def run(self, inputs: Tensors) -> Tensors:
@@ -43,10 +50,10 @@ class PythonRuntime:
         if not self._is_module:
             outputs: Tensors = self._model(inputs)
             return outputs
-        import torch
+        from inferno.runtimes.torchscript import inference, named_outputs, to_torch
 
-        from inferno.runtimes.torchscript import named_outputs, to_torch
-
-        with torch.inference_mode():
-            result = self._model(**{name: to_torch(array, self._device) for name, array in inputs.items()})
+        with inference():
+            result = self._model(
+                **{name: to_torch(array, self._device) for name, array in inputs.items()}
+            )
         return named_outputs(result, self._outputs)

@@ -1,0 +1,497 @@
+"""The batch former on a virtual clock, and the isolation of bad members."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferno.batching import (
+    ArrivalGap,
+    BatchFormer,
+    Flush,
+    FlushReason,
+    Undecided,
+    Waiting,
+    bucket,
+    is_transient,
+    isolate,
+)
+from tests.unit.core.simulation import (
+    SPACING_S,
+    Lane,
+    Left,
+    crowd,
+    mean_held,
+    mean_size,
+    poisson,
+)
+
+WINDOW_S = 0.010
+MAX_ROWS = 32
+
+
+def former(max_rows: int = MAX_ROWS, *, adaptive: bool = False) -> BatchFormer[str]:
+    return BatchFormer(max_rows, WINDOW_S, adaptive)
+
+
+def waiting(
+    task: str,
+    arrived: float = 0.0,
+    *,
+    rows: int = 1,
+    kind: str = "a",
+    deadline: float | None = None,
+) -> Waiting[str]:
+    return Waiting(task, kind, rows, arrived, deadline)
+
+
+def tasks(flush: Flush[str] | None) -> list[str]:
+    assert flush is not None
+    return [w.task for w in flush.members]
+
+
+# When a batch leaves
+
+
+def test_a_full_batch_leaves_at_once() -> None:
+    batches = former(max_rows=3)
+    for task in "ab":
+        batches.add(waiting(task))
+    assert batches.flush(0.0) is None
+    batches.add(waiting("c"))
+    flush = batches.flush(0.0)
+    assert tasks(flush) == ["a", "b", "c"]
+    assert flush is not None
+    assert flush.reason is FlushReason.FULL
+    assert len(batches) == 0
+
+
+def test_a_batch_leaves_when_the_window_of_its_oldest_task_is_over() -> None:
+    batches = former()
+    batches.add(waiting("a", 1.0))
+    batches.add(waiting("b", 1.008))
+    assert batches.next_due() == pytest.approx(1.0 + WINDOW_S)
+    assert batches.flush(1.0099) is None
+    flush = batches.flush(1.0 + WINDOW_S)
+    assert tasks(flush) == ["a", "b"]
+    assert flush is not None
+    assert flush.reason is FlushReason.WINDOW
+
+
+def test_a_batch_leaves_in_time_for_the_earliest_deadline() -> None:
+    batches = former()
+    batches.add(waiting("patient", 1.0))
+    batches.add(waiting("hurried", 1.001, deadline=1.009))
+    due = 1.009 - BatchFormer.DEADLINE_MARGIN
+    assert batches.next_due() == pytest.approx(due)
+    assert batches.next_deadline() == 1.009
+    flush = batches.flush(due)
+    assert tasks(flush) == ["patient", "hurried"]
+    assert flush is not None
+    assert flush.reason is FlushReason.DEADLINE
+
+
+def test_a_late_deadline_changes_nothing() -> None:
+    batches = former()
+    batches.add(waiting("a", 1.0, deadline=9.0))
+    assert batches.next_due() == pytest.approx(1.0 + WINDOW_S)
+
+
+def test_nothing_leaves_where_nothing_waits() -> None:
+    batches = former()
+    assert batches.flush(99.0) is None
+    assert batches.next_due() is None
+    assert batches.next_deadline() is None
+
+
+def test_without_evidence_that_others_come_a_task_leaves_at_once() -> None:
+    batches = former(adaptive=True)
+    batches.add(waiting("a", 1.0))
+    flush = batches.flush(1.0)
+    assert flush is not None
+    assert flush.reason is FlushReason.IDLE
+
+
+def test_a_window_of_zero_holds_nobody_back() -> None:
+    for adaptive in (True, False):
+        batches: BatchFormer[str] = BatchFormer(MAX_ROWS, 0.0, adaptive)
+        batches.add(waiting("a", 1.0))
+        assert tasks(batches.flush(1.0)) == ["a"]
+
+
+# Who leaves together
+
+
+def test_rows_are_counted_and_capped() -> None:
+    # Given tasks of 20 rows each and batches of 32
+    batches = former()
+    for task in "abc":
+        batches.add(waiting(task, rows=20))
+    # Then two do not fit into one
+    assert [tasks(batches.flush(0.0)) for _ in "ab"] == [["a"], ["b"]]
+    assert batches.flush(0.0) is None
+    assert len(batches) == 1
+
+
+def test_small_tasks_fill_up_a_batch_in_order() -> None:
+    batches = former()
+    for task, rows in (("a", 16), ("b", 15), ("c", 2), ("d", 1)):
+        batches.add(waiting(task, rows=rows))
+    assert tasks(batches.flush(0.0)) == ["a", "b"]
+    assert tasks(batches.flush(WINDOW_S)) == ["c", "d"]
+
+
+def test_a_task_over_the_limit_leaves_alone() -> None:
+    batches = former()
+    batches.add(waiting("huge", rows=100))
+    batches.add(waiting("small"))
+    assert tasks(batches.flush(0.0)) == ["huge"]
+    assert tasks(batches.flush(WINDOW_S)) == ["small"]
+
+
+def test_of_several_ready_buckets_the_one_with_the_oldest_task_leaves_first() -> None:
+    batches = former(max_rows=2)
+    batches.add(waiting("a", 0.001, kind="a"))
+    batches.add(waiting("b1", 0.002, kind="b"))
+    batches.add(waiting("b2", 0.003, kind="b"))
+    # Given a full bucket, and later one whose window is over, too
+    assert tasks(batches.flush(0.003)) == ["b1", "b2"]
+    batches.add(waiting("b3", 0.004, kind="b"))
+    batches.add(waiting("b4", 0.004, kind="b"))
+    assert tasks(batches.flush(0.011)) == ["a"]
+    assert tasks(batches.flush(0.011)) == ["b3", "b4"]
+
+
+arrivals = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(1, 40), st.floats(0, 0.02)), max_size=60
+)
+
+
+@given(arrivals=arrivals, adaptive=st.booleans(), max_rows=st.integers(1, 32))
+def test_every_task_leaves_once_in_order_of_its_bucket_and_within_the_limits(
+    arrivals: list[tuple[str, int, float]], adaptive: bool, max_rows: int
+) -> None:
+    # Given tasks of three buckets, some of more rows than a batch takes
+    batches: BatchFormer[int] = BatchFormer(max_rows, WINDOW_S, adaptive)
+    now, left = 0.0, []
+    for number, (kind, rows, gap) in enumerate(arrivals):
+        now += gap
+        batches.add(Waiting(number, kind, rows, now))
+        while (flush := batches.flush(now)) is not None:
+            left.append(flush)
+    # When everything that waits becomes due
+    while (due := batches.next_due()) is not None:
+        flush = batches.flush(max(due, now))
+        assert flush is not None
+        left.append(flush)
+    # Then each left once, with its like, in order, and no batch is too large for its own fault
+    assert sorted(w.task for f in left for w in f.members) == list(range(len(arrivals)))
+    assert len(batches) == 0
+    for flush in left:
+        assert len({w.bucket for w in flush.members}) == 1
+        assert len(flush.members) == 1 or sum(w.rows for w in flush.members) <= max_rows
+    for kind in "abc":
+        order = [w.task for f in left for w in f.members if w.bucket == kind]
+        assert order == sorted(order)
+
+
+def test_dropped_tasks_make_room() -> None:
+    batches = former(max_rows=3)
+    for task in "abc":
+        batches.add(waiting(task))
+    batches.add(waiting("x", kind="b"))
+    dropped = batches.drop(lambda w: w.task in "ax")
+    assert sorted(w.task for w in dropped) == ["a", "x"]
+    assert len(batches) == 2
+    # Two rows are no longer a full batch
+    assert batches.flush(0.0) is None
+    assert tasks(batches.flush(WINDOW_S)) == ["b", "c"]
+
+
+def test_dropping_nobody_changes_nothing() -> None:
+    batches = former(max_rows=2)
+    batches.add(waiting("a"))
+    assert batches.drop(lambda _: False) == []
+    batches.add(waiting("b"))
+    assert tasks(batches.flush(0.0)) == ["a", "b"]
+
+
+def test_clearing_forgets_everybody() -> None:
+    batches = former()
+    batches.add(waiting("a"))
+    batches.clear()
+    assert len(batches) == 0
+    assert batches.next_due() is None
+
+
+# Buckets
+
+
+def test_tasks_of_equal_shapes_and_version_share_a_bucket() -> None:
+    a = {"x": np.zeros((1, 3)), "m": np.zeros((1, 5))}
+    b = {"m": np.zeros((4, 5)), "x": np.zeros((4, 3))}
+    assert bucket(1, a, ()) == bucket(1, b, ())
+    assert bucket(1, a, ()) != bucket(2, a, ())
+
+
+def test_other_shapes_and_other_inputs_are_other_buckets() -> None:
+    base = {"x": np.zeros((1, 3))}
+    for other in ({"x": np.zeros((1, 4))}, {"x": np.zeros((1, 3)), "m": np.zeros(1)}, {}):
+        assert bucket(1, base, ()) != bucket(1, other, ())
+
+
+def test_padded_inputs_may_differ_in_size() -> None:
+    short, long = ({"ids": np.zeros((1, n)), "x": np.zeros((1, 2))} for n in (3, 9))
+    assert bucket(1, short, ("ids",)) == bucket(1, long, ("ids",))
+    assert bucket(1, short, ("x",)) != bucket(1, long, ("x",))
+
+
+# The window adapts: simulations with a service time of 5 ms + 0.05 ms per row
+
+
+def closed_loop(clients: int, *, until: float = 3.0, **lane: Any) -> list[Left]:
+    simulation = Lane(BatchFormer(MAX_ROWS, WINDOW_S), **lane)
+    for at, client in crowd(clients):
+        simulation.arrive(at, client)
+    return simulation.run(until)
+
+
+def test_a_lone_client_never_pays_the_window() -> None:
+    batches = closed_loop(1)
+    assert mean_size(batches) == 1
+    assert max(held for batch in batches for held in batch.held) == 0
+
+
+def test_a_lone_client_does_not_pay_for_the_crowd_that_left() -> None:
+    # Given a crowd that fills batches, and then is gone
+    simulation = Lane(BatchFormer(MAX_ROWS, WINDOW_S))
+    for at, client in crowd(64):
+        simulation.arrive(at, client)
+    simulation.run(1.0)
+    simulation.closed_loop = False
+    simulation.run(2.0)
+    # When one client stays
+    simulation.closed_loop = True
+    simulation.arrive(3.0, 0)
+    held = [batch.held[0] for batch in simulation.run(3.5)]
+    # Then at most its first call waits, and for less than a fifth of the window
+    assert held[0] < WINDOW_S / 5
+    assert max(held[1:]) == 0
+
+
+@pytest.mark.parametrize("fetch_s", [0.0, 0.001, 0.003])
+def test_a_crowd_fills_its_batches(fetch_s: float) -> None:
+    batches = closed_loop(64, fetch_s=fetch_s)
+    assert mean_size(batches) >= 24
+    assert max(batch.size for batch in batches) == MAX_ROWS
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_crowd_that_thinks_at_random_fills_its_batches(seed: int) -> None:
+    source = random.Random(seed)
+    batches = closed_loop(64, think=lambda: source.expovariate(1 / 0.002))
+    assert mean_size(batches) >= 28
+    assert mean_held(batches) < WINDOW_S / 3
+
+
+def test_a_crowd_is_recognised_soon_after_a_lone_client() -> None:
+    simulation = Lane(BatchFormer(MAX_ROWS, WINDOW_S))
+    simulation.arrive(0.0, 0)
+    simulation.run(0.3)
+    for at, client in crowd(64, start=0.3):
+        simulation.arrive(at, client + 1)
+    sizes = [batch.size for batch in simulation.run(1.0)]
+    assert MAX_ROWS in sizes[:3]
+    assert min(sizes[3:]) >= 24
+
+
+@pytest.mark.parametrize("clients", [2, 4, 8, 16])
+def test_few_clients_do_not_wait_for_the_whole_window(clients: int) -> None:
+    batches = closed_loop(clients)
+    assert mean_held(batches) < WINDOW_S / 2
+    late = [batch for batch in batches if batch.reason is FlushReason.WINDOW]
+    assert len(late) <= 1
+
+
+def test_eight_clients_share_their_passes() -> None:
+    assert mean_size(closed_loop(8)) >= 3.9
+
+
+@pytest.mark.parametrize("rate", [5, 20, 50, 100])
+def test_a_low_rate_of_strangers_does_not_pay_the_window(rate: int) -> None:
+    simulation = Lane(BatchFormer(MAX_ROWS, WINDOW_S), closed_loop=False)
+    for at, client in poisson(rate, until=20.0, seed=rate):
+        simulation.arrive(at, client)
+    batches = simulation.run(21.0)
+    assert mean_held(batches) < WINDOW_S / 100
+
+
+def test_a_high_rate_of_strangers_fills_batches() -> None:
+    simulation = Lane(BatchFormer(MAX_ROWS, WINDOW_S), closed_loop=False)
+    for at, client in poisson(3000, until=3.0, seed=1):
+        simulation.arrive(at, client)
+    assert mean_size(simulation.run(4.0)) >= 24
+
+
+def test_nobody_is_held_back_for_longer_than_the_window() -> None:
+    for clients in (1, 3, 8, 40, 64, 200):
+        batches = closed_loop(clients, until=1.0)
+        assert max(h for batch in batches for h in batch.held) <= WINDOW_S + 1e-9
+
+
+def test_without_adaptation_a_lone_client_pays_the_window() -> None:
+    simulation = Lane(BatchFormer(MAX_ROWS, WINDOW_S, adaptive=False))
+    simulation.arrive(0.0, 0)
+    batches = simulation.run(0.5)
+    assert mean_held(batches) == pytest.approx(WINDOW_S)
+
+
+def test_the_end_of_a_burst_is_known_after_a_few_gaps() -> None:
+    gap = ArrivalGap(WINDOW_S)
+    for number in range(40):
+        gap.arrived(number * SPACING_S, alone=number == 0)
+    last = 39 * SPACING_S
+    assert last < gap.expected_until() < last + WINDOW_S / 5
+
+
+# Isolation
+
+
+class Poisoned(ValueError):
+    """The fault of a member."""
+
+
+class Passing(RuntimeError):
+    """A fault that may pass."""
+
+    transient = True
+
+
+def passes(guilty: set[int]) -> Any:
+    """Return a model that fails on batches with a guilty member, and the list of its batches."""
+    seen: list[list[int]] = []
+
+    def run(part: Sequence[int]) -> list[int]:
+        seen.append(list(part))
+        if guilty & set(part):
+            raise Poisoned(f"one of {part}")
+        return [member * 10 for member in part]
+
+    return run, seen
+
+
+def test_a_good_batch_takes_one_pass() -> None:
+    run, seen = passes(set())
+    assert list(isolate([1, 2, 3], run)) == [(1, 10), (2, 20), (3, 30)]
+    assert seen == [[1, 2, 3]]
+
+
+@given(size=st.integers(1, 64), data=st.data())
+def test_a_bad_member_fails_alone(size: int, data: st.DataObject) -> None:
+    guilty = data.draw(st.integers(0, size - 1))
+    run, seen = passes({guilty})
+    outcomes = dict(isolate(range(size), run))
+    assert len(outcomes) == size
+    assert isinstance(outcomes.pop(guilty), Poisoned)
+    assert outcomes == {member: member * 10 for member in outcomes}
+    assert len(seen) <= 1 + 2 * math.ceil(math.log2(size))
+
+
+@given(size=st.integers(1, 64), data=st.data())
+def test_exactly_the_guilty_fail_within_the_budget_and_nobody_innocent_beyond_it(
+    size: int, data: st.DataObject
+) -> None:
+    guilty = data.draw(st.sets(st.integers(0, size - 1)))
+    run, seen = passes(guilty)
+    outcomes = list(isolate(range(size), run))
+    # Each member has exactly one outcome
+    assert sorted(member for member, _ in outcomes) == list(range(size))
+    budget = 2 + 4 * math.ceil(math.log2(size))
+    assert len(seen) <= budget
+    for member, outcome in outcomes:
+        if isinstance(outcome, Undecided):
+            # Only where the budget was spent, and such a member may be tried again
+            assert len(seen) == budget
+            assert is_transient(outcome)
+        elif member in guilty:
+            assert isinstance(outcome, Poisoned)
+        else:
+            assert outcome == member * 10
+    if len(guilty) <= 2:
+        assert not any(isinstance(outcome, Undecided) for _, outcome in outcomes)
+
+
+def test_a_whole_batch_of_bad_members_is_not_worth_all_its_passes() -> None:
+    run, seen = passes(set(range(32)))
+    outcomes = list(isolate(range(32), run))
+    assert len(outcomes) == 32
+    assert len(seen) == 22
+    assert any(isinstance(outcome, Undecided) for _, outcome in outcomes)
+
+
+@pytest.mark.parametrize("error", [Passing("soon"), ConnectionError("gone"), TimeoutError("slow")])
+def test_a_transient_error_is_everyones_and_splits_nothing(error: Exception) -> None:
+    seen = []
+
+    def run(part: Sequence[int]) -> list[int]:
+        seen.append(part)
+        raise error
+
+    assert list(isolate([1, 2, 3], run)) == [(1, error), (2, error), (3, error)]
+    assert len(seen) == 1
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_split_until_it_fits() -> None:
+    def run(part: Sequence[int]) -> list[int]:
+        if len(part) > 8:
+            raise MemoryError
+        return list(part)
+
+    assert sorted(isolate(range(32), run)) == [(n, n) for n in range(32)]
+
+
+def test_a_member_that_does_not_fit_alone_may_be_tried_again() -> None:
+    def run(part: Sequence[int]) -> list[int]:
+        raise MemoryError
+
+    ((_, error),) = isolate([1], run)
+    assert isinstance(error, MemoryError)
+    assert is_transient(error)
+
+
+@pytest.mark.parametrize("answers", [[], [1], [1, 2, 3]])
+def test_a_wrong_number_of_answers_is_a_failed_pass(answers: list[int]) -> None:
+    outcomes = list(isolate(["a", "b"], lambda _: answers))
+    assert [member for member, _ in outcomes] == ["a", "b"]
+    singles = [isinstance(outcome, ValueError) for _, outcome in outcomes]
+    # Alone, one answer is the right number
+    assert all(singles) or answers == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (ValueError(), False),
+        (RuntimeError(), False),
+        (MemoryError(), True),
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (Passing(), True),
+        (Undecided("?"), True),
+    ],
+)
+def test_which_errors_may_pass(error: Exception, transient: bool) -> None:
+    assert is_transient(error) is transient
+
+
+def test_an_error_can_say_that_it_will_not_pass() -> None:
+    error = ConnectionError("the licence has ended")
+    error.transient = False  # type: ignore[attr-defined]
+    assert not is_transient(error)

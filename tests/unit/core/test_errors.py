@@ -1,0 +1,89 @@
+"""The tree of errors: statuses, problem objects, and being stored and raised again."""
+
+import inspect
+import pickle
+
+import pytest
+
+from inferno import batching, errors
+from inferno.errors import InfernoError, InvalidInput, RequestError, ServingError
+
+
+def tree(base: type[InfernoError]) -> list[type[InfernoError]]:
+    return [base, *(error for child in base.__subclasses__() for error in tree(child))]
+
+
+ALL = tree(InfernoError)
+
+STATUSES = {
+    "InvalidRequest": 400,
+    "InvalidInput": 422,
+    "PayloadTooLarge": 413,
+    "ModelNotFound": 404,
+    "TaskNotFound": 404,
+    "ResultExpired": 410,
+    "ForwardFailed": 500,
+    "ModelUnavailable": 503,
+    "BrokerUnavailable": 503,
+    "DeadlineExceeded": 504,
+}
+
+
+@pytest.mark.parametrize("error", ALL, ids=lambda error: error.__name__)
+@pytest.mark.parametrize("args", [("what happened",), ("what happened", "inputs.text")])
+def test_an_error_is_rebuilt_from_its_stored_arguments(
+    error: type[InfernoError], args: tuple[str, ...]
+) -> None:
+    # Given what Celery stores of an error: its class and the list of its arguments
+    raised = error(*args)
+    stored = list(raised.args)
+    # When it is built again
+    rebuilt = error(*stored)
+    # Then it says the same
+    assert stored == list(args)
+    assert (rebuilt.detail, rebuilt.field) == (raised.detail, raised.field)
+    assert str(rebuilt) == "what happened"
+    assert rebuilt.problem() == raised.problem()
+
+
+@pytest.mark.parametrize("error", ALL, ids=lambda error: error.__name__)
+def test_an_error_survives_pickling(error: type[InfernoError]) -> None:
+    copy = pickle.loads(pickle.dumps(error("detail", "field")))
+    assert type(copy) is error
+    assert (copy.detail, copy.field) == ("detail", "field")
+
+
+def test_the_drawn_tree_is_the_real_one() -> None:
+    drawn = inspect.getdoc(errors) or ""
+    for name, status in STATUSES.items():
+        line = next(line for line in drawn.splitlines() if f" {name} " in line)
+        assert str(status) in line
+        assert getattr(errors, name).status == status
+    defined = {error.__name__ for error in ALL if error.__module__ == errors.__name__}
+    assert all(name in drawn for name in defined)
+
+
+def test_codes_are_unique_but_for_abstract_classes_and_undecided() -> None:
+    codes = [e.code for e in ALL if e not in (InfernoError, ServingError, batching.Undecided)]
+    assert len(set(codes)) == len(codes)
+
+
+def test_a_problem_object_names_the_field_only_where_there_is_one() -> None:
+    assert InvalidInput("too long", "inputs.text").problem() == {
+        "type": "about:blank",
+        "title": "Invalid input",
+        "status": 422,
+        "detail": "too long",
+        "code": "invalid_input",
+        "field": "inputs.text",
+    }
+    assert "field" not in InvalidInput("too long").problem()
+
+
+def test_what_a_client_sent_is_not_echoed_by_the_megabyte() -> None:
+    error = InvalidInput("x" * 1_000_000, "y" * 1_000_000)
+    assert len(error.detail) == RequestError.MAX_DETAIL
+    assert error.detail.endswith("...")
+    assert error.field is not None
+    assert len(error.field) <= RequestError.MAX_DETAIL
+    assert InvalidInput(*error.args).args == error.args

@@ -1,0 +1,215 @@
+"""Bodies of requests: three forms, and errors that name the field."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from inferno.errors import InvalidInput, InvalidRequest
+from inferno.protocol.requests import InferRequest, convert_submit, parse_predict, parse_submit
+from inferno.protocol.signature import Limits, Signature
+from tests.unit.core.strategies import json_values
+
+LIMITS = Limits(text_bytes=100, image_bytes=100, rows=4)
+
+
+def submit(**body: Any) -> InferRequest:
+    return parse_submit(json.dumps(body).encode())
+
+
+def refusal(body: bytes) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as raised:
+        parse_submit(body)
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (
+            {"model": "m", "inputs": {"text": "a"}},
+            InferRequest(inputs={"text": "a"}, model="m"),
+        ),
+        (
+            {"model_name": "m", "input_type": "text", "payload": "a", "priority": 9},
+            InferRequest(inputs="a", model="m", input_type="text", priority=9),
+        ),
+        ({"model_id": "m", "input": "a"}, InferRequest(inputs="a", model="m")),
+        ({"model_id": "m", "input": None}, InferRequest(inputs=None, model="m")),
+        (
+            {
+                "model": "m",
+                "version": 2,
+                "inputs": {"x": [1]},
+                "outputs": ["y"],
+                "timeout_ms": 250,
+                "codec": "base64",
+            },
+            InferRequest({"x": [1]}, "m", 2, ["y"], 0, 250.0, "base64"),
+        ),
+    ],
+)
+def test_every_form_of_a_submit_becomes_the_same_request(
+    body: dict[str, Any], expected: InferRequest
+) -> None:
+    assert submit(**body) == expected
+    assert convert_submit(body) == expected
+
+
+def test_a_predict_takes_its_model_from_the_path() -> None:
+    request = parse_predict(b'{"inputs": {"x": {"dtype": "float32"}}, "timeout_ms": 5}', "m")
+    assert request == InferRequest({"x": {"dtype": "float32"}}, "m", timeout_ms=5.0)
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "detail"),
+    [
+        ({"inputs": 1}, "model", "missing field 'model'"),
+        ({"model": "m"}, "inputs", "missing field 'inputs'"),
+        (
+            {"model": "m", "model_id": "m", "inputs": 1},
+            "model_id",
+            "model and model_id mean the same; give one of them",
+        ),
+        (
+            {"model": "m", "inputs": 1, "payload": 1},
+            "payload",
+            "inputs and payload mean the same; give one of them",
+        ),
+        ({"model": "m", "inputs": 1, "typo": 2}, "typo", "unknown field 'typo'"),
+        ({"model": 1, "inputs": 1}, "model", "Expected `str`, got `int`"),
+        ({"model": None, "inputs": 1}, "model", "Expected `str`, got `null`"),
+        ({"model": "m", "inputs": 1, "version": "2"}, "version", "got `str`"),
+        ({"model": "m", "inputs": 1, "priority": 1.5}, "priority", "got `float`"),
+        ({"model": "m", "inputs": 1, "priority": True}, "priority", "got `bool`"),
+        ({"model": "m", "inputs": 1, "priority": 10}, "priority", "from 0 to 9, got 10"),
+        ({"model": "m", "inputs": 1, "priority": -1}, "priority", "from 0 to 9, got -1"),
+        ({"model": "m", "inputs": 1, "timeout_ms": 0}, "timeout_ms", "over 0"),
+        ({"model": "m", "inputs": 1, "timeout_ms": -5}, "timeout_ms", "over 0"),
+        ({"model": "m", "inputs": 1, "timeout_ms": 1e9}, "timeout_ms", "at most one day"),
+        ({"model": "m", "inputs": 1, "timeout_ms": "5"}, "timeout_ms", "got `str`"),
+        ({"model": "m", "inputs": 1, "outputs": "y"}, "outputs", "got `str`"),
+        ({"model": "m", "inputs": 1, "outputs": ["y", 1]}, "outputs[1]", "got `int`"),
+        ({"model": "m", "inputs": 1, "codec": "xml"}, "codec", "expected json or base64"),
+        ({"model": "m", "input": 1, "input_type": "video"}, "input_type", "text, image or audio"),
+    ],
+)
+def test_an_error_names_the_field_and_the_expectation(
+    body: dict[str, Any], field: str, detail: str
+) -> None:
+    error = refusal(json.dumps(body).encode())
+    assert error.field == field
+    assert detail in error.detail
+    with pytest.raises(InvalidRequest) as raised:
+        convert_submit(body)
+    assert raised.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b"", "empty body"),
+        (b"no JSON", "no valid JSON"),
+        (b"[1]", "Expected `object`, got `array`"),
+        (b"null", "Expected `object`, got `null`"),
+        (b'{"model": "m", "inputs": NaN}', "no valid JSON"),
+        (b'{"model": "m", "inputs": Infinity}', "no valid JSON"),
+        (b'{"model": "m", "inputs": 1e999}', "out of range"),
+        (b'{"model": "m", "inputs": ' + b"9" * 5000 + b"}", "out of range"),
+        (b'{"model": "m", "inputs": "\xff"}', "no valid JSON"),
+        (b'{"\xc3": 1}', "no valid JSON"),
+        (b'{"model": "m", "inputs": "\\ud800"}', "no valid JSON"),
+        (b'{"model": "m", "inputs": 1} trailing', "no valid JSON"),
+        (b'\xef\xbb\xbf{"model": "m", "inputs": 1}', "no valid JSON"),
+        (b'{"model": "m", "inputs": ' + b"[" * 200_000, "nested too deeply"),
+        (b'{"inputs": ' + b'{"a":' * 200_000, "nested too deeply"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_refused(body: bytes, detail: str) -> None:
+    assert detail in refusal(body).detail
+
+
+def test_a_body_may_be_nested_and_is_refused_by_the_signature() -> None:
+    # Given JSON that can just be read
+    request = parse_submit(b'{"model": "m", "inputs": ' + b"[" * 500 + b"]" * 500 + b"}")
+    spec = {"name": "x", "dtype": "float32", "shape": ["batch", "n"]}
+    signature = Signature.model_validate({"inputs": [spec], "outputs": [spec | {"name": "y"}]})
+    # Then the model's signature says what is wrong with it
+    with pytest.raises(InvalidInput):
+        request.arrays(signature, LIMITS)
+
+
+def test_long_nonsense_is_not_repeated_at_length() -> None:
+    for body in ({"x" * 10**6: 1}, {"model": "m", "inputs": 1, "codec": "x" * 10**6}):
+        assert len(refusal(json.dumps(body).encode()).detail) <= 1000
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"{}", "inputs"),
+        (b'{"inputs": [1]}', "inputs"),
+        (b'{"inputs": {}, "model": "other"}', "model"),
+        (b'{"inputs": {}, "input_type": "text"}', "input_type"),
+        (b'{"inputs": {}, "timeout_ms": 0}', "timeout_ms"),
+        (b'{"inputs": {}, "outputs": {}}', "outputs"),
+    ],
+)
+def test_a_wrong_predict_names_the_field(body: bytes, field: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        parse_predict(body, "m")
+    assert raised.value.field == field
+
+
+def test_inputs_are_validated_against_the_signature() -> None:
+    spec = {"name": "text", "dtype": "string", "shape": ["batch"]}
+    signature = Signature.model_validate({"inputs": [spec], "outputs": [spec | {"name": "y"}]})
+    for inputs in ("a", ["a"], {"text": "a"}):
+        arrays = submit(model="m", inputs=inputs).arrays(signature, LIMITS)
+        assert arrays["text"].tolist() == ["a"]
+    with pytest.raises(InvalidInput, match="Invalid output selection: z"):
+        submit(model="m", inputs="a", outputs=["z"]).arrays(signature, LIMITS)
+
+
+names = st.sampled_from(
+    [
+        "model",
+        "model_id",
+        "inputs",
+        "input",
+        "version",
+        "outputs",
+        "priority",
+        "timeout_ms",
+        "codec",
+    ]
+)
+messages = st.dictionaries(names | st.text(max_size=3), json_values, max_size=5)
+bodies = messages.map(lambda body: json.dumps(body).encode())
+
+
+@given(body=st.binary() | bodies | bodies.map(lambda body: body[:-1]))
+@example(b'{"a\n`b": 1}')
+@example(b'{" - at `$": 1}')
+def test_any_body_is_a_request_or_refused(body: bytes) -> None:
+    with suppress(InvalidRequest):
+        assert isinstance(parse_submit(body), InferRequest)
+    with suppress(InvalidRequest):
+        assert isinstance(parse_predict(body, "m"), InferRequest)
+
+
+@given(message=messages)
+def test_any_message_is_a_request_or_refused(message: dict[str, Any]) -> None:
+    with suppress(InvalidRequest):
+        assert isinstance(convert_submit(message), InferRequest)
+
+
+def test_a_request_is_encoded_and_read_again_without_loss() -> None:
+    request = submit(model="m", inputs={"text": "a"}, timeout_ms=5, outputs=["y"])
+    assert msgspec.json.decode(msgspec.json.encode(request), type=InferRequest) == request

@@ -1,0 +1,131 @@
+"""Settings: names of variables, aliases, and errors that name the variable."""
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from inferno import settings
+from inferno.errors import ConfigurationError
+from inferno.settings import Settings, load, variable
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.upper().startswith("INFERNO_"):
+            monkeypatch.delenv(name)
+
+
+def test_every_field_has_a_description_and_a_default() -> None:
+    for group in Settings.model_fields:
+        section = getattr(load(), group)
+        assert type(section).__doc__
+        for field, info in type(section).model_fields.items():
+            assert info.description, f"{group}.{field}"
+            assert info.description.endswith("."), f"{group}.{field}"
+            assert not info.is_required(), f"{group}.{field}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "group", "field", "expected"),
+    [
+        ("INFERNO_SERVER__PORT", "8123", "server", "port", 8123),
+        ("INFERNO_REDIS__URL", "redis://host:1/2", "redis", "url", "redis://host:1/2"),
+        ("INFERNO_DATA__DIR", "elsewhere", "data", "dir", Path("elsewhere")),
+        ("INFERNO_REPOSITORY__ACTIVE", '{"embed": 1}', "repository", "active", {"embed": 1}),
+        ("INFERNO_REPOSITORY__ACTIVE__EMBED", "2", "repository", "active", {"embed": 2}),
+        ("INFERNO_BATCHING__MAX_BATCH_SIZE", "64", "batching", "max_batch_size", 64),
+        ("INFERNO_BATCHING__MAX_BATCH_DELAY_MS", "1.5", "batching", "max_batch_delay_ms", 1.5),
+        ("INFERNO_BATCHING__MAX_BATCH_WAIT_MS", "7", "batching", "max_batch_delay_ms", 7.0),
+        ("INFERNO_BATCHING__MAX_BATCH_LATENCY_MS", "8", "batching", "max_batch_delay_ms", 8.0),
+        ("INFERNO_BATCHING__ADAPTIVE", "false", "batching", "adaptive", False),
+        ("INFERNO_TASKS__TIMEOUT_MS", "250", "tasks", "timeout_ms", 250),
+        ("INFERNO_WORKER__MODEL_NAME", "echo", "worker", "model_name", "echo"),
+        ("INFERNO_LOG__LEVEL", "DEBUG", "log", "level", "DEBUG"),
+    ],
+)
+def test_a_variable_sets_its_field(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, group: str, field: str, expected: object
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert getattr(getattr(load(), group), field) == expected
+
+
+def test_the_name_of_a_variable_is_made_from_group_and_field() -> None:
+    assert variable("server", "port") == "INFERNO_SERVER__PORT"
+
+
+@pytest.mark.parametrize("name", ["INFERNO_NO_SUCH_GROUP__X", "INFERNO_SERVER__NO_SUCH_FIELD"])
+def test_unknown_variables_are_ignored(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "1")
+    assert load() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expectation"),
+    [
+        ("INFERNO_SERVER__PORT", "70000", "less than or equal to 65535"),
+        ("INFERNO_SERVER__PORT", "eighty", "valid integer"),
+        ("INFERNO_REDIS__FSYNC", "often", "'always', 'everysec' or 'no'"),
+        ("INFERNO_BATCHING__MAX_BATCH_SIZE", "0", "greater than or equal to 1"),
+        ("INFERNO_BATCHING__MAX_BATCH_DELAY_MS", "-1", "greater than or equal to 0"),
+        ("INFERNO_BATCHING__MAX_BATCH_WAIT_MS", "-1", "greater than or equal to 0"),
+        ("INFERNO_BATCHING__ADAPTIVE", "perhaps", "valid boolean"),
+        ("INFERNO_INFERENCE__DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
+        ("INFERNO_REPOSITORY__ACTIVE", "{embed: 1", 'expected JSON such as {"embed": 1}'),
+        ("INFERNO_TASKS__RECORD_TTL_S", "5", "expected at least INFERNO_TASKS__RESULT_TTL_S=3600"),
+    ],
+)
+def test_an_error_names_the_variable_the_value_and_the_expectation(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expectation: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as raised:
+        load()
+    assert raised.value.detail.startswith(f"{name}={value!r}: ")
+    assert expectation in raised.value.detail
+
+
+def test_a_result_that_would_outlive_its_record_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a lifetime of results over the default one of records
+    monkeypatch.setenv("INFERNO_TASKS__RESULT_TTL_S", "100000")
+    with pytest.raises(ConfigurationError, match="INFERNO_TASKS__RECORD_TTL_S=86400"):
+        load()
+
+
+def test_every_error_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFERNO_SERVER__PORT", "x")
+    monkeypatch.setenv("INFERNO_FLOWER__PORT", "y")
+    with pytest.raises(ConfigurationError, match=r"INFERNO_SERVER__PORT.*; INFERNO_FLOWER__PORT"):
+        load()
+
+
+def test_a_group_that_is_no_json_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFERNO_SERVER", "no JSON")
+    with pytest.raises(ConfigurationError, match='"server"'):
+        load()
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        load().server.port = 1  # type: ignore[misc]
+
+
+def test_urls_have_working_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().redis_url == "redis://127.0.0.1:6379/0"
+    assert load().flower_url == "http://127.0.0.1:5555"
+    monkeypatch.setenv("INFERNO_FLOWER__URL", "https://flower.example")
+    monkeypatch.setenv("INFERNO_REDIS__URL", "redis://host/3")
+    assert load().flower_url == "https://flower.example"
+    assert load().redis_url == "redis://host/3"
+
+
+def test_importing_the_module_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given settings that were made before a variable changes
+    before = load()
+    monkeypatch.setenv("INFERNO_SERVER__PORT", "8999")
+    # Then they stay as they were, and only a new load sees it
+    assert before.server.port == 8000
+    assert settings.load().server.port == 8999
