@@ -1,0 +1,130 @@
+"""The web process as it is deployed: gunicorn with gevent, and nothing that could run a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+import websocket
+
+from inferno import names
+
+NATIVE = {"model": "sentiment", "inputs": {"text": "Good."}}
+
+
+def test_web_process_imports_nothing_that_runs_models(redis_url, repository):
+    code = (
+        "import sys; from web.app import create_app; create_app();"
+        "print([m for m in ('torch', 'onnxruntime', 'celery_batches', 'inferno.engine',"
+        " 'inferno.runtimes') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(redis_url, repository),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def environment(redis_url, repository):
+    return os.environ | {
+        "INFERNO_REDIS__URL": redis_url,
+        "INFERNO_REPOSITORY__ROOT": str(repository),
+        "INFERNO_SERVER__PROCESSES": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def server(redis_url, repository, until):
+    """The address of gunicorn, and its process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "gunicorn", "--config", "web/gunicorn_conf.py"]
+    process = subprocess.Popen(
+        [*command, "web.app:create_app()"],
+        env=environment(redis_url, repository) | {"INFERNO_SERVER__PORT": str(port)},
+    )
+    try:
+        until(lambda: _lives(f"http://127.0.0.1:{port}"), 30)
+        yield f"127.0.0.1:{port}", process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _lives(url):
+    try:
+        return httpx.get(f"{url}/health/live").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture
+def address(server, worker):
+    return server[0]
+
+
+def test_two_hundred_synchronous_calls_share_one_process(address, worker, store, until):
+    answers = []
+
+    def call(client):
+        path = f"http://{address}/v1/models/sentiment:predict"
+        response = client.post(path, json={"inputs": {"text": "Good."}}, timeout=30)
+        answers.append((response.status_code, response.json()["outputs"]))
+
+    limits = httpx.Limits(max_connections=None)
+    with httpx.Client(limits=limits) as client:
+        threads = [threading.Thread(target=call, args=(client,)) for _ in range(200)]
+        for thread in threads:
+            thread.start()
+        waiting = until(lambda: all_waiting(store, 200), 30)
+        assert len([c for c in store.client_list() if c["name"] == "inferno-web"]) == 1
+        for channel in waiting:
+            worker.succeed(channel.removeprefix(names.result_key("").encode()).decode())
+        for thread in threads:
+            thread.join(30)
+    assert [status for status, _ in answers] == [200] * 200
+
+
+def all_waiting(store, count):
+    channels = store.pubsub_channels(names.result_key("*"))
+    return channels if len(channels) == count else None
+
+
+def test_large_results_arrive_whole(address, worker):
+    task_id = httpx.post(f"http://{address}/infer", json=NATIVE).json()["task_id"]
+    text = "0123456789" * 500_000
+    worker.succeed(task_id, {"text": {"dtype": "string", "shape": [1], "data": [text]}})
+    ws = websocket.create_connection(f"ws://{address}/ws", timeout=20, skip_utf8_validation=True)
+    ws.send(json.dumps({"type": "subscribe", "task_id": task_id}))
+    assert json.loads(ws.recv())["data"]["outputs"]["text"]["data"] == [text]
+    ws.close()
+
+
+def test_connection_survives_a_body_that_was_refused(address):
+    with httpx.Client(base_url=f"http://{address}") as client:
+        assert client.post("/infer", content=b"x" * 13_000_000).status_code == 413
+        assert client.get("/health/live").status_code == 200
+
+
+def test_stopping_closes_sockets_and_ends_at_once(server, address):
+    ws = websocket.create_connection(f"ws://{address}/ws", timeout=20)
+    ws.send('{"type": "ping"}')
+    assert json.loads(ws.recv()) == {"type": "pong"}
+    process = server[1]
+    process.send_signal(signal.SIGTERM)
+    opcode, frame = ws.recv_data()
+    assert opcode == websocket.ABNF.OPCODE_CLOSE
+    assert int.from_bytes(frame[:2], "big") == 1001
+    ws.shutdown()
+    assert process.wait(15) == 0

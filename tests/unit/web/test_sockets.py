@@ -1,0 +1,297 @@
+"""WebSockets on a real server, with a real client."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+
+import pytest
+import websocket
+from werkzeug.serving import make_server
+
+from inferno import names
+from inferno.errors import DeadlineExceeded, ForwardFailed
+from inferno.protocol.tasks import TaskState
+from inferno.settings import Settings
+
+NATIVE = {"model": "sentiment", "inputs": {"text": "Good."}}
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    changes = {"max_queued_messages": 5, "max_subscriptions": 10, "ping_interval_s": 2.0}
+    return settings.model_copy(update={"websocket": settings.websocket.model_copy(update=changes)})
+
+
+@pytest.fixture
+def url(app):
+    """A server of the app, which closes its sockets at the end."""
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"ws://127.0.0.1:{server.port}"
+    app.extensions["inferno"].outboxes.close()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def connect(url):
+    """Opens sockets on a path and closes them at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def opened(path):
+            ws = websocket.create_connection(url + path, timeout=20, skip_utf8_validation=True)
+            stack.callback(ws.shutdown)
+            return ws
+
+        yield opened
+
+
+@pytest.fixture
+def task_id(client):
+    return client.post("/infer", json=NATIVE).get_json()["task_id"]
+
+
+def say(ws, **message):
+    ws.send(json.dumps(message))
+
+
+def hear(ws):
+    return json.loads(ws.recv())
+
+
+def closing(ws):
+    """Return the code and the reason that the server closes with."""
+    opcode, frame = ws.recv_data()
+    assert opcode == websocket.ABNF.OPCODE_CLOSE, frame
+    return int.from_bytes(frame[:2], "big"), frame[2:].decode()
+
+
+def subscribed(worker, task_id):
+    return worker.client.pubsub_channels(names.result_key(task_id))
+
+
+@pytest.mark.parametrize("prefix", ["", "/api/v1"])
+def test_socket_of_one_task_gets_its_result_and_closes(
+    client, connect, worker, task_id, until, prefix
+):
+    ws = connect(f"{prefix}/ws/{task_id}")
+    until(lambda: subscribed(worker, task_id))
+    worker.succeed(task_id)
+    envelope = hear(ws)
+    assert envelope["type"] == "result"
+    assert envelope["data"] == client.get(f"/tasks/{task_id}").get_json()
+    assert closing(ws) == (1000, "")
+
+
+def test_who_comes_late_gets_the_result_too(connect, worker, task_id):
+    worker.succeed(task_id)
+    ws = connect(f"/ws/{task_id}")
+    assert hear(ws)["type"] == "result"
+    assert closing(ws) == (1000, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (ForwardFailed("it broke"), TaskState.FAILED),
+        (DeadlineExceeded("late"), TaskState.EXPIRED),
+    ],
+)
+def test_failed_task_is_an_error(connect, worker, task_id, error, state):
+    worker.fail(task_id, error, state)
+    envelope = hear(connect(f"/ws/{task_id}"))
+    assert envelope["type"] == "error"
+    assert envelope["data"]["status"] == state
+    assert envelope["data"]["error"]["code"] == error.code
+
+
+def test_unknown_task_is_an_error(connect):
+    ws = connect("/ws/nobody")
+    envelope = hear(ws)
+    assert (envelope["type"], envelope["data"]["code"]) == ("error", "task_not_found")
+    assert closing(ws) == (1000, "")
+
+
+def test_wait_that_is_over_says_so(connect, task_id):
+    ws = connect(f"/ws/{task_id}?wait=0.05")
+    envelope = hear(ws)
+    assert (envelope["type"], envelope["data"]["status"]) == ("timeout", "queued")
+    assert closing(ws) == (1000, "")
+
+
+def test_client_that_leaves_is_waited_for_no_longer(connect, worker, task_id, until):
+    ws = connect(f"/ws/{task_id}")
+    until(lambda: subscribed(worker, task_id))
+    ws.close()
+    until(lambda: not subscribed(worker, task_id))
+
+
+@pytest.mark.usefixtures("answering")
+def test_conversation_submits_and_hears_the_result_after_the_acceptance(connect):
+    ws = connect("/ws")
+    for reference in ("first", 2, {"any": "thing"}):
+        say(ws, type="submit", id=reference, **NATIVE)
+        accepted = hear(ws)
+        assert (accepted["type"], accepted["id"]) == ("accepted", reference)
+        result = hear(ws)
+        assert (result["type"], result["task_id"]) == ("result", accepted["data"]["task_id"])
+        assert result["data"]["outputs"] == {"text": result["task_id"]}
+
+
+def test_conversation_takes_every_form_of_a_submit(connect):
+    ws = connect("/ws")
+    say(ws, type="submit", model_name="sentiment", input_type="text", payload="Good.")
+    assert hear(ws)["data"]["job_id"]
+    say(ws, type="submit", model_id="sentiment", input="Good.")
+    assert hear(ws)["data"]["request_id"]
+
+
+def test_each_result_arrives_once_however_often_it_is_subscribed(connect, worker, until):
+    ws = connect("/ws")
+    say(ws, type="submit", **NATIVE)
+    task_id = hear(ws)["data"]["task_id"]
+    say(ws, type="subscribe", task_id=task_id)
+    say(ws, type="subscribe", task_ids=[task_id, task_id])
+    until(lambda: subscribed(worker, task_id))
+    worker.succeed(task_id)
+    assert hear(ws)["task_id"] == task_id
+    say(ws, type="subscribe", task_id=task_id)
+    say(ws, type="ping", id=1)
+    assert hear(ws) == {"type": "pong", "id": 1}
+
+
+def test_conversation_joins_late(client, connect, worker):
+    ids = [client.post("/infer", json=NATIVE).get_json()["task_id"] for _ in range(3)]
+    for task_id in ids:
+        worker.succeed(task_id)
+    ws = connect("/ws")
+    say(ws, type="subscribe", task_ids=ids)
+    assert {hear(ws)["task_id"] for _ in ids} == set(ids)
+
+
+def test_unsubscribed_task_stays_silent(connect, worker, task_id, until):
+    ws = connect("/ws")
+    say(ws, type="subscribe", task_id=task_id)
+    until(lambda: subscribed(worker, task_id))
+    say(ws, type="unsubscribe", task_id=task_id)
+    until(lambda: not subscribed(worker, task_id))
+    worker.succeed(task_id)
+    say(ws, type="ping")
+    assert hear(ws) == {"type": "pong"}
+
+
+def test_unknown_task_is_told_by_its_id(connect):
+    ws = connect("/ws")
+    say(ws, type="subscribe", task_id="nobody")
+    message = hear(ws)
+    assert (message["type"], message["task_id"]) == ("error", "nobody")
+    assert message["data"]["code"] == "task_not_found"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "field"),
+    [
+        ("", "invalid_request", None),
+        ("nonsense", "invalid_request", None),
+        ("[]", "invalid_request", None),
+        ("[" * 100_000, "invalid_request", None),
+        ('{"id": 5}', "invalid_request", "type"),
+        ('{"id": 5, "type": 7}', "invalid_request", "type"),
+        ('{"id": 5, "type": "sing"}', "invalid_request", "type"),
+        ('{"id": 5, "type": "subscribe", "task_id": 7}', "invalid_request", None),
+        ('{"id": 5, "type": "subscribe", "task_ids": "x"}', "invalid_request", None),
+        ('{"id": 5, "type": "subscribe", "tasks": []}', "invalid_request", None),
+        ('{"id": 5, "type": "submit"}', "invalid_request", "inputs"),
+        ('{"id": 5, "type": "submit", "model": "no", "inputs": 1}', "model_not_found", "model"),
+        (
+            '{"id": 5, "type": "submit", "model": "sentiment", "inputs": {"text": ""}}',
+            "invalid_input",
+            "inputs.text",
+        ),
+    ],
+)
+def test_bad_message_is_answered_and_the_socket_stays_open(connect, text, code, field):
+    ws = connect("/ws")
+    ws.send(text)
+    message = hear(ws)
+    assert message["type"] == "error"
+    assert (message["data"]["code"], message["data"].get("field")) == (code, field)
+    assert message.get("id") == (5 if '"id": 5' in text else None)
+    say(ws, type="ping")
+    assert hear(ws) == {"type": "pong"}
+
+
+def test_too_many_subscriptions_are_refused(client, connect):
+    ws = connect("/ws")
+    ids = [client.post("/infer", json=NATIVE).get_json()["task_id"] for _ in range(11)]
+    say(ws, type="subscribe", id="many", task_ids=ids)
+    message = hear(ws)
+    assert (message["type"], message["id"]) == ("error", "many")
+    assert "10" in message["data"]["detail"]
+
+
+def test_message_over_the_limit_closes_the_socket(connect, settings):
+    ws = connect("/ws")
+    with contextlib.suppress(OSError):
+        ws.send("x" * (settings.limits.max_body_bytes + 1))
+    with pytest.raises((OSError, websocket.WebSocketException)):
+        while closing(ws)[0] != 1009:
+            pass
+        raise websocket.WebSocketException
+
+
+def test_large_result_arrives_whole(connect, worker, task_id):
+    text = "0123456789" * 500_000
+    worker.succeed(task_id, {"text": {"dtype": "string", "shape": [1], "data": [text]}})
+    ws = connect("/ws")
+    say(ws, type="subscribe", task_id=task_id)
+    assert hear(ws)["data"]["outputs"]["text"]["data"] == [text]
+    assert hear(connect(f"/ws/{task_id}"))["data"]["outputs"]["text"]["data"] == [text]
+
+
+def test_slow_reader_is_closed(client, connect, worker, app, until):
+    ids = [client.post("/infer", json=NATIVE).get_json()["task_id"] for _ in range(10)]
+    outputs = {"text": {"dtype": "string", "shape": [1], "data": ["x" * 8_000_000]}}
+    ws = connect("/ws")
+    ws.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    say(ws, type="subscribe", task_ids=ids)
+    until(lambda: subscribed(worker, ids[-1]))
+    for task_id in ids:
+        worker.succeed(task_id, outputs)
+    # Nobody reads: the queue overflows, and then the kernel finds that nothing is taken.
+    until(lambda: not app.extensions["inferno"].outboxes.count, 30)
+    until(lambda: not subscribed(worker, "*"))
+
+
+def test_reader_that_catches_up_is_told_why_it_was_closed(client, connect, worker, app, until):
+    ids = [client.post("/infer", json=NATIVE).get_json()["task_id"] for _ in range(10)]
+    outputs = {"text": {"dtype": "string", "shape": [1], "data": ["x" * 8_000_000]}}
+    ws = connect("/ws")
+    say(ws, type="subscribe", task_ids=ids)
+    until(lambda: subscribed(worker, ids[-1]))
+    for task_id in ids:
+        worker.succeed(task_id, outputs)
+    heard = 0
+    while (frame := ws.recv_data())[0] == websocket.ABNF.OPCODE_TEXT:
+        heard += 1
+    assert heard < len(ids)
+    assert int.from_bytes(frame[1][:2], "big") == 1013
+
+
+def test_sockets_are_told_that_the_server_stops(app, connect):
+    ws = connect("/ws")
+    say(ws, type="ping")
+    assert hear(ws) == {"type": "pong"}
+    app.extensions["inferno"].outboxes.close()
+    assert closing(ws)[0] == 1001
+
+
+def test_plain_http_on_a_socket_s_path_is_a_problem(client):
+    response = client.get("/ws")
+    assert response.status_code == 400
+    assert response.mimetype == "application/problem+json"

@@ -1,0 +1,1 @@
+"""The HTTP and WebSocket front end: it validates, publishes and delivers, and loads no model."""

@@ -1,0 +1,71 @@
+"""Errors as clients see them: RFC 9457 problems, whatever went wrong."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from flask import Flask, Response, current_app, request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.wrappers import Response as AnyResponse
+
+from inferno.errors import InfernoError, PayloadTooLarge
+from web import documents
+
+log = logging.getLogger(__name__)
+
+#: When a client may try again after a 503, in seconds.
+RETRY_AFTER_S = 2
+
+
+def register(app: Flask) -> None:
+    """Have every error of an app rendered here."""
+    app.register_error_handler(InfernoError, problem)
+    app.register_error_handler(HTTPException, _http_problem)
+    app.register_error_handler(Exception, _unexpected)
+
+
+def problem(error: InfernoError, **extensions: Any) -> Response:
+    """Answer with an error.
+
+    Args:
+      error: what went wrong; it knows its status.
+      extensions: further members, such as `task_id`.
+    """
+    if error.status >= 500:
+        log.warning("%s %s: %s", request.method, request.path, error)
+    return _respond(error.problem() | extensions)
+
+
+def _http_problem(error: HTTPException) -> AnyResponse:
+    if error.code is None or error.code < 400:
+        return error.get_response()
+    if isinstance(error, RequestEntityTooLarge):
+        limit = current_app.config["MAX_CONTENT_LENGTH"]
+        return problem(PayloadTooLarge(f"expected a body of at most {limit} bytes"))
+    body = {
+        "type": "about:blank",
+        "title": error.name,
+        "status": error.code,
+        "detail": error.description,
+        "code": error.name.lower().replace(" ", "_"),
+    }
+    response = _respond(body)
+    for name, value in error.get_headers():
+        if name.lower() not in ("content-type", "content-length"):
+            response.headers[name] = value
+    return response
+
+
+def _unexpected(error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.path, exc_info=error)
+    return _respond(InfernoError("something went wrong; the log of the server says what").problem())
+
+
+def _respond(body: dict[str, Any]) -> Response:
+    response = Response(
+        documents.encode(body), status=body["status"], mimetype="application/problem+json"
+    )
+    if body["status"] == 503:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response

@@ -1,0 +1,49 @@
+"""gunicorn's settings, filled from ours; used by the `web` line of the Procfile."""
+
+# ruff: noqa: E402
+from gevent import monkey
+
+# Before anything else is imported, or modules keep the blocking originals.
+monkey.patch_all()
+
+import signal
+from typing import Any
+
+import gevent
+
+from inferno.settings import load
+
+_settings = load()
+
+bind = f"{_settings.server.host}:{_settings.server.port}"
+workers = _settings.server.processes
+worker_class = "gevent"
+worker_connections = _settings.server.connections
+# Parses requests in C; from gunicorn[fast].
+http_parser = "fast"
+# Connections that idle this long are closed, so a stopping process waits no longer for them.
+keepalive = 5
+graceful_timeout = int(_settings.worker.grace_s)
+loglevel = _settings.log.level.lower()
+# One line per request would cost more than answering a short one.
+accesslog = None
+# It would create a socket in the user's home.
+control_socket_disable = True
+
+
+def post_worker_init(worker: Any) -> None:
+    """Have WebSockets closed when the process shall stop; they would not end by themselves."""
+    services = worker.wsgi.extensions["inferno"]
+
+    def stop(number: int, frame: Any) -> None:
+        worker.handle_exit(number, frame)
+        # Closing takes locks, which a signal's handler must not wait for.
+        gevent.spawn(services.outboxes.close)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Close the connections to Redis."""
+    if getattr(worker, "wsgi", None) is not None:
+        worker.wsgi.extensions["inferno"].close()
