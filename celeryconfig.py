@@ -1,4 +1,4 @@
-"""Celery's own settings, filled from Inferno's. Names are Celery's; values come from `inferno.settings`."""
+"""Celery's own settings, under Celery's names; their values come from `inferno.settings`."""
 
 from inferno.settings import load as _load
 

@@ -1,1 +1,1 @@
-"""Watching the platform. Flower is configured here; metrics, history and tracing have their place here too."""
+"""Watching the platform: Flower, Celery's console, is configured here."""

@@ -1,4 +1,4 @@
-"""Flower's options, filled from Inferno's settings: ``celery -A tasks flower --conf=monitoring/flower_conf.py``."""
+"""Flower's options, filled from Inferno's settings; used by the `flower` line of the Procfile."""
 
 from inferno.settings import load as _load
 

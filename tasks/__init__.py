@@ -1,1 +1,4 @@
-"""The pipeline of one task: submit -> lane -> batch -> forward -> settle. `celery -A tasks` finds the app in `tasks.celery`."""
+"""The pipeline of one task: submit -> lane -> batch -> forward -> settle.
+
+`celery -A tasks` finds the app in `tasks.celery`.
+"""

@@ -23,9 +23,11 @@ MAX_CONNECTIONS = 64
 def connect(settings: Settings) -> redis.Redis:
     """Return a client of the platform's Redis, with a pool of its own.
 
-    It does not retry by itself: a repeated write could be done twice, and a dead Redis shall be noticed at once.
+    It does not retry by itself: a repeated write could be done twice, and a dead Redis shall be
+    noticed at once.
     """
-    # One that blocks: with hundreds of callers at once, the others wait for a connection instead of failing.
+    # One that blocks: with hundreds of callers at once, the others wait for a connection instead of
+    # failing.
     pool = redis.BlockingConnectionPool.from_url(
         settings.redis_url,
         max_connections=MAX_CONNECTIONS,
@@ -44,4 +46,6 @@ def translated() -> Iterator[None]:
     try:
         yield
     except UNAVAILABLE as exc:
-        raise BrokerUnavailable(f"Redis does not answer ({type(exc).__name__}); try again in a moment") from exc
+        raise BrokerUnavailable(
+            f"Redis does not answer ({type(exc).__name__}); try again in a moment"
+        ) from exc

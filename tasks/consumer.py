@@ -2,9 +2,10 @@
 
     message -> Member -> BatchFormer -> executor (infer, settle) -> acknowledge
 
-celery-batches supplies the task type that consumes messages in groups; what it lacks (it drops batches that raise, cuts
-batches by a free-running timer, and tells Celery nothing) is replaced here. Everything in this module runs on the worker's event
-loop, so that it needs no locks; only `_work` runs in a thread of the pool.
+celery-batches supplies the task type that consumes messages in groups; what it lacks (it drops
+batches that raise, cuts batches by a free-running timer, and tells Celery nothing) is replaced
+here. Everything in this module runs on the worker's event loop, so that it needs no locks; only
+`_work` runs in a thread of the pool.
 """
 
 from __future__ import annotations
@@ -78,10 +79,12 @@ class InferenceTask(Batches):  # type: ignore[misc]
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse to run outside a worker: a batch needs the engine that only a worker holds."""
-        raise NotImplementedError(f"{self.name} runs in a worker: celery -A tasks worker -Q {self._model.name}")
+        raise NotImplementedError(
+            f"{self.name} runs in a worker: celery -A tasks worker -Q {self._model.name}"
+        )
 
     def Strategy(self, task: Batches, app: Celery, consumer: Consumer) -> Callable[..., None]:
-        """Return the handler of messages; called again whenever the connection to the broker was made anew."""
+        """Return the handler of messages; called again after each reconnect to the broker."""
         # What waited belongs to the old connection, and the broker hands it over again.
         self._former.clear()
         self._wake_up = None
@@ -90,9 +93,11 @@ class InferenceTask(Batches):  # type: ignore[misc]
             Request, task, consumer.pool, consumer.hostname, consumer.event_dispatcher, app=app
         )
 
-        def handle(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any) -> None:
-            # Celery's own `ack` defers to the loop's next round, which comes only when something else happens: up to a second
-            # later. We are on the loop already.
+        def handle(
+            message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any
+        ) -> None:
+            # Celery's own `ack` defers to the loop's next round, which comes only when something
+            # else happens: up to a second later. We are on the loop already.
             request = make_request(
                 message,
                 on_ack=message.ack_log_error,
@@ -144,14 +149,22 @@ class InferenceTask(Batches):  # type: ignore[misc]
         deadline = now + request.expires.timestamp() - received_at if request.expires else None
         pad = tuple(package.manifest.batching.pad)
         self._former.add(
-            Waiting(member, bucket(package.version, member.inputs, pad), count_rows(member.inputs), now, deadline)
+            Waiting(
+                member,
+                bucket(package.version, member.inputs, pad),
+                count_rows(member.inputs),
+                now,
+                deadline,
+            )
         )
         self._pump()
 
     def _package(self, kwargs: dict[str, Any]) -> Package:
         version = kwargs.get("version")
         if version is not None and type(version) is not int:
-            raise ModelNotFound(f"expected the version as a whole number, got {version!r}", "version")
+            raise ModelNotFound(
+                f"expected the version as a whole number, got {version!r}", "version"
+            )
         return self._model.package(version)
 
     def _pump(self) -> None:
@@ -176,13 +189,15 @@ class InferenceTask(Batches):  # type: ignore[misc]
             self._wake_up = self._consumer.timer.call_after(delay, self._pump)
 
     def _expire(self, now: float) -> None:
-        expired = self._former.drop(lambda waiting: waiting.deadline is not None and waiting.deadline <= now)
+        expired = self._former.drop(
+            lambda waiting: waiting.deadline is not None and waiting.deadline <= now
+        )
         if expired:
             self._refuse({waiting.task: _too_late() for waiting in expired})
 
     def _refuse(self, errors: dict[Member, InfernoError]) -> None:
         try:
-            settled = self._settler.refuse_all(errors)
+            settled = self._settler.refuse(errors)
         except UNAVAILABLE:
             # Not acknowledged, so that the broker hands the tasks over again.
             logger.warning("%d tasks could not be settled", len(errors), exc_info=True)
@@ -201,21 +216,24 @@ class InferenceTask(Batches):  # type: ignore[misc]
         """Answer and settle a batch, in a thread of the pool."""
         settled: list[Settled] = []
         try:
-            wanted = self._settler.begin(batch)
-            unwanted = set(batch.members) - set(wanted)
-            settled = [Settled(member, None) for member in unwanted]
-            if wanted:
-                engine = self._engine(wanted[0].package.version)
-                settled += self._settler.settle(answer(engine, batch, wanted))
-        except InfernoError as exc:
-            # The version cannot be loaded.
-            logger.error("batch %s: %s", batch.id, exc)
-            settled += self._settler.refuse_all({member: exc for member in wanted})
+            settled = self._answer(batch)
         except Exception:
             # Not acknowledged, so that the broker hands the tasks over again.
             logger.exception("batch %s of %s could not be settled", batch.id, self.name)
         finally:
             self._consumer.call_soon(self._finish, settled)
+
+    def _answer(self, batch: Batch) -> list[Settled]:
+        wanted = self._settler.begin(batch)
+        over = [Settled(member, None) for member in batch.members if member not in wanted]
+        if not wanted:
+            return over
+        try:
+            engine = self._engine(wanted[0].package.version)
+        except InfernoError as exc:
+            logger.error("batch %s: %s", batch.id, exc)
+            return over + self._settler.refuse(dict.fromkeys(wanted, exc))
+        return over + self._settler.settle(answer(engine, batch, wanted))
 
     def _finish(self, settled: list[Settled]) -> None:
         self._running -= 1
@@ -233,7 +251,9 @@ def _member(request: Request, package: Package, received_at: float) -> Member:
     kwargs = request.kwargs
     inputs = kwargs.get("inputs")
     if not isinstance(inputs, dict):
-        raise InvalidInput("expected the keyword argument `inputs`, a mapping of named inputs", "inputs")
+        raise InvalidInput(
+            "expected the keyword argument `inputs`, a mapping of named inputs", "inputs"
+        )
     outputs = kwargs.get("outputs")
     if outputs is not None:
         package.signature.check_outputs(outputs)

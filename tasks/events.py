@@ -1,6 +1,7 @@
-"""What Celery is told of each member of a batch, so that `celery inspect`, Flower and warm shutdown see the truth.
+"""What Celery is told of each member of a batch.
 
-celery-batches tells nothing. The calls are those of Celery's own `strategy.default` and `Request`; all run on the worker's event loop.
+So `celery inspect`, Flower and warm shutdown see the truth; celery-batches tells nothing. The calls
+are those of Celery's own `strategy.default` and `Request`; all run on the worker's event loop.
 """
 
 from __future__ import annotations

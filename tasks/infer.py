@@ -1,4 +1,7 @@
-"""The forward step: answer the members of one batch. It runs in a thread of the worker's pool and never raises for a member's sake."""
+"""The forward step: answer the members of one batch.
+
+It runs in a thread of the worker's pool. What is wrong with a member becomes its answer.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,9 @@ class Member:
     #: How numbers are written in the result.
     codec: str
     priority: int
-    #: Seconds since the epoch: when the client's call was accepted, and when this worker held the task.
+    #: When the client's call was accepted; seconds since the epoch, as all times here.
     accepted_at: float
+    #: When this worker held the task.
     received_at: float
 
 
@@ -62,8 +66,8 @@ class Answer:
 def answer(engine: Engine, batch: Batch, members: Sequence[Member]) -> list[Answer]:
     """Answer those members of a batch that are still wanted.
 
-    A member whose input cannot be prepared fails alone; so does one that makes the forward pass fail: see
-    `inferno.batching.isolate`.
+    A member whose input cannot be prepared fails alone; so does one that makes the forward pass
+    fail: see `inferno.batching.isolate`.
     """
     started_at = time.time()
     prepared: list[tuple[Member, Tensors]] = []
@@ -100,7 +104,11 @@ def _isolated(
 
 def _forward(engine: Engine, inputs: list[Tensors]) -> list[Tensors]:
     # A task of more rows than one pass takes rides alone, in pieces.
-    if len(inputs) == 1 and count_rows(inputs[0]) > engine.max_batch_size and engine.package.signature.batched:
+    if (
+        len(inputs) == 1
+        and count_rows(inputs[0]) > engine.max_batch_size
+        and engine.package.signature.batched
+    ):
         pieces = [engine.forward([piece])[0] for piece in chunks(inputs[0], engine.max_batch_size)]
         return [{name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}]
     return engine.forward(inputs)

@@ -1,7 +1,8 @@
 """What is remembered of a task: its record, which outlives its result, and the result itself.
 
-A record is a Redis hash. It is the guard of the task's one outcome: when it says that the task is over, no later delivery runs it,
-and no later outcome replaces the first. Results are in Celery's own format, so that `celery.result.AsyncResult` reads them.
+A record is a Redis hash. It is the guard of the task's one outcome: when it says that the task is
+over, no later delivery runs it, and no later outcome replaces the first. Results are in Celery's
+own format, so that `celery.result.AsyncResult` reads them.
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ def encode_outcome(task_id: str, result: bytes | InfernoError) -> bytes:
     status = "SUCCESS"
     if isinstance(result, InfernoError):
         status = "FAILURE"
-        result = msgspec.json.encode(_Failure(type(result).__name__, list(result.args), type(result).__module__))
+        result = msgspec.json.encode(
+            _Failure(type(result).__name__, list(result.args), type(result).__module__)
+        )
     return msgspec.json.encode(
         {
             "task_id": task_id,
@@ -114,7 +117,9 @@ def encode_outcome(task_id: str, result: bytes | InfernoError) -> bytes:
 
 
 def _rebuild(failure: _Failure) -> InfernoError:
-    arguments = failure.exc_message if isinstance(failure.exc_message, list) else [str(failure.exc_message)]
+    arguments = (
+        failure.exc_message if isinstance(failure.exc_message, list) else [str(failure.exc_message)]
+    )
     if failure.exc_module == InfernoError.__module__:
         kind = getattr(importlib.import_module(InfernoError.__module__), failure.exc_type)
         return cast(InfernoError, kind(*arguments))
@@ -146,7 +151,7 @@ class Records:
           BrokerUnavailable: Redis does not answer; nothing may be published then.
         """
         key = names.record_key(self._prefix, record.task_id)
-        fields: dict[str, Any] = {
+        fields: dict[Any, Any] = {
             "state": record.state,
             "model": record.model,
             "accepted_at": record.accepted_at,
@@ -173,7 +178,10 @@ class Records:
             pipe.hgetall(names.record_key(self._prefix, task_id))
             pipe.get(names.result_key(task_id))
             fields, payload = pipe.execute()
-        return (_record(task_id, fields) if fields else None, decode_outcome(payload) if payload else None)
+        return (
+            _record(task_id, fields) if fields else None,
+            decode_outcome(payload) if payload else None,
+        )
 
     def outcomes(self, task_ids: Sequence[str]) -> dict[str, Outcome]:
         """Return the outcomes of those tasks that are over, by id.
@@ -194,14 +202,26 @@ class Records:
         """Mark tasks as running, just before their forward pass, and count the attempt.
 
         Args:
-          tasks: by id, the fields to write where a task has no record: it came from another client than ours.
+          tasks: by id, the fields to write where a task has no record: another client sent it.
           batch_id: of the batch they ride in.
         Returns:
           The ids of those that were not over already; the others must not run.
         """
-        arguments: list[Any] = [TaskState.RUNNING, time.time(), batch_id, self._record_ttl, len(tasks), *tasks]
+        arguments: list[Any] = [
+            TaskState.RUNNING,
+            time.time(),
+            batch_id,
+            self._record_ttl,
+            len(tasks),
+            *tasks,
+        ]
         for fields in tasks.values():
-            arguments += [fields["model"], fields["version"], fields["accepted_at"], fields["priority"]]
+            arguments += [
+                fields["model"],
+                fields["version"],
+                fields["accepted_at"],
+                fields["priority"],
+            ]
         keys = [names.record_key(self._prefix, task_id) for task_id in tasks]
         fresh = cast(list[int], self._begin(keys=keys, args=arguments))
         return {task_id for task_id, is_fresh in zip(tasks, fresh, strict=True) if is_fresh}
@@ -246,11 +266,11 @@ def _record(task_id: str, fields: Mapping[bytes, bytes]) -> Record:
     )
 
 
-_IS_OVER = (
-    "local over = {" + ", ".join(f"['{state}'] = true" for state in sorted(TERMINAL)) + "}\n"
-)
+_IS_OVER = "local over = {" + ", ".join(f"['{state}'] = true" for state in sorted(TERMINAL)) + "}\n"
 
-_BEGIN = _IS_OVER + """
+_BEGIN = (
+    _IS_OVER
+    + """
 local state, now, batch, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local fresh = {}
 for i, record in ipairs(KEYS) do
@@ -271,8 +291,11 @@ for i, record in ipairs(KEYS) do
 end
 return fresh
 """
+)
 
-_SETTLE = _IS_OVER + """
+_SETTLE = (
+    _IS_OVER
+    + """
 local result_ttl, record_ttl, now = ARGV[1], ARGV[2], ARGV[3]
 local first = {}
 for i = 1, #KEYS / 2 do
@@ -293,3 +316,4 @@ for i = 1, #KEYS / 2 do
 end
 return first
 """
+)

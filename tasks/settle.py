@@ -1,7 +1,8 @@
 """Give each member of a batch its one outcome: result, error, or another attempt.
 
-All outcomes of a batch are written, announced and closed in one round trip. The message is acknowledged afterwards, by the consumer: a
-worker killed in between leaves a task that is over, and the next delivery of it is dropped.
+All outcomes of a batch are written, announced and closed in one round trip. The message is
+acknowledged afterwards, by the consumer: a worker killed in between leaves a task that is over, and
+the next delivery of it is dropped.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Settler:
         self._stopping = Event()
 
     def stop(self) -> None:
-        """Stop waiting for a Redis that is away: the broker hands what is not settled to another worker."""
+        """Wait no longer for a Redis that is away; what is not settled is delivered again."""
         self._stopping.set()
 
     def begin(self, batch: Batch) -> list[Member]:
@@ -98,27 +99,28 @@ class Settler:
             state, payload = _outcome(answer)
             outcomes[answer.member.request.id] = (state, payload)
             settled.append(Settled(answer.member, state, error, runtime))
-        return self._written(settled, outcomes)
+        return self._persist(lambda: self._write(settled, outcomes))
 
-    def refuse(self, member: Member, error: InfernoError) -> Settled:
-        """Settle a member without a forward pass."""
-        return self.refuse_all({member: error})[0]
+    def refuse(self, errors: Mapping[Member, InfernoError]) -> list[Settled]:
+        """Settle members without a forward pass.
 
-    def refuse_all(self, errors: Mapping[Member, InfernoError]) -> list[Settled]:
-        """Settle members without a forward pass."""
+        Raises:
+          redis.RedisError: Redis did not take it. It is not tried again, because the event loop
+            must not wait.
+        """
         settled, outcomes = [], {}
         for member, error in errors.items():
             state = TaskState.EXPIRED if isinstance(error, DeadlineExceeded) else TaskState.FAILED
             outcomes[member.request.id] = (state, encode_outcome(member.request.id, error))
             settled.append(Settled(member, state, error))
-        return self._written(settled, outcomes)
+        return self._write(settled, outcomes)
 
-    def _written(
+    def _write(
         self, settled: list[Settled], outcomes: Mapping[str, tuple[TaskState, bytes]]
     ) -> list[Settled]:
         if not outcomes:
             return settled
-        first = self._persist(lambda: self._records.settle(outcomes))
+        first = self._records.settle(outcomes)
         late = outcomes.keys() - first
         if late:
             logger.info("%d outcomes came after the first and were dropped", len(late))
@@ -170,12 +172,17 @@ class Settler:
 
 
 def backoff(policy: Retries, retries: int) -> float:
-    """Return the delay before the next attempt, in seconds: Celery's exponential backoff with full jitter."""
+    """Return the delay before the next attempt, in seconds.
+
+    It is Celery's exponential backoff with full jitter.
+    """
     # Celery counts in whole units; milliseconds keep its jitter fine enough.
-    milliseconds = get_exponential_backoff_interval(
-        factor=round(policy.backoff_s * 1000), retries=retries, maximum=round(policy.max_backoff_s * 1000),
+    milliseconds: int = get_exponential_backoff_interval(
+        factor=round(policy.backoff_s * 1000),
+        retries=retries,
+        maximum=round(policy.max_backoff_s * 1000),
         full_jitter=True,
-    )  # fmt: skip
+    )
     return milliseconds / 1000
 
 
@@ -185,8 +192,13 @@ def _outcome(answer: Answer) -> tuple[TaskState, bytes]:
         return TaskState.FAILED, encode_outcome(task_id, answer.outputs)
     try:
         return TaskState.SUCCEEDED, encode_outcome(task_id, _result(answer))
-    except (TypeError, ValueError) as exc:  # An output that is no JSON, such as text with surrogates.
-        error = ForwardFailed(f"{answer.member.package.name} gave an output that cannot be written: {exc}")
+    except (
+        TypeError,
+        ValueError,
+    ) as exc:  # An output that is no JSON, such as text with surrogates.
+        error = ForwardFailed(
+            f"{answer.member.package.name} gave an output that cannot be written: {exc}"
+        )
         return TaskState.FAILED, encode_outcome(task_id, error)
 
 

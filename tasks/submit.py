@@ -1,6 +1,7 @@
 """Accept one inference: write its record and publish its message to the model's lane.
 
-The message is an ordinary Celery task, `infer.<model>` with keyword arguments, so that any Celery client can send the same::
+The message is an ordinary Celery task, `infer.<model>` with keyword arguments, so that any Celery
+client can send the same::
 
     app.send_task("infer.sentiment", kwargs={"inputs": {"text": "Good."}}, queue="sentiment")
 """
@@ -120,7 +121,8 @@ class Submitter:
             argsrepr="",
             kwargsrepr=", ".join(f"{name}: {list(array.shape)}" for name, array in inputs.items()),
         )
-        # `send_task` would route again, and subscribe to the result on a connection that it shares between threads.
+        # `send_task` would route again, and subscribe to the result on a connection that all
+        # threads share.
         with self._app.producer_or_acquire() as producer:
             self._app.amqp.send_task_message(
                 producer, name, message, queue=package.name, priority=to_redis(request.priority)
@@ -136,7 +138,7 @@ class Submitter:
 
 
 def to_redis(priority: int) -> int:
-    """Turn our priority, where higher is sooner, into that of Celery on Redis, where 0 is soonest."""
+    """Turn our priority, where higher is sooner, into Celery's on Redis, where 0 is soonest."""
     return MAX_PRIORITY - priority
 
 

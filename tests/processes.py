@@ -1,4 +1,4 @@
-"""Real processes for tests: a private Redis, workers, the platform. Each is stopped by its context manager."""
+"""Real processes for tests. Each is stopped by its context manager."""
 
 from __future__ import annotations
 
@@ -69,8 +69,10 @@ def redis_server(folder: Path, port: int = 0) -> Iterator[str]:
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
     with process([str(program), *options], {}, folder / "redis.log") as popen:
         wait_until(
-            lambda: b"Ready to accept" in (folder / "redis.log").read_bytes()
-            or popen.poll() is not None
+            lambda: (
+                b"Ready to accept" in (folder / "redis.log").read_bytes()
+                or popen.poll() is not None
+            )
         )
         assert popen.poll() is None, (folder / "redis.log").read_text()
         yield f"redis://127.0.0.1:{port}/0"
@@ -88,8 +90,6 @@ def worker(model: str, env: Mapping[str, str], log: Path) -> Iterator[subprocess
     command = [bin_path("celery"), "-A", "tasks", "worker", "-Q", model, "-n", name, "-l", "INFO"]
     ready = f"{name} ready."
     with process([*command, "--without-gossip", "--without-mingle"], env, log) as popen:
-        wait_until(
-            lambda: ready in log.read_text(errors="replace") or popen.poll() is not None, 60
-        )
+        wait_until(lambda: ready in log.read_text(errors="replace") or popen.poll() is not None, 60)
         assert popen.poll() is None, log.read_text(errors="replace")
         yield popen

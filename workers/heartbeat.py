@@ -18,7 +18,9 @@ logger = logging.getLogger(__name__)
 class Heartbeat:
     """A thread that reports every few seconds, also while a forward pass runs."""
 
-    def __init__(self, worker: str, hosted: list[HostedModel], device: str, settings: Settings) -> None:
+    def __init__(
+        self, worker: str, hosted: list[HostedModel], device: str, settings: Settings
+    ) -> None:
         """Store what to report.
 
         Args:

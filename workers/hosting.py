@@ -11,9 +11,10 @@ from celery import Celery
 from inferno.batching import BatchFormer
 from inferno.engine import Engine
 from inferno.errors import ConfigurationError, PackageError
-from inferno.repository import Model, Repository
+from inferno.repository import Model, Package, Repository
 from inferno.settings import Settings
 from tasks.consumer import InferenceTask
+from tasks.infer import Member
 from tasks.settle import Settler
 
 logger = logging.getLogger(__name__)
@@ -29,11 +30,17 @@ class HostedModel:
         self._engines: dict[int, Engine] = {}
         self._loading = Lock()
         manifest = model.package().manifest
-        default_size = settings.batching.max_batch_size if manifest.signature.batched else 1
         delay_ms = manifest.batching.max_batch_delay_ms
-        self.max_batch_size = manifest.batching.max_batch_size or default_size
-        self.window_s = (settings.batching.max_batch_delay_ms if delay_ms is None else delay_ms) / 1000
+        # A batch is formed before it is known which version's turn it is, so it has to suit all.
+        self.max_batch_size = min(map(self._batch_size, model.versions.values()))
+        self.window_s = (
+            settings.batching.max_batch_delay_ms if delay_ms is None else delay_ms
+        ) / 1000
         self.executors = manifest.concurrency.max_concurrency
+
+    def _batch_size(self, package: Package) -> int:
+        default = self._settings.batching.max_batch_size if package.signature.batched else 1
+        return package.manifest.batching.max_batch_size or default
 
     @property
     def prefetch(self) -> int:
@@ -49,7 +56,8 @@ class HostedModel:
         """Load and warm up the versions that the settings want at the start.
 
         Raises:
-          PackageError: the active version cannot be loaded. Others are only logged: they take nothing else down.
+          PackageError: the active version cannot be loaded. Others are only logged: they take
+            nothing else down.
         """
         preload = self._settings.repository.preload
         if preload == "none":
@@ -84,11 +92,17 @@ class HostedModel:
 
     def task(self, settler: Settler) -> InferenceTask:
         """Return the Celery task that serves this model's lane."""
-        former = BatchFormer(self.max_batch_size, self.window_s, self._settings.batching.adaptive)
-        return InferenceTask(self.model, self.engine, settler, executors=self.executors, former=former)
+        former: BatchFormer[Member] = BatchFormer(
+            self.max_batch_size, self.window_s, self._settings.batching.adaptive
+        )
+        return InferenceTask(
+            self.model, self.engine, settler, executors=self.executors, former=former
+        )
 
 
-def host(app: Celery, lanes: Sequence[str], settler: Settler, settings: Settings) -> list[HostedModel]:
+def host(
+    app: Celery, lanes: Sequence[str], settler: Settler, settings: Settings
+) -> list[HostedModel]:
     """Register the tasks of the lanes that a worker serves.
 
     Raises:

@@ -1,7 +1,10 @@
-"""How a Celery worker becomes one of ours. Celery imports this module in workers alone (`imports` in celeryconfig.py).
+"""How a Celery worker becomes one of ours.
 
-    worker_init     read the packages of the lanes given by -Q, register their tasks, set concurrency and prefetch
-    Serving         a bootstep before the consumer: load and warm up, report, drain
+    worker_init   read the packages of the lanes given by -Q, register their tasks, and set
+                  concurrency and prefetch
+    Serving       a bootstep before the consumer: load and warm up, report, drain
+
+Celery imports this module in workers alone: see `imports` in celeryconfig.py.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ class Host:
 _host: Host | None = None
 
 
-@signals.worker_init.connect
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
 def configure(sender: Worker, **_: Any) -> None:
     """Read the packages of the worker's lanes, and fit concurrency and prefetch to them.
 
@@ -65,7 +68,7 @@ def configure(sender: Worker, **_: Any) -> None:
         _host = Host(list(app.amqp.queues.consume_from), load())
     except InfernoError as exc:
         sys.exit(f"Error: {exc}")
-    # Celery's defaults are one executor for each core and 4 tasks for each executor; neither fits batches.
+    # Celery's defaults, one executor for each core and 4 tasks for each executor, fit no batches.
     sender.concurrency = _host.executors
     sender.prefetch_multiplier = _host.prefetch_multiplier
 
@@ -99,8 +102,10 @@ class Serving(bootsteps.StartStopStep):  # type: ignore[misc]
         _host.heartbeat.change("ready")
 
     def close(self, worker: Worker) -> None:
-        """Say that no more tasks are taken."""
-        if _host is not None and _host.heartbeat is not None:
+        """Say that no more tasks are taken, and wait no longer for a Redis that is away."""
+        assert _host is not None
+        _host.settler.stop()
+        if _host.heartbeat is not None:
             _host.heartbeat.change("draining")
 
     def stop(self, worker: Worker) -> None:
@@ -108,11 +113,7 @@ class Serving(bootsteps.StartStopStep):  # type: ignore[misc]
         if _host is not None and _host.heartbeat is not None:
             _host.heartbeat.stop()
 
-    def terminate(self, worker: Worker) -> None:
-        """Stop waiting for a Redis that is away."""
-        if _host is not None:
-            _host.settler.stop()
-        self.stop(worker)
+    terminate = stop
 
 
 app.steps["worker"].add(Serving)

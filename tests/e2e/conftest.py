@@ -34,6 +34,8 @@ def platform_env(data: Path) -> dict[str, str]:
         "INFERNO_DATA__DIR": str(data),
         "INFERNO_SERVER__PORT": str(free_port()),
         "INFERNO_FLOWER__PORT": str(free_port()),
+        # Flower keeps its API to itself unless it is told otherwise.
+        "FLOWER_UNAUTHENTICATED_API": "true",
     }
 
 

@@ -22,7 +22,7 @@ from tasks.records import Records
 from tests.processes import wait_until, worker
 
 #: A model whose behaviour each text asks for; it notes every row that it runs in a ledger.
-CODE = '''
+CODE = """
 import time, pathlib
 
 class Transient(RuntimeError):
@@ -50,7 +50,7 @@ def build(context):
             raise MemoryError
         return {"text": inputs["text"]}
     return model
-'''
+"""
 
 SIGNATURE = {
     "inputs": [{"name": "text", "dtype": "string", "shape": ["batch"]}],

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_inspect_sees_the_members_of_batches(repository, start_worker, celery):
 
 def test_each_member_sends_celery_s_events(repository, start_worker, celery):
     repository.add("events")
-    seen = []
+    seen: list[dict[str, Any]] = []
     with celery.connection() as connection:
         receiver = celery.events.Receiver(connection, handlers={"*": seen.append})
         listener = threading.Thread(target=lambda: receiver.capture(limit=None))

@@ -1,0 +1,122 @@
+"""Many tasks at once, through the whole platform: each is answered as by the model alone."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inferno.client import Client, Request
+from inferno.engine import Engine
+from inferno.protocol.signature import Limits
+from inferno.repository import Repository
+from inferno.settings import Settings
+from tests.processes import ROOT
+
+#: Enough words for a thousand different sentences.
+SUBJECTS = (
+    "The film,This phone,Our waiter,The hotel,Her lecture,"
+    "My bicycle,The update,That soup,The train,His book"
+)
+VERBS = "was,seemed,became,remained,felt,proved,looked,stayed,turned out,ended up"
+ENDS = (
+    "rather dull,a real pleasure,not bad at all,worse than I feared,far too expensive,"
+    "surprisingly good,nothing special,exactly what we needed,impossible to use,"
+    "a joy from beginning to end"
+)
+
+
+def texts() -> list[str]:
+    words = (part.split(",") for part in (SUBJECTS, VERBS, ENDS))
+    return [" ".join(sentence) + "." for sentence in itertools.product(*words)]
+
+
+def images(count: int) -> list[bytes]:
+    pixels = np.load(ROOT / "models" / "digits" / "heldout.npz")["pixels"][:count]
+    encoded = []
+    for digit in pixels:
+        large = Image.fromarray((digit * 15.9).astype(np.uint8)).resize((64, 64))
+        buffer = io.BytesIO()
+        large.save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    return encoded
+
+
+def alone(model: str, inputs: list) -> list[dict]:
+    """Run a model's engine in this process, on one input at a time."""
+    settings = Settings(repository={"root": ROOT / "models"})
+    package = Repository.read(settings.repository).model(model).package()
+    engine = Engine(package, settings.batching, settings.inference)
+    (spec, *_) = package.signature.inputs
+    limits = Limits(10**6, 10**7, 10)
+    answers = []
+    for value in inputs:
+        tensor = value
+        if spec.dtype == "bytes":
+            array = np.empty(1, dtype=object)
+            array[0] = value
+            arrays = {spec.name: array}
+        else:
+            arrays = package.signature.parse({spec.name: tensor}, limits)
+        answers += engine.forward([engine.prepare(arrays)])
+    return answers
+
+
+def through_platform(url: str, model: str, inputs: list) -> list:
+    """Submit all inputs at once over one socket; results in the order of the inputs."""
+    requests = [Request(model, value) for value in inputs]
+    with Client(url) as client:
+        by_request = {id(result.request): result for result in client.stream(requests)}
+    results = [by_request[id(request)].checked() for request in requests]
+    assert len({result.task_id for result in results}) == len(inputs)
+    return results
+
+
+def mean_batch(results: list) -> float:
+    batches = {(r.raw["batch"]["id"], r.raw["batch"]["size"]) for r in results}
+    return len(results) / len(batches)
+
+
+@pytest.mark.parametrize("model", ["embed", "sentiment"])
+def test_a_thousand_texts_get_the_answers_of_the_model_alone(platform, model):
+    sentences = texts()
+    assert len(set(sentences)) == 1000
+    results = through_platform(platform.url, model, sentences)
+    for result, expected in zip(results, alone(model, sentences), strict=True):
+        if model == "embed":
+            cosine = float(result.outputs["embedding"][0] @ expected["embedding"][0])
+            assert cosine > 0.9999
+        else:
+            assert result.outputs["label"].tolist() == expected["label"].tolist()
+            np.testing.assert_allclose(result.outputs["scores"], expected["scores"], atol=1e-4)
+    assert mean_batch(results) >= 16
+
+
+def test_three_hundred_images_get_the_answers_of_the_model_alone(platform):
+    pictures = images(300)
+    results = through_platform(platform.url, "digits", pictures)
+    for result, expected in zip(results, alone("digits", pictures), strict=True):
+        assert result.outputs["label"].tolist() == expected["label"].tolist()
+        np.testing.assert_allclose(result.outputs["scores"], expected["scores"], atol=1e-4)
+    assert mean_batch(results) >= 16
+
+
+def test_one_poisonous_member_of_32_fails_alone(platform):
+    texts = [f"text {n}" for n in range(32)]
+    texts[17] = "poison!"
+    with Client(platform.url) as client:
+        # Keeps the only executor busy until all 32 wait.
+        client.submit("mock", "sleep:1500")
+        requests = [Request("mock", text) for text in texts]
+        results = {
+            result.request.inputs: result for result in client.stream(requests) if result.request
+        }
+    failed = [text for text, result in results.items() if result.error is not None]
+    assert failed == ["poison!"]
+    assert len(results) == 32
+    assert {
+        r.outputs["text"].tolist()[0] for text, r in results.items() if text != "poison!"
+    } == set(texts) - {"poison!"}
