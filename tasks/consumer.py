@@ -189,11 +189,10 @@ class InferenceTask(Batches):  # type: ignore[misc]
             self._wake_up = self._consumer.timer.call_after(delay, self._pump)
 
     def _expire(self, now: float) -> None:
-        expired = self._former.drop(
-            lambda waiting: waiting.deadline is not None and waiting.deadline <= now
-        )
-        if expired:
-            self._refuse({waiting.task: _too_late() for waiting in expired})
+        deadline = self._former.next_deadline()
+        if deadline is not None and deadline <= now:
+            late = self._former.drop(lambda w: w.deadline is not None and w.deadline <= now)
+            self._refuse({waiting.task: _too_late() for waiting in late})
 
     def _refuse(self, errors: dict[Member, InfernoError]) -> None:
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 from flask import Blueprint, Response, request
 
-from inferno.errors import ModelUnavailable
-from inferno.protocol.requests import parse_predict, parse_submit
+from inferno.errors import DeadlineExceeded, ModelUnavailable
+from inferno.protocol.requests import InferRequest, parse_predict, parse_submit
+from inferno.protocol.tasks import TaskState
 from tasks.records import Outcome
 from tasks.submit import Accepted, new_task_id
 from web import documents
@@ -19,6 +20,9 @@ blueprint = Blueprint("infer", __name__)
 
 #: When a pending task is worth asking for, in seconds.
 RETRY_AFTER_S = 1
+
+#: How long after a deadline its worker may still say so, in seconds.
+LATE_S = 0.1
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -60,10 +64,32 @@ def predict(model: str) -> Response:
     task_id = new_task_id()
     with Waiter(here.bridge, task_id) as waiter:
         task = here.submitter.submit(wanted, package, inputs, task_id)
-        outcome = waiter.wait(preference.wait_s)
+        outcome = _wait(waiter, task, wanted, preference)
     if outcome is None:
         return _accepted(task, body, preference)
     return _finished(outcome, preference)
+
+
+def _wait(
+    waiter: Waiter, task: Accepted, wanted: InferRequest, preference: Preference
+) -> Outcome | None:
+    """Wait for as long as the caller wants to, or until the task's deadline has passed in its lane.
+
+    A worker that holds the task says itself that it is too late; one that never comes cannot.
+    """
+    here = services()
+    timeout_ms = wanted.timeout_ms or here.settings.tasks.timeout_ms
+    if timeout_ms is None or timeout_ms / 1000 + LATE_S >= preference.wait_s:
+        return waiter.wait(preference.wait_s)
+    first_s = timeout_ms / 1000 + LATE_S
+    outcome = waiter.wait(first_s)
+    if outcome is None:
+        record, _ = here.records.fetch(task.task_id)
+        if record is not None and record.state is TaskState.QUEUED:
+            late = DeadlineExceeded("the forward pass did not start in time", "timeout_ms")
+            return Outcome(task.task_id, msgspec.Raw(b""), late)
+        outcome = waiter.wait(preference.wait_s - first_s)
+    return outcome
 
 
 def _finished(outcome: Outcome, preference: Preference) -> Response:

@@ -274,6 +274,15 @@ def test_failed_task_answers_with_its_own_status(client, answering, error, statu
     assert body["task_id"]
 
 
+def test_predict_whose_deadline_passes_in_the_lane_is_504(client, worker):
+    body = {"inputs": {"text": "Late."}, "timeout_ms": 50}
+    answer = client.post("/v1/models/sentiment:predict", json=body)
+    assert answer.status_code == 504
+    assert answer.json["code"] == "deadline_exceeded"
+    assert answer.json["field"] == "timeout_ms"
+    assert answer.json["task_id"]
+
+
 def test_impatient_predict_leaves_with_the_task(client, worker):
     response = client.post(
         "/v1/models/sentiment:predict",
