@@ -43,19 +43,13 @@ from inferno.errors import (
     PackageError,
     ServingError,
 )
+from inferno.guard import Event, EventKind, Stage
+from inferno.ports import check_port
 from inferno.protocol.signature import TensorSpec
 from inferno.protocol.tensors import Array
 from inferno.repository import Package, Repository
 from inferno.settings import RedisSettings, Settings, load, variable
-from inferno.supervisor import (
-    Event,
-    EventKind,
-    ProcessSpec,
-    Stage,
-    Supervisor,
-    check_port,
-    parse_procfile,
-)
+from inferno.supervisor import ProcessSpec, Supervisor, parse_procfile
 
 #: What to do about an error, for those whose message does not say it already.
 HINTS: dict[type[InfernoError], str] = {
@@ -151,9 +145,31 @@ def up(wanted: str | None, flower: bool, logs: bool) -> None:
     )
     # Whoever has the data directory has the ports too; said first, because it is the reason.
     supervisor.lock()
+    try:
+        _check_ports_are_free(settings, flower=flower)
+        _add_processes(supervisor, commands, models, settings, screen)
+        with own_terminal(), screen:
+            supervisor.run_forever()
+    finally:
+        # Gives the lock back where nothing was started.
+        supervisor.stop()
+    out.print("Stopped.")
+
+
+def _check_ports_are_free(settings: Settings, *, flower: bool) -> None:
     check_port(settings.server.host, settings.server.port, variable("server", "port"))
     if flower:
         check_port(settings.flower.host, settings.flower.port, variable("flower", "port"))
+
+
+def _add_processes(
+    supervisor: Supervisor,
+    commands: Mapping[str, str],
+    models: Sequence[str],
+    settings: Settings,
+    screen: Screen,
+) -> None:
+    """Tell the supervisor what to run: the Procfile, its worker line once for each model."""
     environment = {}
     if settings.redis.url is not None:
         _reach_redis(settings.redis)
@@ -168,15 +184,12 @@ def up(wanted: str | None, flower: bool, logs: bool) -> None:
                 "redis", redis.command, stage=Stage.STORE, wait_until_ready=redis.wait_until_ready
             )
         )
-    worker_command = commands.pop("worker")
-    for name in models:
-        named = environment | {variable("worker", "model_name"): name}
-        supervisor.add(ProcessSpec(f"worker-{name}", worker_command, named, Stage.WORKER))
     for name, command in commands.items():
-        supervisor.add(ProcessSpec(name, command, environment, Stage.FRONT_END))
-    with own_terminal(), screen:
-        supervisor.run_forever()
-    out.print("Stopped.")
+        if name != "worker":
+            supervisor.add(ProcessSpec(name, command, environment, Stage.FRONT_END))
+    for model in models:
+        named = environment | {variable("worker", "model_name"): model}
+        supervisor.add(ProcessSpec(f"worker-{model}", commands["worker"], named, Stage.WORKER))
 
 
 @main.command()

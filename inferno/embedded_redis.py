@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from inferno.errors import ConfigurationError
+from inferno.ports import free_port
 
 #: The oldest server whose command set the lanes use (XAUTOCLAIM, LMOVE, XGROUP MKSTREAM).
 OLDEST_VERSION = (6, 2)
@@ -153,14 +154,6 @@ def running_url(data_dir: Path) -> str | None:
     if port_line is None or _state(int(port_line[1]), config_path) == "absent":
         return None
     return f"redis://{HOST}:{port_line[1]}/0"
-
-
-def free_port() -> int:
-    """Return a port of the loopback address on which nobody listens at this moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _candidates() -> Iterator[Path]:

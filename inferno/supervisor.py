@@ -5,39 +5,31 @@ its own, so Ctrl-C reaches the supervisor alone, and writes to a log file of its
 leave a draining worker hanging once its reader is gone. One that dies is started again, later each
 time, and never takes the others along.
 
-Stopping goes stage by stage: the front end stops accepting, then workers finish what they hold,
-then Redis, which they need until the end. SIGTERM goes to leaders only, because a signal to the
-group kills pool children in the middle of a task; the group gets SIGKILL when the grace period is
-over. A supervisor that is itself killed cannot do any of that, so a guard process, which knows the
-running leaders, notices the end of its standard input and stops them in the same way.
+How processes are stopped, also when the supervisor is itself killed, stands in `inferno.guard`.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import re
-import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum
 from pathlib import Path
 from types import FrameType
-from typing import IO, Literal, Protocol
+from typing import IO
 
 from inferno.errors import ConfigurationError
+from inferno.guard import TICK_S, Event, EventKind, Level, Stage, kill_group, stop_in_order
+from inferno.ports import by_whom
 
-#: How often the supervisor looks at its processes.
-TICK_S = 0.1
 #: A process that dies is restarted after 1, 2, 4, ... seconds, never more than this.
 LONGEST_BACKOFF_S = 30.0
 #: A process that ran this long is sound: its next death starts the backoff anew.
@@ -56,62 +48,6 @@ ROTATE_BYTES = 10 * 1024 * 1024
 _LAUNCH = "read -r go || exit; exec </dev/null; exec env {command}"
 
 
-Level = Literal["info", "warning", "error"]
-
-
-class Stage(IntEnum):
-    """When a process stops; stages start in the opposite order."""
-
-    #: Takes requests, or watches: web, flower.
-    FRONT_END = 0
-    #: Drains what it holds.
-    WORKER = 1
-    #: What the others need until they have ended. Started first, and waited for: Redis.
-    STORE = 2
-
-
-class EventKind(Enum):
-    """What happened to a process."""
-
-    STARTED = "started"
-    #: It ended by itself, and is started again.
-    DIED = "died"
-    #: It has died FAILURES_TO_REPORT times in a row and never ran for long.
-    FAILING = "failing"
-    STOPPING = "stopping"
-    #: It was still there at the end of the grace period.
-    KILLED = "killed"
-    STOPPED = "stopped"
-    #: One line of its log, with ``follow=True``.
-    OUTPUT = "output"
-    #: About the supervisor itself.
-    NOTE = "note"
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something the operator may want to see."""
-
-    kind: EventKind
-    #: The name of the process; "inferno" for the supervisor itself.
-    process: str
-    #: A complete sentence, or for OUTPUT the line itself.
-    message: str
-    level: Level = "info"
-    #: The last lines of the log, where they explain the message.
-    log_lines: tuple[str, ...] = ()
-
-    def text(self, *, colour: bool = False) -> str:
-        """Return it for a terminal, each line behind its ``name |``."""
-        prefix = f"{self.process:<12} |"
-        if colour:
-            # The same name gets the same colour in every run; 31, red, is left for errors.
-            shade = 32 + sum(self.process.encode()) % 5
-            prefix = f"\x1b[{31 if self.level == 'error' else shade}m{prefix}\x1b[0m"
-        lines = (self.message, *(f"  > {line}" for line in self.log_lines))
-        return "\n".join(f"{prefix} {line}" for line in lines)
-
-
 @dataclass(frozen=True)
 class ProcessSpec:
     """A process to be kept running."""
@@ -125,18 +61,6 @@ class ProcessSpec:
     stage: Stage = Stage.WORKER
     #: For STORE: waits until it serves, given a function that tells whether it still runs.
     wait_until_ready: Callable[[Callable[[], bool]], bool] | None = None
-
-
-class _Leader(Protocol):
-    """A started process, as the code that stops it sees it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def pid(self) -> int: ...
-    @property
-    def stage(self) -> Stage: ...
-    def running(self) -> bool: ...
 
 
 @dataclass
@@ -168,32 +92,6 @@ class _Process:
 
     def running(self) -> bool:
         return self.popen is not None and self.popen.poll() is None
-
-
-class _Orphan:
-    """A process that the guard watches without being its parent."""
-
-    def __init__(self, name: str, pid: int, stage: Stage) -> None:
-        self.name, self.pid, self.stage = name, pid, stage
-        # A pid may be given to a stranger once its process has ended; a pidfd stays with the one.
-        # macOS has none.
-        self._pidfd: int | None = None
-        if hasattr(os, "pidfd_open"):
-            with suppress(ProcessLookupError):
-                self._pidfd = os.pidfd_open(pid)
-
-    def running(self) -> bool:
-        if self._pidfd is not None:
-            return not select.select([self._pidfd], [], [], 0)[0]
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
-
-    def forget(self) -> None:
-        if self._pidfd is not None:
-            os.close(self._pidfd)
 
 
 def parse_procfile(text: str) -> dict[str, str]:
@@ -284,7 +182,7 @@ class Supervisor:
         except BlockingIOError:
             file.close()
             raise ConfigurationError(
-                f"The data directory {self._data_dir} is in use{_by_whom({str(path)})}. Stop that "
+                f"The data directory {self._data_dir} is in use{by_whom({str(path)})}. Stop that "
                 "platform (it may be finishing already) or set INFERNO_DATA__DIR to another one."
             ) from None
         self._lock_file = file
@@ -336,7 +234,7 @@ class Supervisor:
         if started:
             message = "Stopping once running work is done. Ctrl-C again kills what is not done."
             self._emit(EventKind.STOPPING, "inferno", message)
-        for event in _stop_in_order(
+        for event in stop_in_order(
             started,
             self._grace_s,
             hastened=lambda: self._stop_requests > 1,
@@ -438,7 +336,7 @@ class Supervisor:
     def _bury(self, process: _Process) -> None:
         """Note a death, remove what the leader left of its group, and plan the next start."""
         assert process.popen is not None
-        _kill_group(process.popen.pid)
+        kill_group(process.popen.pid)
         lived_s = time.monotonic() - process.started_at
         status = _describe_status(process.popen.returncode)
         process.popen = None
@@ -501,7 +399,7 @@ class Supervisor:
         root = str(Path(__file__).resolve().parents[1])
         with self.log_path("supervisor").open("ab") as log:
             self._guard = subprocess.Popen(
-                [sys.executable, "-m", "inferno.supervisor", str(self._grace_s)],
+                [sys.executable, "-m", "inferno.guard", str(self._grace_s)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -541,52 +439,6 @@ class Supervisor:
                 signal.signal(signum, handler)
 
 
-# -- Stopping, for the supervisor and for its guard ------------------------------------------------
-
-
-def _stop_in_order(
-    leaders: Iterable[_Leader],
-    grace_s: float,
-    *,
-    hastened: Callable[[], bool] = lambda: False,
-    each_tick: Callable[[], None] = lambda: None,
-) -> Iterator[Event]:
-    """Stop stage after stage, in each the newest first, telling what happens."""
-    newest_first = list(leaders)[::-1]
-    for stage in sorted(Stage):
-        waiting = [leader for leader in newest_first if leader.stage is stage]
-        for leader in waiting:
-            if leader.running():
-                with suppress(ProcessLookupError):
-                    os.kill(leader.pid, signal.SIGTERM)
-        began = time.monotonic()
-        while waiting:
-            each_tick()
-            after = f"after {time.monotonic() - began:.1f} s"
-            for leader in [leader for leader in waiting if not leader.running()]:
-                # What a leader leaves behind has no one to drain it.
-                _kill_group(leader.pid)
-                waiting.remove(leader)
-                yield Event(EventKind.STOPPED, leader.name, f"Stopped {after}.")
-            # Redis is never hastened: it needs but a moment to write what it holds.
-            in_haste = hastened() and stage is not Stage.STORE
-            if in_haste or time.monotonic() - began > grace_s:
-                break
-            time.sleep(TICK_S if waiting else 0)
-        for leader in waiting:
-            _kill_group(leader.pid)
-            message = f"Killed: it had not finished {after}."
-            yield Event(EventKind.KILLED, leader.name, message, "warning")
-        while any(leader.running() for leader in waiting):
-            time.sleep(TICK_S)
-
-
-def _kill_group(pid: int) -> None:
-    # macOS refuses a group of which only a zombie is left.
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
 def _describe_status(returncode: int) -> str:
     if returncode >= 0:
         return f"status {returncode}"
@@ -594,92 +446,3 @@ def _describe_status(returncode: int) -> str:
         return signal.Signals(-returncode).name
     except ValueError:
         return f"signal {-returncode}"
-
-
-def _guard(reports: IO[str], grace_s: float) -> None:
-    """Stop what a supervisor leaves when it is gone.
-
-    Args:
-      reports: one JSON line ``[[name, pid, stage], ...]`` whenever the running leaders change. A
-        supervisor that stops in good order ends with an empty one.
-      grace_s: how long each stage may drain.
-    """
-    left: dict[int, _Orphan] = {}
-    for line in reports:
-        running = {pid: (name, Stage(stage)) for name, pid, stage in json.loads(line)}
-        for pid in left.keys() - running.keys():
-            left.pop(pid).forget()
-        for pid, (name, stage) in running.items():
-            if pid not in left:
-                left[pid] = _Orphan(name, pid, stage)
-    if left:
-        print(f"{time.ctime()} The supervisor is gone; stopping what it left.")
-    for event in _stop_in_order(left.values(), grace_s):
-        print(event.text())
-
-
-# -- The port, before the web tier is started ------------------------------------------------------
-
-
-def check_port(host: str, port: int, variable: str) -> None:
-    """Make sure that a process could listen there.
-
-    Args:
-      host: the address, such as ``127.0.0.1``.
-      port: the port; 0 is always free.
-      variable: the setting that chooses the port, for the error's advice.
-
-    Raises:
-      ConfigurationError: it could not; says who has the port, as far as this user may know.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as exc:
-        raise ConfigurationError(
-            f"{host} is not an address to listen on: {exc.strerror}."
-        ) from None
-    family, kind, protocol, _, address = found[0]
-    with socket.socket(family, kind, protocol) as probe:
-        # As gunicorn does it: connections that still wait to be forgotten do not count.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as exc:
-            if exc.errno != errno.EADDRINUSE:
-                raise ConfigurationError(
-                    f"Port {port} on {host} cannot be used: {exc.strerror}. "
-                    f"Set {variable} to another port."
-                ) from None
-            raise ConfigurationError(
-                f"Port {port} on {host} is in use{_by_whom(_listening_sockets(port))}. "
-                f"Stop that process or set {variable} to another port."
-            ) from None
-
-
-def _listening_sockets(port: int) -> set[str]:
-    """Return the sockets that listen on a port, as /proc names them."""
-    sockets = set()
-    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
-        with suppress(OSError):
-            for row in table.read_text().splitlines()[1:]:
-                _, local, _, state, *_, inode = row.split()[:10]
-                if state == "0A" and int(local.rpartition(":")[2], 16) == port:
-                    sockets.add(f"socket:[{inode}]")
-    return sockets
-
-
-def _by_whom(files: set[str]) -> str:
-    """Return `` by process 12 (name)``, the oldest that has one of the files open.
-
-    Empty where /proc does not tell: on macOS, or for another user's process.
-    """
-    with suppress(OSError):
-        for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda entry: int(entry.name)):
-            with suppress(OSError):
-                if any(os.readlink(fd) in files for fd in (process / "fd").iterdir()):
-                    return f" by process {process.name} ({(process / 'comm').read_text().strip()})"
-    return ""
-
-
-if __name__ == "__main__":
-    _guard(sys.stdin, float(sys.argv[1]))

@@ -10,7 +10,8 @@ from subprocess import Popen
 import httpx
 import pytest
 
-from inferno.embedded_redis import free_port, running_url
+from inferno.embedded_redis import running_url
+from inferno.ports import free_port
 from tests.processes import bin_path, process, wait_until
 
 

