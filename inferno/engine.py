@@ -41,8 +41,7 @@ class Engine:
         """
         self.package = package
         manifest = package.manifest
-        default_size = batching.max_batch_size if package.signature.batched else 1
-        self.max_batch_size = manifest.batching.max_batch_size or default_size
+        self.max_batch_size = package.max_batch_size(batching.max_batch_size)
         context = ModelContext(
             path=package.path.resolve(),
             device=choose_device(inference.device),

@@ -158,6 +158,14 @@ class Package:
         """What it takes and gives."""
         return self.manifest.signature
 
+    def max_batch_size(self, default: int) -> int:
+        """Return the rows of one forward pass, at most.
+
+        Args:
+          default: for a package that does not say.
+        """
+        return self.manifest.batching.max_batch_size or (default if self.signature.batched else 1)
+
     @classmethod
     def read(cls, path: Path) -> Package:
         """Read and validate the manifest in a version's folder.

@@ -142,20 +142,14 @@ class InferenceTask(Batches):  # type: ignore[misc]
             package = self._package(kwargs)
             member = _member(request, package, received_at)
         except InfernoError as error:
-            stub = Member(request, package, {}, None, "json", 0, received_at, received_at)
+            stub = Member(request, package, {}, 0, None, "json", 0, received_at, received_at)
             self._refuse({stub: error})
             return
         now = time.monotonic()
         deadline = now + request.expires.timestamp() - received_at if request.expires else None
         pad = tuple(package.manifest.batching.pad)
         self._former.add(
-            Waiting(
-                member,
-                bucket(package.version, member.inputs, pad),
-                count_rows(member.inputs),
-                now,
-                deadline,
-            )
+            Waiting(member, bucket(package.version, member.inputs, pad), member.rows, now, deadline)
         )
         self._pump()
 
@@ -256,10 +250,12 @@ def _member(request: Request, package: Package, received_at: float) -> Member:
     outputs = kwargs.get("outputs")
     if outputs is not None:
         package.signature.check_outputs(outputs)
+    arrays = package.signature.parse(inputs, _UNBOUNDED)
     return Member(
         request=request,
         package=package,
-        inputs=package.signature.parse(inputs, _UNBOUNDED),
+        inputs=arrays,
+        rows=count_rows(arrays) if package.signature.batched else 1,
         outputs=outputs,
         codec=kwargs.get("codec") or package.manifest.codecs.default,
         priority=from_redis(request.delivery_info.get("priority")),

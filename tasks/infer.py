@@ -14,7 +14,7 @@ import numpy as np
 from celery.worker.request import Request
 
 from inferno.batching import FlushReason, isolate
-from inferno.engine import Engine, chunks, count_rows
+from inferno.engine import Engine, chunks
 from inferno.errors import ForwardFailed, InfernoError
 from inferno.protocol.tasks import BatchInfo
 from inferno.protocol.tensors import Tensors
@@ -30,6 +30,8 @@ class Member:
     request: Request
     package: Package
     inputs: Tensors
+    #: What it fills of a batch: the first dimension of its inputs, or 1 where that is no batch.
+    rows: int
     #: Outputs that the client wants, or None for all.
     outputs: list[str] | None
     #: How numbers are written in the result.
@@ -91,10 +93,13 @@ def _isolated(
 
     def run(part: Sequence[tuple[Member, Tensors]]) -> list[Tensors]:
         reason = batch.reason if len(part) == len(prepared) else FlushReason.ISOLATED
-        rows = sum(count_rows(inputs) for _, inputs in part)
+        rows = sum(member.rows for member, _ in part)
         info = BatchInfo(batch.id, len(part), rows, reason)
         rode_in.update((member, info) for member, _ in part)
-        return _forward(engine, [inputs for _, inputs in part])
+        if part[0][0].rows > engine.max_batch_size:
+            # A task of more rows than one pass takes rides alone, in pieces.
+            return [_in_pieces(engine, part[0][1])]
+        return engine.forward([inputs for _, inputs in part])
 
     for (member, _), outputs in isolate(prepared, run):
         if isinstance(outputs, Exception):
@@ -102,16 +107,9 @@ def _isolated(
         yield Answer(member, outputs, rode_in[member], started_at, time.time())
 
 
-def _forward(engine: Engine, inputs: list[Tensors]) -> list[Tensors]:
-    # A task of more rows than one pass takes rides alone, in pieces.
-    if (
-        len(inputs) == 1
-        and count_rows(inputs[0]) > engine.max_batch_size
-        and engine.package.signature.batched
-    ):
-        pieces = [engine.forward([piece])[0] for piece in chunks(inputs[0], engine.max_batch_size)]
-        return [{name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}]
-    return engine.forward(inputs)
+def _in_pieces(engine: Engine, inputs: Tensors) -> Tensors:
+    pieces = [engine.forward([piece])[0] for piece in chunks(inputs, engine.max_batch_size)]
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def _explain(exc: Exception, member: Member) -> Exception:

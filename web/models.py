@@ -86,9 +86,9 @@ def detail(model: Model, loaded: dict[str, set[int]], defaults: BatchingSettings
 def batching(package: Package, defaults: BatchingSettings) -> dict[str, Any]:
     """Return how tasks of a model share forward passes, with the defaults filled in."""
     own = package.manifest.batching
-    size, delay = own.max_batch_size, own.max_batch_delay_ms
+    delay = own.max_batch_delay_ms
     return {
-        "max_batch_size": defaults.max_batch_size if size is None else size,
+        "max_batch_size": package.max_batch_size(defaults.max_batch_size),
         "max_batch_delay_ms": defaults.max_batch_delay_ms if delay is None else delay,
         "oversized": own.oversized,
     }

@@ -79,9 +79,8 @@ class Services:
         """
         package = self.repository.model(request.model).package(request.version)
         inputs = request.arrays(package.signature, self.limits)
-        batching = package.manifest.batching
-        if batching.oversized == "refuse" and package.signature.batched:
-            most = batching.max_batch_size or self.settings.batching.max_batch_size
+        if package.manifest.batching.oversized == "refuse" and package.signature.batched:
+            most = package.max_batch_size(self.settings.batching.max_batch_size)
             rows = max(len(array) for array in inputs.values())
             if rows > most:
                 raise InvalidInput(f"expected at most {most} rows, got {rows}", "inputs")

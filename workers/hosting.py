@@ -11,7 +11,7 @@ from celery import Celery
 from inferno.batching import BatchFormer
 from inferno.engine import Engine
 from inferno.errors import ConfigurationError, PackageError
-from inferno.repository import Model, Package, Repository
+from inferno.repository import Model, Repository
 from inferno.settings import Settings
 from tasks.consumer import InferenceTask
 from tasks.infer import Member
@@ -32,15 +32,14 @@ class HostedModel:
         manifest = model.package().manifest
         delay_ms = manifest.batching.max_batch_delay_ms
         # A batch is formed before it is known which version's turn it is, so it has to suit all.
-        self.max_batch_size = min(map(self._batch_size, model.versions.values()))
+        self.max_batch_size = min(
+            package.max_batch_size(settings.batching.max_batch_size)
+            for package in model.versions.values()
+        )
         self.window_s = (
             settings.batching.max_batch_delay_ms if delay_ms is None else delay_ms
         ) / 1000
         self.executors = manifest.concurrency.max_concurrency
-
-    def _batch_size(self, package: Package) -> int:
-        default = self._settings.batching.max_batch_size if package.signature.batched else 1
-        return package.manifest.batching.max_batch_size or default
 
     @property
     def prefetch(self) -> int:
