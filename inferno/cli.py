@@ -303,6 +303,8 @@ class Screen:
 
     #: Time between two looks at the platform while it starts, in seconds.
     LOOK_S = 0.25
+    #: A start that takes longer is worth a word about where to look.
+    SLOW_S = 60.0
 
     def __init__(
         self, settings: Settings, models: Sequence[str], broken: Mapping[str, str], *, flower: bool
@@ -371,8 +373,11 @@ class Screen:
             client = stack.enter_context(Client(self._url))
             if out.is_terminal:
                 self._status = stack.enter_context(out.status("Starting the front end"))
-            answered = False
+            answered = reminded = False
             while not self._stopping.wait(self.LOOK_S):
+                if not reminded and time.monotonic() - self._started_at > self.SLOW_S:
+                    self._remind(waiting if answered else ["web"])
+                    reminded = True
                 try:
                     ready = {model["name"] for model in client.models() if model["ready"]}
                 except InfernoError:
@@ -390,6 +395,11 @@ class Screen:
                     self._status.update(f"Loading {', '.join(waiting)}")
         if not self._stopping.is_set():
             self._summarise(sorted(set(self._models) - self._failed))
+
+    def _remind(self, late: Sequence[str]) -> None:
+        logs = self._settings.data.dir / "logs"
+        names = escape(", ".join(late))
+        out.print(f"  [yellow]![/] Still waiting for {names}; its log is in {logs}", soft_wrap=True)
 
     def _summarise(self, ready: Sequence[str]) -> None:
         logs = self._settings.data.dir / "logs"

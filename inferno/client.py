@@ -15,7 +15,7 @@ import base64
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count, islice
 from types import TracebackType
@@ -26,11 +26,11 @@ import httpx
 import numpy as np
 import websocket
 
-from inferno.errors import InfernoError, RequestError, ServingError
+from inferno.errors import InfernoError, ModelNotFound, RequestError, ServingError
 from inferno.protocol import tensors
-from inferno.protocol.signature import Signature
+from inferno.protocol.signature import Signature, TensorSpec
 from inferno.protocol.tasks import TaskState
-from inferno.protocol.tensors import Tensors
+from inferno.protocol.tensors import NUMERIC, Array, Tensors
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -38,6 +38,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 POLL_S = 30.0
 #: Time for everything but waiting for a result.
 ANSWER_S = 30.0
+#: Who asks for health wants to hear of its absence soon.
+HEALTH_S = 5.0
 #: Tasks of one stream that are under way at the same time: enough for full batches, and few enough
 #: that the server never has to hold more results than a socket may queue.
 STREAM_WINDOW = 256
@@ -60,13 +62,6 @@ class Request:
     priority: int = 0
     #: The forward pass must start within this many milliseconds.
     timeout_ms: float | None = None
-
-    def body(self) -> dict[str, Any]:
-        """Return the body of a submit."""
-        body: dict[str, Any] = {"model": self.model, "inputs": _wire_inputs(self.inputs)}
-        if isinstance(self.inputs, bytes):
-            body["input_type"] = "image"
-        return body | self.options()
 
     def options(self) -> dict[str, Any]:
         """Return what is not said by default: version, outputs, priority and timeout_ms."""
@@ -187,7 +182,7 @@ class Client:
           ServingError: the platform cannot take it.
         """
         request = Request(model, inputs, version, outputs, priority, timeout_ms)
-        answer = self._call("POST", "/infer", request.body())
+        answer = self._call("POST", "/infer", self._body(request))
         return Task(self, answer["task_id"])
 
     def task(self, task_id: str, wait_s: float = 0.0) -> dict[str, Any]:
@@ -250,8 +245,7 @@ class Client:
         """
         deadline = time.monotonic() + timeout_s
         request = Request(model, self._named(model, inputs), version, outputs, priority, timeout_ms)
-        body = request.body()
-        del body["model"]
+        body = {name: value for name, value in self._body(request).items() if name != "model"}
         path = f"/v1/models/{quote(model, safe='')}:predict"
         # Whole seconds are all that the header can say.
         prefer = {"Prefer": f"wait={min(timeout_s, POLL_S):.0f}"}
@@ -260,15 +254,6 @@ class Client:
             return _result(answer | {"status": TaskState.SUCCEEDED})
         # The platform's patience ended before ours; the task goes on.
         return self.result(answer["task_id"], max(deadline - time.monotonic(), 0.0))
-
-    def _named(self, model: str, inputs: Any) -> Mapping[str, Any]:
-        """Return inputs by name; a value alone goes to the input that can hold it."""
-        if isinstance(inputs, Mapping):
-            return inputs
-        if model not in self._signatures:
-            self._signatures[model] = Signature.model_validate(self.model(model)["signature"])
-        kind = "image" if isinstance(inputs, bytes) else None
-        return {name: inputs for name in self._signatures[model].assign(_plain(inputs), kind)}
 
     # -- Many tasks -------------------------------------------------------------------------------
 
@@ -296,7 +281,11 @@ class Client:
                     if isinstance(item, Request):
                         ref = str(next(numbers))
                         sent[ref] = item
-                        message: dict[str, Any] = {"type": "submit", "id": ref, **item.body()}
+                        message: dict[str, Any] = {
+                            "type": "submit",
+                            "id": ref,
+                            **self._body(item),
+                        }
                     else:
                         task_id = item.id if isinstance(item, Task) else item
                         accepted[task_id] = None
@@ -341,11 +330,50 @@ class Client:
     def health(self) -> dict[str, Any]:
         """Return how the platform is, also when it is not well."""
         with self._translating():
-            answer = self._http.get("/health")
+            answer = self._http.get("/health", timeout=HEALTH_S)
         health: dict[str, Any] = _content(answer)
         return health
 
     # -- Inside -----------------------------------------------------------------------------------
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        """Return the body of a submit."""
+        inputs = request.inputs
+        if isinstance(inputs, np.ndarray):
+            inputs = self._named(request.model, inputs)
+        if isinstance(inputs, Mapping):
+            wire: Any = {
+                name: self._write(request.model, name, value) for name, value in inputs.items()
+            }
+        else:
+            wire = _plain(inputs)
+        body = {"model": request.model, "inputs": wire}
+        if isinstance(inputs, bytes):
+            body["input_type"] = "image"
+        return body | request.options()
+
+    def _named(self, model: str, inputs: Any) -> Mapping[str, Any]:
+        """Return inputs by name; a value alone goes to the input that can hold it."""
+        if isinstance(inputs, Mapping):
+            return inputs
+        kind = "image" if isinstance(inputs, bytes) else None
+        return {name: inputs for name in self._signature(model).assign(_plain(inputs), kind)}
+
+    def _write(self, model: str, name: str, value: Any) -> Any:
+        """Write one input, numeric arrays as base64 in the form that the model declares."""
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+            return _plain(value)
+        # What does not fit is sent as it is: the platform says best what is wrong with it.
+        with suppress(ModelNotFound):
+            for spec in self._signature(model).inputs:
+                if spec.name == name:
+                    value = _conformed(value, spec)
+        return tensors.encode(value, value.dtype.name, "base64")
+
+    def _signature(self, model: str) -> Signature:
+        if model not in self._signatures:
+            self._signatures[model] = Signature.model_validate(self.model(model)["signature"])
+        return self._signatures[model]
 
     def _call(
         self,
@@ -392,7 +420,12 @@ class Client:
 
     def _receive(self, socket: websocket.WebSocket) -> dict[str, Any]:
         with self._translating():
-            message: dict[str, Any] = json.loads(socket.recv())
+            opcode, data = socket.recv_data()
+        if opcode == websocket.ABNF.OPCODE_CLOSE:
+            # A code of two bytes, then the reason.
+            reason = data[2:].decode(errors="replace") or "it did not say why"
+            raise ServingError(f"{self.url} closed the connection: {reason}")
+        message: dict[str, Any] = json.loads(data)
         return message
 
     @contextmanager
@@ -477,18 +510,15 @@ def _without_task(problem: Any, task_id: str, request: Request | None) -> Result
     )
 
 
-def _wire_inputs(inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return {name: _wire(value) for name, value in inputs.items()}
-    # Alone, an array is sent as lists: as an explicit tensor it would look like named inputs.
-    return _plain(inputs)
-
-
-def _wire(value: Any) -> Any:
-    """Write one input, numeric arrays as base64."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return tensors.encode(value, value.dtype.name, "base64")
-    return _plain(value)
+def _conformed(array: Array, spec: TensorSpec) -> Array:
+    """Give an array the dtype of an input, where no value changes but by rounding, and its rows."""
+    dtype = NUMERIC.get(spec.dtype)
+    if dtype is not None and np.can_cast(array.dtype, dtype, "same_kind"):
+        converted = array.astype(dtype)
+        if dtype.kind == "f" or np.array_equal(converted, array):
+            array = converted
+    is_one_row = spec.batched and array.ndim == len(spec.shape) - 1
+    return array[np.newaxis] if is_one_row else array
 
 
 def _plain(value: Any) -> Any:

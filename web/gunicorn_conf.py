@@ -19,8 +19,8 @@ bind = f"{_settings.server.host}:{_settings.server.port}"
 workers = _settings.server.processes
 worker_class = "gevent"
 worker_connections = _settings.server.connections
-# Parses requests in C; from gunicorn[fast].
-http_parser = "fast"
+# In C where gunicorn_h1c could be built, else in Python.
+http_parser = "auto"
 # Connections that idle this long are closed, so a stopping process waits no longer for them.
 keepalive = 5
 graceful_timeout = int(_settings.worker.grace_s)

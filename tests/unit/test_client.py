@@ -89,7 +89,9 @@ class ScriptedPlatform:
     def model(self, name):
         if name == "nope":
             return ModelNotFound("no such model", "model").problem(), 404
-        return {"name": name, "signature": SIGNATURE}
+        count = {"name": "n", "dtype": "int8", "shape": ["batch"]}
+        signature = SIGNATURE | {"inputs": [count]} if name == "counts" else SIGNATURE
+        return {"name": name, "signature": signature}
 
     def socket(self, ws: Server) -> None:
         """Answers in pairs, the later one first; all that wait when nothing more comes."""
@@ -120,6 +122,8 @@ class ScriptedPlatform:
             problem = ModelNotFound("no such model").problem()
             ws.send(json.dumps({"type": "error", "id": message["id"], "data": problem}))
             return None
+        if message["model"] == "close":
+            ws.close(1001, "stopping")
         self.bodies.append(message)
         task_id = f"task-{len(self.bodies) - 1}"
         accepted = {"type": "accepted", "id": message["id"], "data": {"task_id": task_id}}
@@ -159,19 +163,51 @@ def client(platform: ScriptedPlatform) -> Iterator[Client]:
             {"x": np.array([[1, 0, 2, 0]], ">f4")[:, ::2]},
             {"x": {"dtype": "float32", "shape": [1, 2], "base64": "AACAPwAAAEA="}},
         ),
+        # In numpy's own dtypes.
+        (
+            {"x": np.array([[1.0, 2.0]])},
+            {"x": {"dtype": "float32", "shape": [1, 2], "base64": "AACAPwAAAEA="}},
+        ),
+        (
+            {"x": np.array([1, 2])},
+            {"x": {"dtype": "float32", "shape": [1, 2], "base64": "AACAPwAAAEA="}},
+        ),
         ({"image": b"hi"}, {"image": "aGk="}),
         ({"image": [b"hi", b"ho"]}, {"image": ["aGk=", "aG8="]}),
         ({"text": np.array(["a", "b"])}, {"text": ["a", "b"]}),
         ({"x": [np.float32(1), np.int64(2)]}, {"x": [1.0, 2]}),
         ({"x": {"dtype": "float32", "shape": [1], "data": [1]}},) * 2,
         ("hello", "hello"),
-        (np.array([1.0, 2.0]), [1.0, 2.0]),
+        (
+            np.array([[1.0, 2.0]]),
+            {"x": {"dtype": "float32", "shape": [1, 2], "base64": "AACAPwAAAEA="}},
+        ),
     ],
 )
 def test_inputs_are_written_for_the_wire(client, platform, inputs, wire) -> None:
     client.submit("echo", inputs)
 
     assert platform.bodies == [{"model": "echo", "inputs": wire}]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "wire"),
+    [
+        ({"n": np.array([3])}, {"n": {"dtype": "int8", "shape": [1], "base64": "Aw=="}}),
+        ({"n": np.array([300])}, {"n": {"dtype": "int64", "shape": [1], "base64": "LAEAAAAAAAA="}}),
+        (
+            {"n": np.array([0.5])},
+            {"n": {"dtype": "float64", "shape": [1], "base64": "AAAAAAAA4D8="}},
+        ),
+        ({"?": np.array([True])}, {"?": {"dtype": "bool", "shape": [1], "base64": "AQ=="}}),
+    ],
+)
+def test_what_does_not_fit_is_left_for_the_platform_to_refuse(
+    client, platform, inputs, wire
+) -> None:
+    client.submit("counts", inputs)
+
+    assert platform.bodies == [{"model": "counts", "inputs": wire}]
 
 
 def test_bytes_alone_are_an_image(client, platform) -> None:
@@ -228,7 +264,6 @@ def test_refused_request_raises_the_error_of_the_platform(client) -> None:
     ("inputs", "wire"),
     [
         ("hello", {"text": "hello"}),
-        ([1.0, 2.0], {"x": [1.0, 2.0]}),
         (b"hi", {"image": "aGk="}),
         ({"x": [1]}, {"x": [1]}),
     ],
@@ -285,6 +320,11 @@ def test_failures_do_not_end_a_stream(client) -> None:
 
 def test_stream_of_nothing_is_empty(client) -> None:
     assert list(client.stream([])) == []
+
+
+def test_connection_that_the_platform_closes_is_one_clear_error(client) -> None:
+    with pytest.raises(ServingError, match="closed the connection: stopping"):
+        list(client.stream([Request("close", "a")]))
 
 
 def test_models_and_health_are_told_as_they_are(client) -> None:
