@@ -13,7 +13,9 @@ import yaml
 from inferno.repository import Package
 
 # The same examples in every run: a gate that fails by chance teaches people to repeat it.
-hypothesis.settings.register_profile("core", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile(
+    "core", max_examples=50, deadline=None, derandomize=True, database=None
+)
 hypothesis.settings.load_profile("core")
 
 WritePackage = Callable[..., Path]
