@@ -3,6 +3,7 @@
     InfernoError
     ├── RequestError             the client must change something
     │   ├── InvalidRequest       400  the body or a header cannot be understood
+    │   │   └── InvalidField     422  a field of the body is not as expected
     │   ├── InvalidInput         422  an input does not match the model's signature
     │   ├── PayloadTooLarge      413  the body or one input is over its limit
     │   ├── ModelNotFound        404  no such model or version
@@ -80,6 +81,14 @@ class InvalidRequest(RequestError):
 
     code = "invalid_request"
     title = "Invalid request"
+
+
+class InvalidField(InvalidRequest):
+    """The body is a JSON object, and a field of it is missing, unknown or not as expected."""
+
+    status = 422
+    code = "invalid_field"
+    title = "Invalid field"
 
 
 class InvalidInput(RequestError):

@@ -179,6 +179,7 @@ class WorkerSettings(Group):
     )
     heartbeat_ttl_s: float = Field(
         default=6.0,
+        validate_default=True,
         gt=0,
         description="A worker whose last heartbeat is older than this counts as gone, in s.",
     )
@@ -187,6 +188,16 @@ class WorkerSettings(Group):
         gt=0,
         description="How long a stopping process may finish its work before it is killed, in s.",
     )
+
+    @field_validator("heartbeat_ttl_s")
+    @classmethod
+    def _outlive_the_interval(cls, value: float, info: ValidationInfo) -> float:
+        interval_s = info.data.get("heartbeat_interval_s", 0)
+        if value <= interval_s:
+            raise ValueError(
+                f"expected more than {variable('worker', 'heartbeat_interval_s')}={interval_s:g}"
+            )
+        return value
 
 
 class FlowerSettings(Group):

@@ -139,7 +139,7 @@ class Records:
         """
         self._redis = client
         self._prefix = settings.redis.prefix
-        self._record_ttl = max(settings.tasks.record_ttl_s, settings.tasks.result_ttl_s)
+        self._record_ttl = settings.tasks.record_ttl_s
         self._result_ttl = settings.tasks.result_ttl_s
         self._begin = client.register_script(_BEGIN)
         self._settle = client.register_script(_SETTLE)

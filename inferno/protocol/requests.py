@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from inferno.errors import InvalidRequest
+from inferno.errors import InvalidField, InvalidRequest
 from inferno.protocol.signature import Limits, Signature
 from inferno.protocol.tensors import Tensors
 
@@ -157,7 +157,7 @@ def _explain(exc: msgspec.ValidationError) -> InvalidRequest:
         field, text = unknown[1], f"unknown field {unknown[1]!r}"
     if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
         field, text = missing[1], f"missing field {missing[1]!r}"
-    return InvalidRequest(text, field)
+    return InvalidRequest(text) if field is None else InvalidField(text, field)
 
 
 def _unify(body: _Body) -> InferRequest:
@@ -178,27 +178,27 @@ def _unify(body: _Body) -> InferRequest:
 def _one_of(body: _Body, *names: str) -> Any:
     given = [name for name in names if getattr(body, name) is not msgspec.UNSET]
     if not given:
-        raise InvalidRequest(f"missing field {names[0]!r}", names[0])
+        raise InvalidField(f"missing field {names[0]!r}", names[0])
     if len(given) > 1:
-        raise InvalidRequest(f"{given[0]} and {given[1]} mean the same; give one of them", given[1])
+        raise InvalidField(f"{given[0]} and {given[1]} mean the same; give one of them", given[1])
     return getattr(body, given[0])
 
 
 def _checked(request: InferRequest) -> InferRequest:
     if not MIN_PRIORITY <= request.priority <= MAX_PRIORITY:
-        raise InvalidRequest(
+        raise InvalidField(
             f"expected a priority from {MIN_PRIORITY} to {MAX_PRIORITY}, got {request.priority}",
             "priority",
         )
     if request.timeout_ms is not None and not 0 < request.timeout_ms <= 86_400_000:
-        raise InvalidRequest(
+        raise InvalidField(
             f"expected milliseconds, over 0 and at most one day, got {request.timeout_ms:g}",
             "timeout_ms",
         )
     if request.codec not in (None, "json", "base64"):
-        raise InvalidRequest(f"expected json or base64, got {request.codec!r}", "codec")
+        raise InvalidField(f"expected json or base64, got {request.codec!r}", "codec")
     if request.input_type not in (None, "text", "image", "audio"):
-        raise InvalidRequest(
+        raise InvalidField(
             f"expected text, image or audio, got {request.input_type!r}", "input_type"
         )
     return request

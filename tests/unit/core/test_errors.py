@@ -17,6 +17,7 @@ ALL = tree(InfernoError)
 
 STATUSES = {
     "InvalidRequest": 400,
+    "InvalidField": 422,
     "InvalidInput": 422,
     "PayloadTooLarge": 413,
     "ModelNotFound": 404,

@@ -95,6 +95,14 @@ def test_a_result_that_would_outlive_its_record_is_refused(monkeypatch: pytest.M
         load()
 
 
+def test_a_heartbeat_that_would_lapse_between_two_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("INFERNO_WORKER__HEARTBEAT_INTERVAL_S", "10")
+    with pytest.raises(ConfigurationError, match=r"HEARTBEAT_TTL_S=6.0: .*INTERVAL_S=10"):
+        load()
+
+
 def test_every_error_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFERNO_SERVER__PORT", "x")
     monkeypatch.setenv("INFERNO_FLOWER__PORT", "y")
