@@ -6,60 +6,59 @@ environment; `submit` and `watch` use a running platform through its HTTP API, f
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shlex
-import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
-from urllib.parse import urlsplit
+from typing import Any
 
 import click
-from packaging.requirements import Requirement
-from pydantic import AliasChoices, BaseModel
-from pydantic.fields import FieldInfo
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.status import Status
 from rich.table import Table
 
 from inferno import embedded_redis
 from inferno.client import Client, Result
+from inferno.doctor import examine
 from inferno.errors import (
     ConfigurationError,
     InfernoError,
     InvalidInput,
     ModelNotFound,
     PackageError,
-    ServingError,
+    PlatformUnreachable,
 )
-from inferno.guard import Event, EventKind, Stage
+from inferno.guard import Stage
 from inferno.ports import check_port
+from inferno.project import (
+    enter_project,
+    inferno_version,
+    local_url,
+    missing_artifact,
+    reach_redis,
+    read_procfile,
+    sample_inputs,
+    servable,
+)
 from inferno.protocol.signature import TensorSpec
 from inferno.protocol.tensors import Array
-from inferno.repository import Package, Repository
-from inferno.settings import RedisSettings, Settings, load, variable
-from inferno.supervisor import ProcessSpec, Supervisor, parse_procfile
+from inferno.repository import Repository
+from inferno.screen import Screen, own_terminal
+from inferno.settings import Settings, load, variable
+from inferno.settings_document import documented_settings, environment_example, settings_markdown
+from inferno.supervisor import ProcessSpec, Supervisor
 
 #: What to do about an error, for those whose message does not say it already.
 HINTS: dict[type[InfernoError], str] = {
     ModelNotFound: "`inferno models` lists the models that there are.",
     InvalidInput: "`inferno models show <model>` tells what a model takes.",
-    ServingError: "`inferno up` starts the platform; --url says where another one is.",
+    PlatformUnreachable: "`inferno up` starts the platform; --url says where another one is.",
 }
-
-#: The sentence of the examples.
-SAMPLE_TEXT = "What a lovely day!"
 
 out = Console(highlight=False)
 err = Console(highlight=False, stderr=True)
@@ -92,13 +91,6 @@ class _Commands(click.Group):
             raise _Failure(str(exc), HINTS.get(type(exc))) from exc
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("inferno")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -108,7 +100,7 @@ Start everything:      inferno up
 Ask for something:     inferno submit sentiment "What a lovely day!" --wait
 When something fails:  inferno doctor""",
 )
-@click.version_option(_version(), message="Inferno %(version)s")
+@click.version_option(inferno_version(), message="Inferno %(version)s")
 def main() -> None:
     """Serve machine-learning models through a durable task queue.
 
@@ -131,11 +123,11 @@ def up(wanted: str | None, flower: bool, logs: bool) -> None:
     """
     root = enter_project()
     settings = load()
-    commands = _procfile(root)
+    commands = read_procfile(root)
     if not flower:
         commands.pop("flower", None)
-    models, broken = _servable(Repository.read(settings.repository), wanted)
-    screen = Screen(settings, models, broken, flower="flower" in commands)
+    models, broken = servable(Repository.read(settings.repository), wanted)
+    screen = Screen(out, settings, models, broken, flower="flower" in commands)
     supervisor = Supervisor(
         settings.data.dir,
         cwd=root,
@@ -172,7 +164,7 @@ def _add_processes(
     """Tell the supervisor what to run: the Procfile, its worker line once for each model."""
     environment = {}
     if settings.redis.url is not None:
-        _reach_redis(settings.redis)
+        reach_redis(settings.redis)
     else:
         redis = embedded_redis.prepare(
             settings.data.dir, port=settings.redis.port, appendfsync=settings.redis.fsync
@@ -218,276 +210,8 @@ def worker(model: str) -> None:
         variable("redis", "url"): url,
         variable("worker", "model_name"): model,
     }
-    command = f"exec env {_procfile(root)['worker']}"
+    command = f"exec env {read_procfile(root)['worker']}"
     os.execve("/bin/sh", ["/bin/sh", "-c", command], environment)
-
-
-def _reach_redis(settings: RedisSettings) -> str:
-    """Return the address of the Redis that the settings name.
-
-    Raises:
-      ConfigurationError: nothing listens there.
-    """
-    parts = urlsplit(settings.url or "")
-    try:
-        address = (parts.hostname or "127.0.0.1", parts.port or 6379)
-        socket.create_connection(address, timeout=settings.connect_timeout_s).close()
-    except (OSError, ValueError) as exc:
-        # The whole URL may hold a password.
-        raise ConfigurationError(
-            f"{variable('redis', 'url')}: {parts.hostname} cannot be reached: {exc}"
-        ) from None
-    return f"{address[0]}:{address[1]}"
-
-
-def enter_project() -> Path:
-    """Go to the project's directory, which relative paths of settings start from.
-
-    It is the nearest one upwards with a Procfile, else the one that this file belongs to.
-    """
-    here = Path.cwd()
-    home = Path(__file__).resolve().parents[1]
-    root = next((path for path in (here, *here.parents, home) if _is_project(path)), here)
-    os.chdir(root)
-    return root
-
-
-def _is_project(path: Path) -> bool:
-    return (path / "Procfile").is_file() and (path / "celeryconfig.py").is_file()
-
-
-def _procfile(root: Path) -> dict[str, str]:
-    file = root / "Procfile"
-    if not file.is_file():
-        raise ConfigurationError(f"{root} has no Procfile; run this in Inferno's own directory.")
-    return parse_procfile(file.read_text())
-
-
-def _servable(repository: Repository, wanted: str | None) -> tuple[list[str], dict[str, str]]:
-    """Choose the models to start workers for.
-
-    Args:
-      repository: the models that there are.
-      wanted: names with commas; None for all.
-
-    Returns:
-      The names, and what is wrong with the other models.
-
-    Raises:
-      InfernoError: one that was asked for by name cannot be served.
-    """
-    broken = dict(repository.errors)
-    for name, model in repository.models.items():
-        path = _missing_artifact(model.package())
-        if path is not None:
-            broken[name] = f"{path} is missing; make it with `inferno models prepare {name}`"
-    if wanted is None:
-        return [name for name in repository.models if name not in broken], broken
-    names = list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
-    for name in names:
-        if name in broken:
-            raise PackageError(broken[name])
-        repository.model(name)
-    return names, {}
-
-
-def _missing_artifact(package: Package) -> Path | None:
-    artifact = package.manifest.artifact
-    if artifact is None or (package.path / artifact).is_file():
-        return None
-    return package.path / artifact
-
-
-class Screen:
-    """What `inferno up` shows: each part as it gets ready, then how to use the platform."""
-
-    #: Time between two looks at the platform while it starts, in seconds.
-    LOOK_S = 0.25
-    #: A start that takes longer is worth a word about where to look.
-    SLOW_S = 60.0
-
-    def __init__(
-        self, settings: Settings, models: Sequence[str], broken: Mapping[str, str], *, flower: bool
-    ) -> None:
-        """Store what is started.
-
-        Args:
-          settings: of the platform.
-          models: that have a worker.
-          broken: what is wrong with the others, by model.
-          flower: whether it runs too.
-        """
-        self._settings = settings
-        self._models = models
-        self._broken = broken
-        self._flower = flower
-        #: Which server, when it is the platform's own.
-        self.redis: str | None = None
-        self._url = local_url(settings)
-        self._started_at = time.monotonic()
-        self._died: set[str] = set()
-        self._failed: set[str] = set()
-        self._stopping = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name="screen", daemon=True)
-        self._status: Status | None = None
-
-    def __enter__(self) -> Screen:
-        count = f"{len(self._models)} model{'' if len(self._models) == 1 else 's'}"
-        out.print(f"[bold]Inferno {_version()}[/] starts with {count}.")
-        self._watcher.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        self._watcher.join(timeout=5)
-
-    def show(self, event: Event) -> None:
-        """Show an event of the supervisor, unless it is business as usual."""
-        if event.kind is EventKind.STARTED:
-            if event.process == "redis" and self.redis:
-                self._tell("redis", self.redis)
-                self.redis = None
-            return
-        if event.kind is EventKind.STOPPED:
-            return
-        if event.kind is EventKind.STOPPING:
-            self._stopping.set()
-            if self._status is not None:
-                self._status.stop()
-        if event.kind is EventKind.FAILING:
-            self._failed.add(event.process.removeprefix("worker-"))
-        if event.kind is EventKind.DIED:
-            # A second death has the same reason, as a rule.
-            lines = () if event.process in self._died else event.log_lines
-            self._died.add(event.process)
-            event = Event(event.kind, event.process, event.message, event.level, lines)
-        out.print(event.text(colour=False), markup=False, soft_wrap=True, style=_style(event))
-
-    def _tell(self, part: str, message: str) -> None:
-        out.print(f"  [green]✓[/] {escape(part):<12} {escape(message)}", soft_wrap=True)
-
-    def _watch(self) -> None:
-        """Follow the start until every model is ready or known to fail."""
-        waiting = list(self._models)
-        with ExitStack() as stack:
-            client = stack.enter_context(Client(self._url))
-            if out.is_terminal:
-                self._status = stack.enter_context(out.status("Starting the front end"))
-            answered = reminded = False
-            while not self._stopping.wait(self.LOOK_S):
-                if not reminded and time.monotonic() - self._started_at > self.SLOW_S:
-                    self._remind(waiting if answered else ["web"])
-                    reminded = True
-                try:
-                    ready = {model["name"] for model in client.models() if model["ready"]}
-                except InfernoError:
-                    continue
-                if not answered:
-                    self._tell("web", self._url)
-                    answered = True
-                for name in [name for name in waiting if name in ready]:
-                    self._tell(name, f"ready after {time.monotonic() - self._started_at:.1f} s")
-                    waiting.remove(name)
-                waiting = [name for name in waiting if name not in self._failed]
-                if not waiting:
-                    break
-                if self._status is not None:
-                    self._status.update(f"Loading {', '.join(waiting)}")
-        if not self._stopping.is_set():
-            self._summarise(sorted(set(self._models) - self._failed))
-
-    def _remind(self, late: Sequence[str]) -> None:
-        logs = self._settings.data.dir / "logs"
-        names = escape(", ".join(late))
-        out.print(f"  [yellow]![/] Still waiting for {names}; its log is in {logs}", soft_wrap=True)
-
-    def _summarise(self, ready: Sequence[str]) -> None:
-        logs = self._settings.data.dir / "logs"
-        lines = [
-            "",
-            "[bold green]Inferno is up.[/]" if ready else "[bold]No model is ready.[/]",
-            "",
-        ]
-        lines += [f"  Front page  {escape(self._url)}"]
-        if self._flower:
-            lines += [f"  Flower      {escape(self._settings.flower_url)}"]
-        lines += [f"  Models      {escape(', '.join(ready) or 'none')}"]
-        lines += [f"  Logs        {escape(str(logs))}"]
-        for name, reason in self._broken.items():
-            lines += [f"  [red]Not served  {escape(name)}: {escape(reason)}[/]"]
-        for name in sorted(self._failed):
-            log = logs / f"worker-{name}.log"
-            lines += [f"  [red]Failing     {escape(name)}; see {escape(str(log))}[/]"]
-        if ready:
-            lines += ["", "Try it:", "", f"  {escape(self._example(ready))}"]
-        lines += ["", "Ctrl-C stops everything."]
-        out.print("\n".join(lines), soft_wrap=True)
-
-    def _example(self, ready: Sequence[str]) -> str:
-        """Return a command that submits something to one of the models and shows the result."""
-        repository = Repository.read(self._settings.repository)
-        # Text is short enough to be read in a terminal.
-        name = min(ready, key=lambda name: (name != "sentiment", not _takes_text(repository, name)))
-        body = json.dumps({"inputs": _sample(repository.model(name).package())})
-        return f"curl {self._url}/v1/models/{name}:predict -d {shlex.quote(body)}"
-
-
-def _takes_text(repository: Repository, name: str) -> bool:
-    return any(spec.dtype == "string" for spec in repository.model(name).package().signature.inputs)
-
-
-def _sample(package: Package) -> dict[str, Any]:
-    for spec in package.signature.inputs:
-        if spec.dtype == "string":
-            return {spec.name: SAMPLE_TEXT}
-    return package.manifest.warm_up.inputs or {}
-
-
-def _style(event: Event) -> str:
-    return {"info": "", "warning": "yellow", "error": "red"}[event.level]
-
-
-def local_url(settings: Settings) -> str:
-    """Return where the platform of these settings is reached from this machine."""
-    host = settings.server.host
-    if host in ("0.0.0.0", "::", ""):
-        host = "127.0.0.1"
-    if ":" in host:
-        host = f"[{host}]"
-    return f"http://{host}:{settings.server.port}"
-
-
-@contextmanager
-def own_terminal() -> Iterator[None]:
-    """Become what Ctrl-C is for, where a wrapper such as make would get it too.
-
-    make ends with an error when it is interrupted, however well its command stops.
-    """
-    try:
-        terminal = os.open("/dev/tty", os.O_RDWR)
-    except OSError:
-        yield
-        return
-    group = os.getpgrp()
-    try:
-        # A shell with job control has done it already; in the background, the terminal is others'.
-        if group == os.getpid() or os.tcgetpgrp(terminal) != group:
-            yield
-            return
-        # To take the terminal, and to give it back, is to write to it from the background.
-        previous = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-        # Nobody would wake us: the shell knows make only.
-        signal.signal(signal.SIGTSTP, signal.SIG_IGN)
-        os.setpgid(0, 0)
-        os.tcsetpgrp(terminal, os.getpgrp())
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                os.tcsetpgrp(terminal, group)
-            signal.signal(signal.SIGTTOU, previous)
-    finally:
-        os.close(terminal)
 
 
 # -- Models ----------------------------------------------------------------------------------------
@@ -511,7 +235,7 @@ def models(ctx: click.Context) -> None:
             f"[bold]{v}[/]" if v == model.active else str(v) for v in sorted(model.versions)
         ]
         description = escape(manifest.description)
-        if _missing_artifact(model.package()):
+        if missing_artifact(model.package()):
             description = "[yellow]not prepared;[/] " + description
         table.add_row(
             f"[bold]{model.name}[/]",
@@ -577,7 +301,7 @@ def show(name: str) -> None:
         "task": manifest.task,
         "format": manifest.format,
         "package": str(package.path),
-        "artifact": "missing" if _missing_artifact(package) else manifest.artifact or "none needed",
+        "artifact": "missing" if missing_artifact(package) else manifest.artifact or "none needed",
         "batches": f"up to {size} rows, the first of which waits at most {delay_ms:g} ms",
         "labels": ", ".join(manifest.labels),
     }
@@ -591,7 +315,7 @@ def show(name: str) -> None:
         out.print(f"\n{title}")
         for spec in specs:
             out.print(f"  {escape(_describe_spec(spec))}", soft_wrap=True)
-    body = json.dumps({"model": name, "inputs": _sample(package)})
+    body = json.dumps({"model": name, "inputs": sample_inputs(package)})
     url = local_url(settings)
     out.print(f"\nExample\n  curl {url}/infer -d {escape(shlex.quote(body))}", soft_wrap=True)
 
@@ -728,7 +452,7 @@ def _describe_item(item: Any) -> str:
     return f"{item:.4g}" if isinstance(item, float) else str(item)
 
 
-# -- Settings --------------------------------------------------------------------------------------
+# -- This machine ----------------------------------------------------------------------------------
 
 
 @main.command()
@@ -741,111 +465,16 @@ def settings(form: str | None) -> None:
         click.echo(document, nl=False)
         return
     current = load()
-    for setting in _settings():
-        value = getattr(getattr(current, setting.group), setting.field)
-        is_default = _format(value) == setting.default
-        shown = escape(_format(value))
+    for setting in documented_settings():
+        value = setting.value(current)
+        is_default = value == setting.default
+        shown = escape(value)
         out.print(
             f"[bold]{setting.variable}[/] = {shown if is_default else f'[green]{shown}[/]'}"
             f"{'' if is_default else f'  [dim](default: {escape(setting.default)})[/]'}",
             soft_wrap=True,
         )
         out.print(f"    {escape(setting.meaning.replace('`', ''))}", soft_wrap=True)
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """One setting as it is documented."""
-
-    group: str
-    field: str
-    variable: str
-    default: str
-    meaning: str
-
-
-def _settings() -> Iterator[_Setting]:
-    for group, info in Settings.model_fields.items():
-        kind = info.annotation
-        assert isinstance(kind, type)
-        assert issubclass(kind, BaseModel)
-        for field, detail in kind.model_fields.items():
-            default = _format(detail.get_default(call_default_factory=True, validated_data={}))
-            yield _Setting(
-                group, field, variable(group, field), default, _meaning(group, field, detail)
-            )
-
-
-def _meaning(group: str, field: str, detail: FieldInfo) -> str:
-    meaning = detail.description or ""
-    if get_origin(detail.annotation) is Literal:
-        choices = [f"`{choice}`" for choice in get_args(detail.annotation)]
-        meaning += f" One of {', '.join(choices)}."
-    if isinstance(detail.validation_alias, AliasChoices):
-        others = [str(name) for name in detail.validation_alias.choices if name != field]
-        names = [f"`{variable(group, name)}`" for name in others]
-        meaning += f" Other names: {', '.join(names)}."
-    return meaning
-
-
-def _format(value: Any) -> str:
-    """Return a value as it would stand in the environment."""
-    if value is None:
-        return "unset"
-    if isinstance(value, bool | dict):
-        return json.dumps(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def settings_markdown() -> str:
-    """Return docs/settings.md."""
-    lines = [
-        "# Settings",
-        "",
-        "<!-- Made from inferno/settings.py: `inferno settings --markdown > docs/settings.md` -->",
-        "",
-        "Every setting is an environment variable, read once when a process starts. A value that",
-        "cannot be understood stops the process and is named. `inferno settings` prints the values",
-        "that are in force. Paths are relative to the project's directory.",
-    ]
-    group = ""
-    for setting in _settings():
-        if setting.group != group:
-            group = setting.group
-            kind = Settings.model_fields[group].annotation
-            assert kind is not None
-            lines += ["", f"## {group}", "", kind.__doc__ or "", ""]
-            lines += ["| variable | default | meaning |", "|---|---|---|"]
-        lines += [f"| `{setting.variable}` | `{setting.default}` | {setting.meaning} |"]
-    return "\n".join(lines) + "\n"
-
-
-def environment_example() -> str:
-    """Return .env.example."""
-    lines = [
-        "# Every setting with its default; made by `inferno settings --env > .env.example`.",
-        "# Copy to .env, take the # off what you change, and load it: set -a; . ./.env; set +a",
-    ]
-    group = ""
-    for setting in _settings():
-        if setting.group != group:
-            group = setting.group
-            lines += [""]
-        value = "" if setting.default == "unset" else shlex.quote(setting.default)
-        lines += [f"# {setting.meaning}", f"#{setting.variable}={value}"]
-    return "\n".join(lines) + "\n"
-
-
-# -- Doctor ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found."""
-
-    state: Literal["ok", "warning", "failure"]
-    subject: str
-    detail: str
 
 
 @main.command()
@@ -857,143 +486,10 @@ def doctor() -> None:
     enter_project()
     marks = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "failure": "[red]✗[/]"}
     failures = 0
-    for check in CHECKS:
-        for finding in check(load()):
-            failures += finding.state == "failure"
-            line = f"{marks[finding.state]} {finding.subject:<14} {escape(finding.detail)}"
-            out.print(line, soft_wrap=True)
+    for finding in examine(load()):
+        failures += finding.state == "failure"
+        line = f"{marks[finding.state]} {finding.subject:<14} {escape(finding.detail)}"
+        out.print(line, soft_wrap=True)
     if failures:
         out.print(f"\n{failures} problem{'' if failures == 1 else 's'} found.")
     sys.exit(1 if failures else 0)
-
-
-def _check_python(_: Settings) -> Iterator[Finding]:
-    version = ".".join(map(str, sys.version_info[:3]))
-    state: Literal["ok", "failure"] = "ok" if sys.version_info >= (3, 11) else "failure"
-    yield Finding(state, "Python", f"{version}, {sys.executable}")
-
-
-def _check_packages(_: Settings) -> Iterator[Finding]:
-    try:
-        lines = importlib.metadata.requires("inferno") or []
-    except importlib.metadata.PackageNotFoundError:
-        yield Finding("warning", "Packages", "Inferno itself is not installed; run `make setup`")
-        return
-    checked, wrong = 0, []
-    for requirement in map(Requirement, lines):
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        checked += 1
-        try:
-            installed = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            installed = "missing"
-        if installed == "missing" or not requirement.specifier.contains(
-            installed, prereleases=True
-        ):
-            wrong.append(f"{requirement.name} is {installed}, expected {requirement.specifier}")
-    if wrong:
-        yield Finding("warning", "Packages", f"{'; '.join(wrong)}; `make setup` installs them")
-    else:
-        yield Finding("ok", "Packages", f"all {checked} as pinned in requirements.txt")
-
-
-def _check_redis(settings: Settings) -> Iterator[Finding]:
-    if settings.redis.url is None:
-        try:
-            program = embedded_redis.find_program()
-        except ConfigurationError as exc:
-            yield Finding("failure", "Redis", str(exc))
-            return
-        yield Finding("ok", "Redis", f"{program}, {program.path}, started by `inferno up`")
-        return
-    try:
-        yield Finding("ok", "Redis", f"{_reach_redis(settings.redis)} accepts connections")
-    except ConfigurationError as exc:
-        yield Finding("failure", "Redis", str(exc))
-
-
-def _check_data(settings: Settings) -> Iterator[Finding]:
-    folder = settings.data.dir.resolve()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        yield Finding("failure", "Data directory", f"{folder} cannot be written to")
-        return
-    status = os.statvfs(existing)
-    free_gb = status.f_bavail * status.f_frsize / 1e9
-    state: Literal["ok", "warning"] = "ok" if free_gb >= 1 else "warning"
-    yield Finding(state, "Data directory", f"{folder}, {free_gb:.0f} GB free")
-
-
-def _check_models(settings: Settings) -> Iterator[Finding]:
-    try:
-        repository = Repository.read(settings.repository)
-    except PackageError as exc:
-        yield Finding("failure", "Models", str(exc))
-        return
-    for name, reason in repository.errors.items():
-        yield Finding("failure", "Models", f"{name}: {reason}")
-    for name, model in repository.models.items():
-        for version, reason in model.errors.items():
-            yield Finding("warning", "Models", f"{name} version {version}: {reason}")
-        for package in model.versions.values():
-            if missing := _missing_artifact(package):
-                advice = f"make it with `inferno models prepare {name}`"
-                yield Finding("failure", "Models", f"{missing} is missing; {advice}")
-    yield Finding("ok", "Models", ", ".join(repository.models) or "the repository is empty")
-
-
-def _check_device(settings: Settings) -> Iterator[Finding]:
-    # No other command needs the engine, and with a GPU it brings torch.
-    from inferno.engine import choose_device
-
-    try:
-        device = choose_device(settings.inference.device)
-    except PackageError as exc:
-        yield Finding("failure", "Device", str(exc))
-        return
-    yield Finding("ok", "Device", f"{device}, {os.cpu_count()} CPU cores")
-
-
-def _check_platform(settings: Settings) -> Iterator[Finding]:
-    url = local_url(settings)
-    with Client(url) as client:
-        try:
-            health = client.health()
-        except ServingError:
-            yield from _check_ports(settings)
-            return
-    detail = f"{url} is {health.get('status')}"
-    unserved = [name for name, served in health.get("models", {}).items() if not served]
-    if unserved:
-        detail += f"; no live worker serves {', '.join(unserved)}"
-    if health.get("redis") != "ok":
-        yield Finding("failure", "Platform", f"{detail}; it cannot reach Redis")
-        return
-    workers = health.get("workers_active", 0)
-    yield Finding("warning" if unserved else "ok", "Platform", f"{detail}; {workers} workers")
-
-
-def _check_ports(settings: Settings) -> Iterator[Finding]:
-    for name, place in (("server", settings.server), ("flower", settings.flower)):
-        try:
-            check_port(place.host, place.port, variable(name, "port"))
-        except ConfigurationError as exc:
-            yield Finding("failure", "Ports", str(exc))
-        else:
-            yield Finding(
-                "ok",
-                "Ports",
-                f"{place.port} is free for {'the web tier' if name == 'server' else name}",
-            )
-
-
-CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-    _check_python,
-    _check_packages,
-    _check_redis,
-    _check_data,
-    _check_models,
-    _check_device,
-    _check_platform,
-)

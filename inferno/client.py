@@ -26,7 +26,13 @@ import httpx
 import numpy as np
 import websocket
 
-from inferno.errors import InfernoError, ModelNotFound, RequestError, ServingError
+from inferno.errors import (
+    InfernoError,
+    ModelNotFound,
+    PlatformUnreachable,
+    RequestError,
+    ServingError,
+)
 from inferno.protocol import tensors
 from inferno.protocol.signature import Signature, TensorSpec
 from inferno.protocol.tasks import TaskState
@@ -45,6 +51,16 @@ HEALTH_S = 5.0
 STREAM_WINDOW = 256
 #: A socket on which nothing arrives for so long is dead: the server pings more often.
 SILENCE_S = 60.0
+
+#: What the libraries raise when no connection comes about.
+_UNREACHABLE = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    websocket.WebSocketAddressException,
+    ConnectionRefusedError,
+    # Of connecting alone: websocket wraps those of a connection that stands.
+    TimeoutError,
+)
 
 
 @dataclass(frozen=True)
@@ -267,7 +283,8 @@ class Client:
             from the iterable as earlier ones end.
 
         Raises:
-          ServingError: the platform does not answer, or the connection was lost.
+          PlatformUnreachable: nothing answers there.
+          ServingError: the connection was lost.
         """
         waiting = iter(items)
         numbers = count()
@@ -328,7 +345,11 @@ class Client:
         return model
 
     def health(self) -> dict[str, Any]:
-        """Return how the platform is, also when it is not well."""
+        """Return how the platform is, also when it is not well.
+
+        Raises:
+          PlatformUnreachable: nothing answers there.
+        """
         with self._translating():
             answer = self._http.get("/health", timeout=HEALTH_S)
         health: dict[str, Any] = _content(answer)
@@ -433,8 +454,10 @@ class Client:
         """Turn what the libraries raise into errors of ours."""
         try:
             yield
-        except (httpx.ConnectError, ConnectionRefusedError):
-            raise ServingError(f"nothing answers at {self.url}; is the platform running?") from None
+        except _UNREACHABLE:
+            raise PlatformUnreachable(
+                f"nothing answers at {self.url}; is the platform running?"
+            ) from None
         except httpx.InvalidURL as exc:
             raise ServingError(f"{self.url}: {exc}") from None
         except (httpx.HTTPError, websocket.WebSocketException, OSError) as exc:

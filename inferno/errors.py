@@ -13,6 +13,7 @@
     │   ├── ForwardFailed        500  the model failed on this task
     │   ├── ModelUnavailable     503  no live worker serves the model
     │   ├── BrokerUnavailable    503  Redis does not answer
+    │   ├── PlatformUnreachable  503  the client cannot connect to the platform
     │   └── DeadlineExceeded     504  the forward pass did not start in time
     └── ConfigurationError       the operator must change something
         └── PackageError         a model package is wrong
@@ -156,6 +157,14 @@ class BrokerUnavailable(ServingError):
     status = 503
     code = "broker_unavailable"
     title = "Broker unavailable"
+
+
+class PlatformUnreachable(ServingError):
+    """Nothing answers where the client looks for the platform; only a client meets it."""
+
+    status = 503
+    code = "platform_unreachable"
+    title = "Platform unreachable"
 
 
 class DeadlineExceeded(ServingError):

@@ -413,6 +413,16 @@ def test_error_of_the_platform_is_one_line(url: str) -> None:
     assert result.stderr.startswith("Error: no such model\n")
 
 
+def test_platform_that_does_not_run_is_an_error_with_a_hint() -> None:
+    result = invoke("submit", "echo", "hello", "--url", "http://127.0.0.1:1")
+
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "Error: nothing answers at http://127.0.0.1:1; is the platform running?",
+        "  `inferno up` starts the platform; --url says where another one is.",
+    ]
+
+
 def test_watch_prints_results_and_fails_with_a_failed_task(url: str) -> None:
     for text in ("fine", "poison"):
         invoke("submit", "echo", text, "--url", url)

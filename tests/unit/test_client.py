@@ -13,7 +13,14 @@ from werkzeug.serving import make_server
 
 from inferno import errors
 from inferno.client import STREAM_WINDOW, Client, Request, rebuild
-from inferno.errors import ForwardFailed, InfernoError, InvalidInput, ModelNotFound, ServingError
+from inferno.errors import (
+    ForwardFailed,
+    InfernoError,
+    InvalidInput,
+    ModelNotFound,
+    PlatformUnreachable,
+    ServingError,
+)
 from inferno.protocol.tasks import TaskState
 
 SIGNATURE = {
@@ -335,11 +342,12 @@ def test_models_and_health_are_told_as_they_are(client) -> None:
         client.model("nope")
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://nowhere.invalid"])
 @pytest.mark.parametrize("call", [Client.models, lambda client: list(client.stream(["a"]))])
-def test_nothing_at_the_address_is_one_clear_error(call) -> None:
+def test_nothing_at_the_address_is_one_clear_error(call, url) -> None:
     with (
-        Client("http://127.0.0.1:1") as client,
-        pytest.raises(ServingError, match="is the platform running"),
+        Client(url) as client,
+        pytest.raises(PlatformUnreachable, match="is the platform running"),
     ):
         call(client)
 

@@ -13,12 +13,12 @@ import yaml
 from pydantic import BaseModel
 
 from inferno import repository
-from inferno.cli import environment_example, settings_markdown
 from inferno.engine import Engine
 from inferno.protocol.signature import Signature, TensorSpec
 from inferno.repository import Manifest, Repository
 from inferno.runtimes import ModelContext
 from inferno.settings import Settings
+from inferno.settings_document import environment_example, settings_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

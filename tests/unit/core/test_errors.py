@@ -24,6 +24,7 @@ STATUSES = {
     "TaskNotFound": 404,
     "ResultExpired": 410,
     "ForwardFailed": 500,
+    "PlatformUnreachable": 503,
     "ModelUnavailable": 503,
     "BrokerUnavailable": 503,
     "DeadlineExceeded": 504,

@@ -1,0 +1,168 @@
+"""What `inferno doctor` checks: this machine, the installation and, when it runs, the platform."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from inferno import embedded_redis
+from inferno.client import Client
+from inferno.errors import ConfigurationError, PackageError, ServingError
+from inferno.ports import check_port
+from inferno.project import local_url, missing_artifact, reach_redis
+from inferno.repository import Repository
+from inferno.settings import Settings, variable
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found."""
+
+    state: Literal["ok", "warning", "failure"]
+    subject: str
+    detail: str
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Yield what the checks find, each as it is done; changes nothing."""
+    for check in CHECKS:
+        yield from check(settings)
+
+
+def _check_python(_: Settings) -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    state: Literal["ok", "failure"] = "ok" if sys.version_info >= (3, 11) else "failure"
+    yield Finding(state, "Python", f"{version}, {sys.executable}")
+
+
+def _check_packages(_: Settings) -> Iterator[Finding]:
+    try:
+        lines = importlib.metadata.requires("inferno") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("warning", "Packages", "Inferno itself is not installed; run `make setup`")
+        return
+    checked, wrong = 0, []
+    for requirement in map(Requirement, lines):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        checked += 1
+        try:
+            installed = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            installed = "missing"
+        if installed == "missing" or not requirement.specifier.contains(
+            installed, prereleases=True
+        ):
+            wrong.append(f"{requirement.name} is {installed}, expected {requirement.specifier}")
+    if wrong:
+        yield Finding("warning", "Packages", f"{'; '.join(wrong)}; `make setup` installs them")
+    else:
+        yield Finding("ok", "Packages", f"all {checked} as pinned in requirements.txt")
+
+
+def _check_redis(settings: Settings) -> Iterator[Finding]:
+    if settings.redis.url is None:
+        try:
+            program = embedded_redis.find_program()
+        except ConfigurationError as exc:
+            yield Finding("failure", "Redis", str(exc))
+            return
+        yield Finding("ok", "Redis", f"{program}, {program.path}, started by `inferno up`")
+        return
+    try:
+        yield Finding("ok", "Redis", f"{reach_redis(settings.redis)} accepts connections")
+    except ConfigurationError as exc:
+        yield Finding("failure", "Redis", str(exc))
+
+
+def _check_data(settings: Settings) -> Iterator[Finding]:
+    folder = settings.data.dir.resolve()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        yield Finding("failure", "Data directory", f"{folder} cannot be written to")
+        return
+    status = os.statvfs(existing)
+    free_gb = status.f_bavail * status.f_frsize / 1e9
+    state: Literal["ok", "warning"] = "ok" if free_gb >= 1 else "warning"
+    yield Finding(state, "Data directory", f"{folder}, {free_gb:.0f} GB free")
+
+
+def _check_models(settings: Settings) -> Iterator[Finding]:
+    try:
+        repository = Repository.read(settings.repository)
+    except PackageError as exc:
+        yield Finding("failure", "Models", str(exc))
+        return
+    for name, reason in repository.errors.items():
+        yield Finding("failure", "Models", f"{name}: {reason}")
+    for name, model in repository.models.items():
+        for version, reason in model.errors.items():
+            yield Finding("warning", "Models", f"{name} version {version}: {reason}")
+        for package in model.versions.values():
+            if missing := missing_artifact(package):
+                advice = f"make it with `inferno models prepare {name}`"
+                yield Finding("failure", "Models", f"{missing} is missing; {advice}")
+    yield Finding("ok", "Models", ", ".join(repository.models) or "the repository is empty")
+
+
+def _check_device(settings: Settings) -> Iterator[Finding]:
+    # No other command needs the engine, and with a GPU it brings torch.
+    from inferno.engine import choose_device
+
+    try:
+        device = choose_device(settings.inference.device)
+    except PackageError as exc:
+        yield Finding("failure", "Device", str(exc))
+        return
+    yield Finding("ok", "Device", f"{device}, {os.cpu_count()} CPU cores")
+
+
+def _check_platform(settings: Settings) -> Iterator[Finding]:
+    url = local_url(settings)
+    with Client(url) as client:
+        try:
+            health = client.health()
+        except ServingError:
+            yield from _check_ports(settings)
+            return
+    detail = f"{url} is {health.get('status')}"
+    unserved = [name for name, served in health.get("models", {}).items() if not served]
+    if unserved:
+        detail += f"; no live worker serves {', '.join(unserved)}"
+    if health.get("redis") != "ok":
+        yield Finding("failure", "Platform", f"{detail}; it cannot reach Redis")
+        return
+    workers = health.get("workers_active", 0)
+    yield Finding("warning" if unserved else "ok", "Platform", f"{detail}; {workers} workers")
+
+
+def _check_ports(settings: Settings) -> Iterator[Finding]:
+    for name, place in (("server", settings.server), ("flower", settings.flower)):
+        try:
+            check_port(place.host, place.port, variable(name, "port"))
+        except ConfigurationError as exc:
+            yield Finding("failure", "Ports", str(exc))
+        else:
+            yield Finding(
+                "ok",
+                "Ports",
+                f"{place.port} is free for {'the web tier' if name == 'server' else name}",
+            )
+
+
+#: First what everything else needs.
+CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+    _check_python,
+    _check_packages,
+    _check_redis,
+    _check_data,
+    _check_models,
+    _check_device,
+    _check_platform,
+)

@@ -1,0 +1,129 @@
+"""The project's directory, as the commands see it: its processes, its models and its addresses.
+
+Before anything runs, this says what could: `inferno up` starts it, `inferno doctor` checks it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from inferno.errors import ConfigurationError, PackageError
+from inferno.repository import Package, Repository
+from inferno.settings import RedisSettings, Settings, variable
+from inferno.supervisor import parse_procfile
+
+#: The sentence of the examples.
+SAMPLE_TEXT = "What a lovely day!"
+
+
+def inferno_version() -> str:
+    """Return the version that is installed."""
+    try:
+        return importlib.metadata.version("inferno")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def enter_project() -> Path:
+    """Go to the project's directory, which relative paths of settings start from.
+
+    It is the nearest one upwards with a Procfile, else the one that this file belongs to.
+    """
+    here = Path.cwd()
+    home = Path(__file__).resolve().parents[1]
+    root = next((path for path in (here, *here.parents, home) if _is_project(path)), here)
+    os.chdir(root)
+    return root
+
+
+def _is_project(path: Path) -> bool:
+    return (path / "Procfile").is_file() and (path / "celeryconfig.py").is_file()
+
+
+def read_procfile(root: Path) -> dict[str, str]:
+    """Return the commands of the platform's processes, by name.
+
+    Raises:
+      ConfigurationError: there is no Procfile.
+    """
+    file = root / "Procfile"
+    if not file.is_file():
+        raise ConfigurationError(f"{root} has no Procfile; run this in Inferno's own directory.")
+    return parse_procfile(file.read_text())
+
+
+def local_url(settings: Settings) -> str:
+    """Return where the platform of these settings is reached from this machine."""
+    host = settings.server.host
+    if host in ("0.0.0.0", "::", ""):
+        host = "127.0.0.1"
+    if ":" in host:
+        host = f"[{host}]"
+    return f"http://{host}:{settings.server.port}"
+
+
+def reach_redis(settings: RedisSettings) -> str:
+    """Return the address of the Redis that the settings name.
+
+    Raises:
+      ConfigurationError: nothing listens there.
+    """
+    parts = urlsplit(settings.url or "")
+    try:
+        address = (parts.hostname or "127.0.0.1", parts.port or 6379)
+        socket.create_connection(address, timeout=settings.connect_timeout_s).close()
+    except (OSError, ValueError) as exc:
+        # The whole URL may hold a password.
+        raise ConfigurationError(
+            f"{variable('redis', 'url')}: {parts.hostname} cannot be reached: {exc}"
+        ) from None
+    return f"{address[0]}:{address[1]}"
+
+
+def servable(repository: Repository, wanted: str | None) -> tuple[list[str], dict[str, str]]:
+    """Choose the models to start workers for.
+
+    Args:
+      repository: the models that there are.
+      wanted: names with commas; None for all.
+
+    Returns:
+      The names, and what is wrong with the other models.
+
+    Raises:
+      InfernoError: one that was asked for by name cannot be served.
+    """
+    broken = dict(repository.errors)
+    for name, model in repository.models.items():
+        path = missing_artifact(model.package())
+        if path is not None:
+            broken[name] = f"{path} is missing; make it with `inferno models prepare {name}`"
+    if wanted is None:
+        return [name for name in repository.models if name not in broken], broken
+    names = list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
+    for name in names:
+        if name in broken:
+            raise PackageError(broken[name])
+        repository.model(name)
+    return names, {}
+
+
+def missing_artifact(package: Package) -> Path | None:
+    """Return the file that a package needs and does not have."""
+    artifact = package.manifest.artifact
+    if artifact is None or (package.path / artifact).is_file():
+        return None
+    return package.path / artifact
+
+
+def sample_inputs(package: Package) -> dict[str, Any]:
+    """Return inputs for an example: text where the model takes it, else those of its warm-up."""
+    for spec in package.signature.inputs:
+        if spec.dtype == "string":
+            return {spec.name: SAMPLE_TEXT}
+    return package.manifest.warm_up.inputs or {}

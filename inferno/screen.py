@@ -1,0 +1,210 @@
+"""What `inferno up` shows, on a terminal of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+
+from inferno.client import Client
+from inferno.errors import InfernoError
+from inferno.guard import Event, EventKind
+from inferno.project import inferno_version, local_url, sample_inputs
+from inferno.repository import Repository
+from inferno.settings import Settings
+
+
+class Screen:
+    """Shows each part of the platform as it gets ready, then how to use it."""
+
+    #: Time between two looks at the platform while it starts, in seconds.
+    LOOK_S = 0.25
+    #: A start that takes longer is worth a word about where to look.
+    SLOW_S = 60.0
+
+    def __init__(
+        self,
+        console: Console,
+        settings: Settings,
+        models: Sequence[str],
+        broken: Mapping[str, str],
+        *,
+        flower: bool,
+    ) -> None:
+        """Store what is started.
+
+        Args:
+          console: to show it on.
+          settings: of the platform.
+          models: that have a worker.
+          broken: what is wrong with the others, by model.
+          flower: whether it runs too.
+        """
+        self._console = console
+        self._settings = settings
+        self._models = models
+        self._broken = broken
+        self._flower = flower
+        #: Which server, when it is the platform's own.
+        self.redis: str | None = None
+        self._url = local_url(settings)
+        self._started_at = time.monotonic()
+        self._died: set[str] = set()
+        self._failed: set[str] = set()
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="screen", daemon=True)
+        self._status: Status | None = None
+
+    def __enter__(self) -> Screen:
+        count = f"{len(self._models)} model{'' if len(self._models) == 1 else 's'}"
+        self._console.print(f"[bold]Inferno {inferno_version()}[/] starts with {count}.")
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._watcher.join(timeout=5)
+
+    def show(self, event: Event) -> None:
+        """Show an event of the supervisor, unless it is business as usual."""
+        if event.kind is EventKind.STARTED:
+            if event.process == "redis" and self.redis:
+                self._tell("redis", self.redis)
+                self.redis = None
+            return
+        if event.kind is EventKind.STOPPED:
+            return
+        if event.kind is EventKind.STOPPING:
+            self._stopping.set()
+            if self._status is not None:
+                self._status.stop()
+        if event.kind is EventKind.FAILING:
+            self._failed.add(event.process.removeprefix("worker-"))
+        if event.kind is EventKind.DIED:
+            # A second death has the same reason, as a rule.
+            lines = () if event.process in self._died else event.log_lines
+            self._died.add(event.process)
+            event = Event(event.kind, event.process, event.message, event.level, lines)
+        self._console.print(
+            event.text(colour=False), markup=False, soft_wrap=True, style=_style(event)
+        )
+
+    def _tell(self, part: str, message: str) -> None:
+        self._console.print(f"  [green]✓[/] {escape(part):<12} {escape(message)}", soft_wrap=True)
+
+    def _watch(self) -> None:
+        """Follow the start until every model is ready or known to fail."""
+        waiting = list(self._models)
+        with ExitStack() as stack:
+            client = stack.enter_context(Client(self._url))
+            if self._console.is_terminal:
+                self._status = stack.enter_context(self._console.status("Starting the front end"))
+            answered = reminded = False
+            while not self._stopping.wait(self.LOOK_S):
+                if not reminded and time.monotonic() - self._started_at > self.SLOW_S:
+                    self._remind(waiting if answered else ["web"])
+                    reminded = True
+                try:
+                    ready = {model["name"] for model in client.models() if model["ready"]}
+                except InfernoError:
+                    continue
+                if not answered:
+                    self._tell("web", self._url)
+                    answered = True
+                for name in [name for name in waiting if name in ready]:
+                    self._tell(name, f"ready after {time.monotonic() - self._started_at:.1f} s")
+                    waiting.remove(name)
+                waiting = [name for name in waiting if name not in self._failed]
+                if not waiting:
+                    break
+                if self._status is not None:
+                    self._status.update(f"Loading {', '.join(waiting)}")
+        if not self._stopping.is_set():
+            self._summarise(sorted(set(self._models) - self._failed))
+
+    def _remind(self, late: Sequence[str]) -> None:
+        logs = self._settings.data.dir / "logs"
+        names = escape(", ".join(late))
+        self._console.print(
+            f"  [yellow]![/] Still waiting for {names}; its log is in {logs}", soft_wrap=True
+        )
+
+    def _summarise(self, ready: Sequence[str]) -> None:
+        logs = self._settings.data.dir / "logs"
+        lines = [
+            "",
+            "[bold green]Inferno is up.[/]" if ready else "[bold]No model is ready.[/]",
+            "",
+        ]
+        lines += [f"  Front page  {escape(self._url)}"]
+        if self._flower:
+            lines += [f"  Flower      {escape(self._settings.flower_url)}"]
+        lines += [f"  Models      {escape(', '.join(ready) or 'none')}"]
+        lines += [f"  Logs        {escape(str(logs))}"]
+        for name, reason in self._broken.items():
+            lines += [f"  [red]Not served  {escape(name)}: {escape(reason)}[/]"]
+        for name in sorted(self._failed):
+            log = logs / f"worker-{name}.log"
+            lines += [f"  [red]Failing     {escape(name)}; see {escape(str(log))}[/]"]
+        if ready:
+            lines += ["", "Try it:", "", f"  {escape(self._example(ready))}"]
+        lines += ["", "Ctrl-C stops everything."]
+        self._console.print("\n".join(lines), soft_wrap=True)
+
+    def _example(self, ready: Sequence[str]) -> str:
+        """Return a command that submits something to one of the models and shows the result."""
+        repository = Repository.read(self._settings.repository)
+        # Text is short enough to be read in a terminal.
+        name = min(ready, key=lambda name: (name != "sentiment", not _takes_text(repository, name)))
+        body = json.dumps({"inputs": sample_inputs(repository.model(name).package())})
+        return f"curl {self._url}/v1/models/{name}:predict -d {shlex.quote(body)}"
+
+
+def _takes_text(repository: Repository, name: str) -> bool:
+    return any(spec.dtype == "string" for spec in repository.model(name).package().signature.inputs)
+
+
+def _style(event: Event) -> str:
+    return {"info": "", "warning": "yellow", "error": "red"}[event.level]
+
+
+@contextmanager
+def own_terminal() -> Iterator[None]:
+    """Become what Ctrl-C is for, where a wrapper such as make would get it too.
+
+    make ends with an error when it is interrupted, however well its command stops.
+    """
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR)
+    except OSError:
+        yield
+        return
+    group = os.getpgrp()
+    try:
+        # A shell with job control has done it already; in the background, the terminal is others'.
+        if group == os.getpid() or os.tcgetpgrp(terminal) != group:
+            yield
+            return
+        # To take the terminal, and to give it back, is to write to it from the background.
+        previous = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        # Nobody would wake us: the shell knows make only.
+        signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+        os.setpgid(0, 0)
+        os.tcsetpgrp(terminal, os.getpgrp())
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                os.tcsetpgrp(terminal, group)
+            signal.signal(signal.SIGTTOU, previous)
+    finally:
+        os.close(terminal)
