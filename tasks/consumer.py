@@ -89,6 +89,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._former.clear()
         self._wake_up = None
         self._consumer = consumer
+        events.coalesce(consumer)
         make_request = create_request_cls(
             Request, task, consumer.pool, consumer.hostname, consumer.event_dispatcher, app=app
         )
@@ -164,7 +165,9 @@ class InferenceTask(Batches):  # type: ignore[misc]
     def _pump(self) -> None:
         """Let leave what should leave now, and see to it that this is asked again in time."""
         if worker_state.should_stop is not None or worker_state.should_terminate is not None:
-            return  # What waits goes back to the lane when the channel closes.
+            # What waits goes back to the lane when the channel closes, and no timer fires any more.
+            self._consumer.event_dispatcher.flush()
+            return
         now = time.monotonic()
         self._expire(now)
         while self._running < self._executors and (flush := self._former.flush(now)) is not None:

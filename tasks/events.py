@@ -15,9 +15,35 @@ from celery.utils.saferepr import saferepr
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
+from kombu.asynchronous.timer import Entry
 
 from inferno.protocol.tasks import TaskState
 from tasks.settle import Settled
+
+
+#: How long an event may wait for others to be published with, in seconds.
+LINGER_S = 0.1
+#: So many do not wait.
+LINGER_EVENTS = 256
+
+
+def coalesce(consumer: Consumer) -> None:
+    """Have events published in groups; by itself Celery publishes them after each message."""
+    dispatcher = consumer.event_dispatcher
+    if dispatcher is None:
+        return
+    timer: list[Entry] = []
+
+    def flush() -> None:
+        timer.clear()
+        dispatcher.flush()
+
+    def buffered() -> None:
+        if not timer:
+            timer.append(consumer.timer.call_after(LINGER_S, flush))
+
+    dispatcher.buffer_limit = LINGER_EVENTS
+    dispatcher.on_send_buffered = buffered
 
 
 def received(consumer: Consumer, request: Request) -> None:
