@@ -20,7 +20,6 @@ from kombu.asynchronous.timer import Entry
 from inferno.protocol.tasks import TaskState
 from tasks.settle import Settled
 
-
 #: How long an event may wait for others to be published with, in seconds.
 LINGER_S = 0.1
 #: So many do not wait.

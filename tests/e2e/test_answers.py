@@ -74,7 +74,7 @@ def through_platform(url: str, model: str, inputs: list) -> list:
 
 
 def test_concurrent_tasks_get_the_answers_of_the_model_alone(platform):
-    inputs = {"embed": texts(), "sentiment": texts(), "digits": images(300)}
+    inputs: dict[str, list] = {"embed": texts(), "sentiment": texts(), "digits": images(300)}
     assert len(set(inputs["embed"])) == 1000
     with ThreadPoolExecutor(len(inputs)) as pool:
         running = {m: pool.submit(through_platform, platform.url, m, inputs[m]) for m in inputs}
