@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Flask
 
 from inferno.settings import Settings, load
-from web import errors, health, infer, models, sockets, tasks
+from web import errors, health, infer, models, pages, sockets, tasks
 from web.services import Services
 
 #: The families of routes.
@@ -32,6 +32,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     }
     app.extensions["inferno"] = Services.build(settings)
     errors.register(app)
+    app.register_blueprint(pages.blueprint)
     for prefix in PREFIXES:
         for blueprint in API:
             name = f"{prefix.lstrip('/').replace('/', '-')}-{blueprint.name}".lstrip("-")

@@ -21,13 +21,13 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import redis
 from redis.connection import AbstractConnection
 
 from inferno import names
 from tasks.records import Outcome, Records, decode_outcome
+from web.resp import Reply, ReplyReader, pack
 
 log = logging.getLogger(__name__)
 
@@ -101,14 +101,16 @@ class Bridge:
         """
         self._pool = client.connection_pool
         self._records = records
-        self._changed = threading.Condition(threading.Lock())
+        # With its default lock: under gevent, to notify with a plain one lets others run meanwhile,
+        # so that every subscription travels alone.
+        self._changed = threading.Condition()
         self._waiting: dict[bytes, list[Subscription]] = {}
         #: Subscriptions that the writer has not seen yet, and channels that it may leave.
         self._fresh: list[Subscription] = []
         self._left: list[bytes] = []
         #: What belongs to the present connection: the channels that it is subscribed to, and those
         #: of each EXISTS that is not answered yet.
-        self._connection: AbstractConnection | None = None
+        self._socket: socket.socket | None = None
         self._channels: set[bytes] = set()
         self._asked: deque[list[bytes]] = deque()
         self._threads: list[threading.Thread] = []
@@ -131,7 +133,8 @@ class Bridge:
         with self._changed:
             self._stopping.set()
             self._changed.notify()
-            _abort(self._connection)
+            if self._socket is not None:
+                _abort(self._socket)
         for thread in self._threads:
             thread.join()
 
@@ -177,20 +180,20 @@ class Bridge:
         while not self._stopping.is_set():
             with self._changed:
                 while not self._is_urgent():
-                    lingering = bool(self._left) and self._connection is not None
+                    lingering = bool(self._left) and self._socket is not None
                     if not self._changed.wait(self.LINGER_S if lingering else None):
                         break
-                connection = self._connection
-                commands = self._next_commands() if connection is not None else []
-            if connection is not None and commands:
-                _send(connection, commands)
+                sock = self._socket
+                commands = self._next_commands() if sock is not None else b""
+            if sock is not None and commands:
+                _send(sock, commands)
 
     def _is_urgent(self) -> bool:
-        if self._stopping.is_set() or self._connection is None:
+        if self._stopping.is_set() or self._socket is None:
             return self._stopping.is_set()
         return bool(self._fresh) or len(self._left) >= self.LINGER_CHANNELS
 
-    def _next_commands(self) -> list[tuple[Any, ...]]:
+    def _next_commands(self) -> bytes:
         asked = list({s.channel for s in self._fresh if s.channel in self._waiting})
         joined = [channel for channel in asked if channel not in self._channels]
         left = [c for c in set(self._left) if c in self._channels and c not in self._waiting]
@@ -199,8 +202,8 @@ class Bridge:
         self._channels.difference_update(left)
         if asked:
             self._asked.append(asked)
-        commands = (("SUBSCRIBE", joined), ("EXISTS", asked), ("UNSUBSCRIBE", left))
-        return [(command, *channels) for command, channels in commands if channels]
+        commands = ((b"SUBSCRIBE", joined), (b"EXISTS", asked), (b"UNSUBSCRIBE", left))
+        return b"".join(pack(command, channels) for command, channels in commands if channels)
 
     def _read(self) -> None:
         delay = self.BACKOFF_S[0]
@@ -214,8 +217,9 @@ class Bridge:
                 continue
             delay = self.BACKOFF_S[0]
             try:
+                replies = ReplyReader(self._join(connection).recv)
                 while True:
-                    self._handle(connection.read_response(push_request=True))
+                    self._handle(replies.read())
             except Exception as exc:
                 # Whatever it was: everyone who still waits is subscribed and looked up again.
                 if not self._stopping.is_set():
@@ -223,7 +227,7 @@ class Bridge:
                     self._stopping.wait(delay)
             finally:
                 with self._changed:
-                    self._connection = None
+                    self._socket = None
                 connection.disconnect()  # type: ignore[no-untyped-call]
 
     def _connect(self) -> AbstractConnection:
@@ -239,37 +243,43 @@ class Bridge:
             }
         )
         connection.connect()  # type: ignore[no-untyped-call]
-        if connection._sock is not None:
-            # From here silence is no error; keep-alive finds out when the other side is gone.
-            connection._sock.settimeout(None)
-        # By default every message would be formatted for a log.
-        connection._parser.set_pubsub_push_handler(_unchanged)
+        return connection
+
+    def _join(self, connection: AbstractConnection) -> socket.socket:
+        # redis-py only makes the connection; its own ways to use one reconnect behind our back.
+        sock: socket.socket = connection._sock  # type: ignore[assignment]
+        # From here silence is no error; keep-alive finds out when the other side is gone.
+        sock.settimeout(None)
         with self._changed:
-            self._connection = connection
+            self._socket = sock
             self._channels.clear()
             self._asked.clear()
             self._left = []
             self._fresh = [s for subscriptions in self._waiting.values() for s in subscriptions]
             self._changed.notify()
             if self._stopping.is_set():
-                _abort(connection)
-        return connection
+                _abort(sock)
+        return sock
 
-    def _handle(self, reply: Any) -> None:
-        # Either a push, [kind, channel, payload], or the number that an EXISTS has counted.
-        if isinstance(reply, int):
-            with self._changed:
-                asked = self._asked.popleft()
-            if reply:
-                self._fetch(asked)
-        elif reply[0] == b"message":
-            try:
-                outcome = decode_outcome(reply[2])
-            except Exception:
-                log.exception("Something else than a result was published on %r", reply[1])
-                return
-            if outcome is not None:
-                self._deliver(reply[1], outcome)
+    def _handle(self, reply: Reply) -> None:
+        match reply:
+            case [b"message", bytes(channel), bytes(payload)]:
+                self._announced(channel, payload)
+            case int(count):
+                # The answer to an EXISTS.
+                with self._changed:
+                    asked = self._asked.popleft()
+                if count:
+                    self._fetch(asked)
+
+    def _announced(self, channel: bytes, payload: bytes) -> None:
+        try:
+            outcome = decode_outcome(payload)
+        except Exception:
+            log.exception("Something else than a result was published on %r", channel)
+            return
+        if outcome is not None:
+            self._deliver(channel, outcome)
 
     def _fetch(self, channels: list[bytes]) -> None:
         task_ids = [channel.removeprefix(_CHANNEL_PREFIX).decode() for channel in channels]
@@ -289,21 +299,14 @@ class Bridge:
                 log.exception("A client could not be told that task %s is over", outcome.task_id)
 
 
-def _unchanged(message: Any) -> Any:
-    return message
+def _send(sock: socket.socket, commands: bytes) -> None:
+    try:
+        sock.sendall(commands)
+    except OSError:
+        _abort(sock)
 
 
-def _send(connection: AbstractConnection, commands: list[tuple[Any, ...]]) -> None:
-    # Not by the connection's own methods: on an error they reconnect, which is the reader's part.
-    if connection._sock is not None:
-        try:
-            connection._sock.sendall(b"".join(connection.pack_commands(commands)))
-        except OSError:
-            _abort(connection)
-
-
-def _abort(connection: AbstractConnection | None) -> None:
-    if connection is not None and connection._sock is not None:
-        # The reader, who may be blocked in `recv`, sees the end of the stream.
-        with contextlib.suppress(OSError):
-            connection._sock.shutdown(socket.SHUT_RDWR)
+def _abort(sock: socket.socket) -> None:
+    # The reader, who may be blocked in `recv`, sees the end of the stream and takes care.
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)

@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 #: When a client may try again after a 503, in seconds.
 RETRY_AFTER_S = 2
+#: What clients are told of an error that nobody foresaw.
+UNEXPECTED = InfernoError("something went wrong; the log of the server says what")
 
 
 def register(app: Flask) -> None:
@@ -59,7 +61,7 @@ def _http_problem(error: HTTPException) -> AnyResponse:
 
 def _unexpected(error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.path, exc_info=error)
-    return _respond(InfernoError("something went wrong; the log of the server says what").problem())
+    return _respond(UNEXPECTED.problem())
 
 
 def _respond(body: dict[str, Any]) -> Response:

@@ -38,7 +38,7 @@ def post_worker_init(worker: Any) -> None:
     def stop(number: int, frame: Any) -> None:
         worker.handle_exit(number, frame)
         # Closing takes locks, which a signal's handler must not wait for.
-        gevent.spawn(services.outboxes.close)
+        gevent.spawn(services.peers.close)
 
     signal.signal(signal.SIGTERM, stop)
 

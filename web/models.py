@@ -63,6 +63,7 @@ def summary(model: Model, loaded: dict[str, set[int]]) -> dict[str, Any]:
         "description": package.manifest.description,
         "task": package.manifest.task,
         "version": model.active,
+        "active": model.active,
         "versions": sorted(model.versions),
         "loaded_versions": sorted(loaded.get(model.name, ())),
         "ready": model.name in loaded,

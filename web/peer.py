@@ -1,7 +1,9 @@
-"""The sending side of WebSockets: one writer for each, with a bounded queue.
+"""WebSocket clients, bounded in both directions.
 
-simple-websocket writes with `send`, which may take only a part of a large frame, and from whatever
-thread has something to say. Here everything goes through one lock and `sendall`.
+simple-websocket writes with `send`, which may take only a part of a large frame, from whatever
+thread has something to say, and reads as fast as messages come. Here each client has one writer
+with a bounded queue, every write goes through one lock and `sendall`, and reading pauses while too
+many messages wait to be handled.
 """
 
 from __future__ import annotations
@@ -23,30 +25,53 @@ log = logging.getLogger(__name__)
 NORMAL, GOING_AWAY, INTERNAL_ERROR, TRY_AGAIN_LATER = 1000, 1001, 1011, 1013
 
 
-class Outbox:
-    """Sends messages to one client, in order, from a thread of its own."""
+class Peer:
+    """One client. Messages to it are sent in order, by a thread of its own."""
 
     #: How long a client may take to answer a close, in seconds.
     CLOSE_S = 2.0
 
     def __init__(self, ws: Server, limit: int) -> None:
-        """Take over the sending side of a socket.
+        """Take over an accepted socket.
 
         Args:
-          ws: the accepted socket.
-          limit: messages that may wait; a client that reads too slowly for it is closed.
+          ws: the socket.
+          limit: messages that may wait in each direction; a client that reads too slowly for it is
+            closed, one that writes too fast is read later.
         """
-        ws.sock = _Wire(ws.sock)
+        ws.sock = _Wire(ws.sock, lambda: len(ws.input_buffer) < limit)
         self._ws = ws
         self._limit = limit
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()
         self._queue: deque[Callable[[], bytes]] = deque()
         self._close: tuple[int, str] | None = None
-        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="peer-writer", daemon=True)
         self._thread.start()
 
-    def put(self, message: Callable[[], bytes]) -> None:
-        """Have a message sent; never blocks. What comes after a close is dropped.
+    def receive(self, timeout_s: float | None = None) -> str | bytes | None:
+        """Return the client's next message, or None when none comes within that many seconds.
+
+        Raises:
+          ConnectionClosed: by either side.
+        """
+        message: str | bytes | None = self._ws.receive(timeout_s)
+        self._ws.sock.resume()
+        return message
+
+    def put(self, text: bytes) -> None:
+        """Have an answer sent; waits for room. What comes after a close is dropped.
+
+        Args:
+          text: of the message, as JSON.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._queue) < self._limit or self._close)
+            if self._close is None:
+                self._queue.append(lambda: text)
+                self._changed.notify_all()
+
+    def push(self, message: Callable[[], bytes]) -> None:
+        """Have sent what nobody can wait for; without room, the client is closed instead.
 
         Args:
           message: returns the JSON text; called when it is the message's turn, so that what waits
@@ -59,14 +84,14 @@ class Outbox:
                 else:
                     self._queue.clear()
                     self._close = (TRY_AGAIN_LATER, "the client reads too slowly")
-                self._changed.notify()
+                self._changed.notify_all()
 
     def close(self, code: int = NORMAL, reason: str = "") -> None:
         """Close the socket when everything queued is sent; does not wait for that."""
         with self._changed:
             if self._close is None:
                 self._close = (code, reason)
-                self._changed.notify()
+                self._changed.notify_all()
 
     def join(self) -> None:
         """Wait until everything is sent and the client has answered the close."""
@@ -89,67 +114,78 @@ class Outbox:
                 self._ws.close(INTERNAL_ERROR)
         self.close()
         self._ws.event.set()
+        self._ws.sock.resume()
 
     def _next(self) -> Callable[[], bytes] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._close)
+            self._changed.notify_all()
             return self._queue.popleft() if self._queue else None
 
 
-class Outboxes:
-    """The outboxes of this process."""
+class Peers:
+    """The WebSocket clients of this process."""
 
     def __init__(self, limit: int, stall_s: float) -> None:
         """Store the limits.
 
         Args:
-          limit: messages that may wait for each client.
+          limit: messages that may wait in each direction of each socket.
           stall_s: a client that takes nothing at all for so long is cut off, in seconds.
         """
         self._limit = limit
         self._stall_s = stall_s
-        self._open: set[Outbox] = set()
+        self._open: set[Peer] = set()
+
+    def __len__(self) -> int:
+        return len(self._open)
 
     @contextlib.contextmanager
-    def open(self, ws: Server) -> Iterator[Outbox]:
-        """Give a socket its outbox; at the end everything is sent and the socket closed."""
+    def open(self, ws: Server) -> Iterator[Peer]:
+        """Take over a socket; at the end everything is sent and the socket is closed."""
         _limit_stall(ws.sock, self._stall_s)
-        outbox = Outbox(ws, self._limit)
-        self._open.add(outbox)
+        peer = Peer(ws, self._limit)
+        self._open.add(peer)
         try:
-            yield outbox
+            yield peer
         except ConnectionClosed:
             pass
         except Exception:
             log.exception("A WebSocket failed")
-            outbox.close(INTERNAL_ERROR)
+            peer.close(INTERNAL_ERROR)
         finally:
-            outbox.close()
-            outbox.join()
-            self._open.discard(outbox)
-
-    @property
-    def count(self) -> int:
-        """How many sockets are open."""
-        return len(self._open)
+            peer.close()
+            peer.join()
+            self._open.discard(peer)
 
     def close(self) -> None:
         """Tell every client that this process goes away."""
-        for outbox in list(self._open):
-            outbox.close(GOING_AWAY, "the server is stopping")
+        for peer in list(self._open):
+            peer.close(GOING_AWAY, "the server is stopping")
 
 
 class _Wire:
-    """A socket whose `send` takes everything, one caller at a time."""
+    """A socket whose `send` takes everything, one caller at a time, and whose `recv` may pause."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, has_room: Callable[[], bool]) -> None:
         self._sock = sock
-        self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._reading = threading.Condition()
+        self._has_room = has_room
 
     def send(self, data: bytes) -> int:
-        with self._lock:
+        with self._sending:
             self._sock.sendall(data)
         return len(data)
+
+    def recv(self, size: int) -> bytes:
+        with self._reading:
+            self._reading.wait_for(self._has_room)
+        return self._sock.recv(size)
+
+    def resume(self) -> None:
+        with self._reading:
+            self._reading.notify()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)

@@ -19,7 +19,7 @@ from tasks.connection import connect
 from tasks.records import Records
 from tasks.submit import Accepted, Submitter
 from web.bridge import Bridge
-from web.outbox import Outboxes
+from web.peer import Peers
 
 #: A socket that takes no data for so many ping intervals is cut off.
 STALLED_PINGS = 2
@@ -37,7 +37,7 @@ class Services:
     submitter: Submitter
     cluster: Cluster
     bridge: Bridge
-    outboxes: Outboxes
+    peers: Peers
 
     @classmethod
     def build(cls, settings: Settings) -> Services:
@@ -58,7 +58,7 @@ class Services:
             submitter=Submitter(celery_app, client, settings),
             cluster=Cluster(client, settings),
             bridge=Bridge(client, records),
-            outboxes=Outboxes(
+            peers=Peers(
                 settings.websocket.max_queued_messages,
                 STALLED_PINGS * settings.websocket.ping_interval_s,
             ),
@@ -66,7 +66,7 @@ class Services:
 
     def close(self) -> None:
         """Close every socket and connection."""
-        self.outboxes.close()
+        self.peers.close()
         self.bridge.stop()
         self.client.close()
 

@@ -6,6 +6,7 @@ WS /ws             submit, subscribe, unsubscribe, ping; results as they come
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from flask import Blueprint, request
 from flask_sock import Sock
 from simple_websocket import Server  # type: ignore[import-untyped]
 
-from inferno.errors import InfernoError, InvalidRequest
+from inferno.errors import InfernoError, InvalidField, InvalidRequest
 from inferno.protocol.requests import convert_submit
 from inferno.protocol.tasks import TaskState
 from tasks.records import Outcome
 from web import documents
 from web.bridge import Subscription
-from web.outbox import Outbox
+from web.errors import UNEXPECTED
+from web.peer import Peer
 from web.preference import wait_parameter
 from web.services import Services, services
 
@@ -30,43 +32,50 @@ blueprint = Blueprint("sockets", __name__)
 
 #: How long `/ws/<task_id>` waits at most, and by default, in seconds.
 WAIT_S = 300.0
+#: Submits of one socket that are under way at the same time.
+SUBMITTING = 32
+
+log = logging.getLogger(__name__)
 
 
 def one_task(ws: Server, task_id: str) -> None:
     """Tell a client how one task ended."""
     here = services()
     wait = request.args.get("wait")
-    with here.outboxes.open(ws) as outbox:
+    with here.peers.open(ws) as peer:
         try:
             wait_s = wait_parameter(wait, default_s=WAIT_S, most_s=WAIT_S)
-            pending = documents.task(task_id, *here.records.fetch(task_id))
+            document = documents.task(task_id, *here.records.fetch(task_id))
         except InfernoError as exc:
-            outbox.put(_ready({"type": "error", "task_id": task_id, "data": exc.problem()}))
+            peer.put(_error(task_id, exc))
+            return
+        if TaskState(document["status"]).terminal:
+            peer.put(_envelope(document))
             return
 
         def arrived(_: Outcome) -> None:
-            outbox.put(lambda: _envelope(here, task_id))
-            outbox.close()
+            peer.push(lambda: _outcome(here, task_id))
+            peer.close()
 
         subscription = here.bridge.subscribe(task_id, arrived)
         try:
             deadline = time.monotonic() + wait_s
             while (remaining_s := deadline - time.monotonic()) > 0:
                 # Nothing is expected from the client, but that it leaves is noticed here.
-                ws.receive(remaining_s)
+                peer.receive(remaining_s)
         finally:
             subscription.close()
-        outbox.put(_ready({"type": "timeout", "task_id": task_id, "data": pending}))
+        peer.put(documents.encode({"type": "timeout", "task_id": task_id, "data": document}))
 
 
 def many_tasks(ws: Server) -> None:
     """Hold a conversation about any number of tasks."""
     here = services()
-    with here.outboxes.open(ws) as outbox:
-        conversation = Conversation(here, outbox)
+    with here.peers.open(ws) as peer:
+        conversation = Conversation(here, peer)
         try:
             while True:
-                conversation.handle(ws.receive())
+                conversation.handle(peer.receive() or b"")
         finally:
             conversation.end()
 
@@ -89,12 +98,14 @@ class _TaskIds(msgspec.Struct, forbid_unknown_fields=True):
 class Conversation:
     """One multiplexed socket: what its client says, and the tasks it waits for."""
 
-    def __init__(self, here: Services, outbox: Outbox) -> None:
+    def __init__(self, here: Services, peer: Peer) -> None:
         """Begin; nothing is waited for yet."""
         self._here = here
-        self._outbox = outbox
+        self._peer = peer
         self._most = here.settings.websocket.max_subscriptions
+        self._submitting = threading.BoundedSemaphore(SUBMITTING)
         self._lock = threading.Lock()
+        self._ended = False
         self._waiting: dict[str, Subscription] = {}
         #: The last tasks that were delivered, so that none arrives twice.
         self._delivered: dict[str, None] = {}
@@ -115,7 +126,7 @@ class Conversation:
             handler = self._handlers.get(kind) if isinstance(kind, str) else None
             if handler is None:
                 known = ", ".join(self._handlers)
-                raise InvalidRequest(f"expected one of {known}, got {kind!r:.80}", "type")
+                raise InvalidField(f"expected one of {known}, got {kind!r:.80}", "type")
             handler(reference, message)
         except InfernoError as exc:
             self._say(reference, {"type": "error", "data": exc.problem()})
@@ -123,16 +134,32 @@ class Conversation:
     def end(self) -> None:
         """Wait for nothing any more."""
         with self._lock:
+            self._ended = True
             subscriptions = list(self._waiting.values())
         for subscription in subscriptions:
             subscription.close()
 
     def _submit(self, reference: Any, message: dict[str, Any]) -> None:
-        self._check_room()
-        task = self._here.submit(convert_submit(message))
-        # Only then subscribe, so that the result comes after this; by being late nothing is missed.
-        self._say(reference, {"type": "accepted", "data": documents.accepted(task, message)})
-        self._wait_for(task.task_id)
+        # One after the other, a burst would reach its lane as a trickle, and ride in small batches.
+        self._submitting.acquire()
+        run = threading.Thread(target=self._submit_one, args=(reference, message), daemon=True)
+        run.start()
+
+    def _submit_one(self, reference: Any, message: dict[str, Any]) -> None:
+        try:
+            self._check_room()
+            task = self._here.submit(convert_submit(message))
+        except InfernoError as exc:
+            self._say(reference, {"type": "error", "data": exc.problem()})
+        except Exception:
+            log.exception("A submit failed")
+            self._say(reference, {"type": "error", "data": UNEXPECTED.problem()})
+        else:
+            # Subscribed only then, so that the result comes after this; nothing is missed by it.
+            self._say(reference, {"type": "accepted", "data": documents.accepted(task, message)})
+            self._wait_for(task.task_id)
+        finally:
+            self._submitting.release()
 
     def _subscribe(self, _: Any, message: dict[str, Any]) -> None:
         for task_id in _task_ids(message):
@@ -142,10 +169,16 @@ class Conversation:
 
     def _join(self, task_id: str) -> None:
         try:
-            # Raises when there is nothing to wait for: the task is unknown, or its result is gone.
-            documents.task(task_id, *self._here.records.fetch(task_id))
+            document = documents.task(task_id, *self._here.records.fetch(task_id))
         except InfernoError as exc:
-            self._say(None, {"type": "error", "task_id": task_id, "data": exc.problem()})
+            self._peer.put(_error(task_id, exc))
+            return
+        if TaskState(document["status"]).terminal:
+            with self._lock:
+                if task_id in self._delivered:
+                    return
+                self._remember(task_id)
+            self._peer.put(_envelope(document))
         else:
             self._wait_for(task_id)
 
@@ -164,38 +197,45 @@ class Conversation:
             raise InvalidRequest(f"one socket can wait for at most {self._most} tasks")
 
     def _wait_for(self, task_id: str) -> None:
-        # The lock keeps `_arrived` from running before the subscription is noted.
+        # The lock keeps `_arrived` from running before the subscription is noted, and a client that
+        # subscribes to what it has just submitted from being told twice.
         with self._lock:
-            self._waiting[task_id] = self._here.bridge.subscribe(task_id, self._arrived)
+            known = task_id in self._waiting or task_id in self._delivered
+            if not self._ended and not known:
+                self._waiting[task_id] = self._here.bridge.subscribe(task_id, self._arrived)
 
     def _arrived(self, outcome: Outcome) -> None:
         task_id = outcome.task_id
         with self._lock:
             self._waiting.pop(task_id, None)
-            self._delivered[task_id] = None
-            if len(self._delivered) > self._most:
-                del self._delivered[next(iter(self._delivered))]
-        self._outbox.put(lambda: _envelope(self._here, task_id))
+            self._remember(task_id)
+        self._peer.push(lambda: _outcome(self._here, task_id))
+
+    def _remember(self, task_id: str) -> None:
+        self._delivered[task_id] = None
+        if len(self._delivered) > self._most:
+            del self._delivered[next(iter(self._delivered))]
 
     def _say(self, reference: Any, message: dict[str, Any]) -> None:
         if reference is not None:
             message["id"] = reference
-        self._outbox.put(_ready(message))
+        self._peer.put(documents.encode(message))
 
 
-def _ready(message: dict[str, Any]) -> Callable[[], bytes]:
-    text = documents.encode(message)
-    return lambda: text
-
-
-def _envelope(here: Services, task_id: str) -> bytes:
+def _outcome(here: Services, task_id: str) -> bytes:
     try:
-        document = documents.task(task_id, *here.records.fetch(task_id))
+        return _envelope(documents.task(task_id, *here.records.fetch(task_id)))
     except InfernoError as exc:
-        kind, document = "error", exc.problem()
-    else:
-        kind = "result" if document["status"] == TaskState.SUCCEEDED else "error"
-    return documents.encode({"type": kind, "task_id": task_id, "data": document})
+        return _error(task_id, exc)
+
+
+def _envelope(document: dict[str, Any]) -> bytes:
+    kind = "result" if document["status"] == TaskState.SUCCEEDED else "error"
+    return documents.encode({"type": kind, "task_id": document["task_id"], "data": document})
+
+
+def _error(task_id: str, error: InfernoError) -> bytes:
+    return documents.encode({"type": "error", "task_id": task_id, "data": error.problem()})
 
 
 def _decode(text: str | bytes) -> dict[str, Any]:
@@ -211,4 +251,4 @@ def _task_ids(message: dict[str, Any]) -> list[str]:
     try:
         return msgspec.convert(message, _TaskIds).all()
     except msgspec.ValidationError as exc:
-        raise InvalidRequest(f"expected task_id or task_ids: {exc}") from None
+        raise InvalidField(f"expected task_id or task_ids: {exc}") from None

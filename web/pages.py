@@ -1,0 +1,130 @@
+"""The front page: what is served, and a form to try each model with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Blueprint, Response, make_response, render_template
+
+from inferno.errors import BrokerUnavailable
+from inferno.protocol.signature import TensorSpec
+from inferno.repository import Manifest, Model
+from web.models import batching
+from web.services import Services, services
+
+blueprint = Blueprint("pages", __name__)
+
+#: The page brings everything itself: no other host, nothing inline.
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+#: Labels of a model whose images can be drawn by hand.
+DIGITS = tuple("0123456789")
+
+#: Size of a free dimension in a sample, and the largest sample that is written out.
+FREE_SIZE, LARGEST_SAMPLE = 3, 256
+
+
+@dataclass(frozen=True)
+class Field:
+    """One input of a form."""
+
+    name: str
+    #: `text`, `image` or `json`.
+    kind: str
+    description: str
+    sample: str
+    #: Whether an image can be drawn.
+    drawable: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    """One model on the page."""
+
+    model: Model
+    manifest: Manifest
+    fields: list[Field]
+    batching: dict[str, Any]
+    loaded: list[int]
+    ready: bool
+
+
+@blueprint.get("/")
+def front() -> Response:
+    """Show the platform to people."""
+    here = services()
+    workers, loaded, outage = 0, {}, ""
+    try:
+        workers, loaded = len(here.cluster.workers()), here.loaded()
+    except BrokerUnavailable as exc:
+        outage = exc.detail
+    page = render_template(
+        "front.html",
+        cards=[card(model, here, loaded) for model in here.repository.models.values()],
+        broken=here.repository.errors,
+        workers=workers,
+        ready=sum(name in loaded for name in here.repository.models),
+        outage=outage,
+        flower_url=here.settings.flower_url,
+    )
+    response = make_response(page)
+    response.headers.update(SECURITY_HEADERS)
+    return response
+
+
+def card(model: Model, here: Services, loaded: dict[str, set[int]]) -> Card:
+    """Return what the page shows of a model."""
+    package = model.package()
+    return Card(
+        model=model,
+        manifest=package.manifest,
+        fields=[field(spec, package.manifest) for spec in package.signature.inputs],
+        batching=batching(package, here.settings.batching),
+        loaded=sorted(loaded.get(model.name, ())),
+        ready=model.name in loaded,
+    )
+
+
+def field(spec: TensorSpec, manifest: Manifest) -> Field:
+    """Return how an input is asked for, filled in with the warm-up sample if there is one."""
+    given = (manifest.warm_up.inputs or {}).get(spec.name)
+    kind = {"string": "text", "bytes": "image"}.get(spec.dtype, "json")
+    if kind == "text":
+        sample = given if isinstance(given, str) else ""
+    elif kind == "json":
+        sample = _rows(given if given is not None else _zeros(spec))
+    else:
+        sample = ""
+    drawable = spec.content == "image" and manifest.labels == DIGITS
+    return Field(spec.name, kind, spec.description or "", sample, drawable)
+
+
+def _zeros(spec: TensorSpec) -> Any:
+    # One row, so without the batch dimension.
+    sizes = spec.shape[1:] if spec.batched else spec.shape
+    value: Any = 0
+    count = 1
+    for size in reversed(sizes):
+        length = size if isinstance(size, int) else FREE_SIZE
+        count *= length
+        value = [value] * length
+        if count > LARGEST_SAMPLE:
+            return None
+    return value
+
+
+def _rows(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return "[" + ",\n ".join(json.dumps(row) for row in value) + "]"
+    return json.dumps(value)
