@@ -20,8 +20,13 @@ NATIVE = {"model": "sentiment", "inputs": {"text": "Good."}}
 
 
 @pytest.fixture
-def settings(settings: Settings) -> Settings:
-    changes = {"max_queued_messages": 5, "max_subscriptions": 10, "ping_interval_s": 2.0}
+def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
+    """Small limits; `max_queued_messages` can be given by indirect parametrisation."""
+    changes = {
+        "max_queued_messages": getattr(request, "param", 5),
+        "max_subscriptions": 10,
+        "ping_interval_s": 2.0,
+    }
     return settings.model_copy(update={"websocket": settings.websocket.model_copy(update=changes)})
 
 
@@ -152,6 +157,7 @@ def test_conversation_takes_every_form_of_a_submit(connect):
 
 
 @pytest.mark.usefixtures("answering")
+@pytest.mark.parametrize("settings", [100], indirect=True)
 def test_burst_of_submits_is_accepted_and_answered_in_full(connect):
     ws = connect("/ws")
     for reference in range(8):
