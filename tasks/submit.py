@@ -58,6 +58,8 @@ class Submitter:
         self._app = app
         self._records = Records(client, settings)
         self._timeout_ms = settings.tasks.timeout_ms
+        #: Lanes that the broker knows of.
+        self._declared: set[str] = set()
 
     def submit(
         self, request: InferRequest, package: Package, inputs: Tensors, task_id: str | None = None
@@ -121,12 +123,20 @@ class Submitter:
             argsrepr="",
             kwargsrepr=", ".join(f"{name}: {list(array.shape)}" for name, array in inputs.items()),
         )
+        lane = self._app.amqp.queues[package.name]
         # `send_task` would route again, and subscribe to the result on a connection that all
         # threads share.
         with self._app.producer_or_acquire() as producer:
             self._app.amqp.send_task_message(
-                producer, name, message, queue=package.name, priority=to_redis(request.priority)
+                producer,
+                name,
+                message,
+                queue=lane,
+                # Once is enough, and costs a quarter of a submit.
+                declare=[] if lane.name in self._declared else [lane],
+                priority=to_redis(request.priority),
             )
+        self._declared.add(lane.name)
 
     def _withdraw(self, task_id: str) -> None:
         try:
