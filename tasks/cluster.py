@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from threading import Lock
 
 import msgspec
 import redis
@@ -42,6 +43,7 @@ class Cluster:
         self._redis = client
         self._key = names.workers_key(settings.redis.prefix)
         self._ttl = settings.worker.heartbeat_ttl_s
+        self._reading = Lock()
         self._read_at = 0.0
         self._workers: list[WorkerReport] = []
 
@@ -51,12 +53,13 @@ class Cluster:
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
-        now = time.monotonic()
-        if now - self._read_at >= self.CACHE_S:
-            with translated():
-                reports = [_decode(value) for value in self._redis.hvals(self._key)]
-            self._workers = sorted(reports, key=lambda report: report.worker)
-            self._read_at = now
+        # Those who ask while one reads wait for what it reads.
+        with self._reading:
+            if time.monotonic() - self._read_at >= self.CACHE_S:
+                with translated():
+                    reports = [_decode(value) for value in self._redis.hvals(self._key)]
+                self._workers = sorted(reports, key=lambda report: report.worker)
+                self._read_at = time.monotonic()
         oldest = time.time() - self._ttl
         return [report for report in self._workers if report.reported_at >= oldest]
 

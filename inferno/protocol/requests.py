@@ -61,7 +61,7 @@ class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return signature.assign(self.inputs, self.input_type)
 
 
-class _Body(msgspec.Struct):
+class _Body(msgspec.Struct, forbid_unknown_fields=True):
     """Everything that a body may say; `_unify` refuses contradictions."""
 
     inputs: Any = _MISSING
@@ -76,10 +76,6 @@ class _Body(msgspec.Struct):
     timeout_ms: float | None = None
     codec: str | None = None
     input_type: str | None = None
-
-
-class _NativeBody(_Body, forbid_unknown_fields=True):
-    """The body of a submit."""
 
 
 class _PredictBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -102,7 +98,7 @@ def parse_submit(body: bytes) -> InferRequest:
     Raises:
       InvalidRequest: it is no JSON object of the documented form; names the field.
     """
-    return _unify(_decode(body, _NativeBody))
+    return _unify(_decode(body, _Body))
 
 
 def convert_submit(message: Mapping[str, Any]) -> InferRequest:
@@ -112,7 +108,7 @@ def convert_submit(message: Mapping[str, Any]) -> InferRequest:
       InvalidRequest: as `parse_submit`.
     """
     try:
-        return _unify(msgspec.convert(message, _NativeBody))
+        return _unify(msgspec.convert(message, _Body))
     except msgspec.ValidationError as exc:
         raise _explain(exc) from None
 

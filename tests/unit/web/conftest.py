@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import queue
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +26,7 @@ from tasks.celery import app as celery_app
 from tasks.cluster import Cluster, WorkerReport
 from tasks.records import Records, encode_outcome
 from tasks.submit import Accepted, Submitter
+from tests.processes import redis_server, wait_until
 from web.app import create_app
 
 PNG = (
@@ -81,27 +80,9 @@ MANIFESTS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("redis")
-    server = subprocess.Popen(
-        ["redis-server", "--port", str(port), "--save", "", "--dir", str(folder)],
-        stdout=subprocess.DEVNULL,
-    )
-    url = f"redis://127.0.0.1:{port}/0"
-    with redis.Redis.from_url(url) as client:
-        until(lambda: _answers(client))
-    yield url
-    server.terminate()
-    server.wait()
-
-
-def _answers(client: redis.Redis) -> bool:
-    try:
-        return bool(client.ping())
-    except redis.ConnectionError:
-        return False
+    """A server of these tests' own, because they empty it."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
 
 
 @pytest.fixture
@@ -236,15 +217,6 @@ def answering(worker: FakeWorker) -> Iterator[FakeWorker]:
     thread.join()
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
-    """Wait for a condition and return its value."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true"
-        threading.Event().wait(0.005)
-    return value
-
-
 @pytest.fixture
 def png() -> str:
     """A small image, as base64."""
@@ -253,4 +225,4 @@ def png() -> str:
 
 @pytest.fixture(name="until", scope="session")
 def until_fixture() -> Callable[..., Any]:
-    return until
+    return wait_until
