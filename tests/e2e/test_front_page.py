@@ -67,7 +67,8 @@ UNNAMED = """() => [...document.querySelectorAll("input, textarea, select, butto
 def browser():
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=ARGUMENTS
+            executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
+            args=ARGUMENTS,
         )
         yield browser
         browser.close()
