@@ -1,0 +1,93 @@
+"""What is known of a task, as the JSON document that clients receive."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from inferno.errors import DeadlineExceeded, ResultExpired, TaskNotFound
+from inferno.protocol.tasks import TaskState
+from tasks.records import Outcome, Record
+
+
+class _Parts(msgspec.Struct):
+    """A stored result; its parts are passed on as they are, without being decoded."""
+
+    model: str
+    version: int
+    outputs: msgspec.Raw
+    timings: msgspec.Raw
+    batch: msgspec.Raw
+    worker: msgspec.Raw
+
+
+_decode_parts = msgspec.json.Decoder(_Parts).decode
+
+
+def links(task_id: str) -> dict[str, str]:
+    """Return where a task can be asked for."""
+    return {"self": f"/tasks/{task_id}", "websocket": f"/ws/{task_id}"}
+
+
+def answer(outcome: Outcome) -> dict[str, Any]:
+    """Return the document of a synchronous call that succeeded."""
+    parts = _decode_parts(outcome.result)
+    return {
+        "outputs": parts.outputs,
+        "task_id": outcome.task_id,
+        "model": parts.model,
+        "version": parts.version,
+        "timings": parts.timings,
+        "batch": parts.batch,
+        "worker": parts.worker,
+    }
+
+
+def task(task_id: str, record: Record | None, outcome: Outcome | None) -> dict[str, Any]:
+    """Return everything that is known of a task.
+
+    Raises:
+      TaskNotFound: nothing is.
+      ResultExpired: it is over, and its result was deleted.
+    """
+    if record is None and outcome is None:
+        raise TaskNotFound(f"no task has the id {task_id!r}")
+    document: dict[str, Any] = {"task_id": task_id}
+    if record is not None:
+        document |= {"model": record.model, "version": record.version, "status": record.state}
+    if outcome is None:
+        assert record is not None
+        if record.state.terminal:
+            raise ResultExpired(
+                f"task {task_id} is over ({record.state}), and its result was deleted"
+            )
+    elif outcome.error is None:
+        document |= answer(outcome) | {"status": TaskState.SUCCEEDED}
+    else:
+        document |= {"status": _failed_state(record, outcome), "error": outcome.error.problem()}
+    if record is not None:
+        document |= {
+            "attempts": record.attempts,
+            "priority": record.priority,
+            "accepted_at": time(record.accepted_at),
+            "started_at": time(record.started_at),
+            "finished_at": time(record.finished_at),
+        }
+    document["links"] = links(task_id)
+    return document
+
+
+def _failed_state(record: Record | None, outcome: Outcome) -> TaskState:
+    if record is not None and record.state.terminal:
+        return record.state
+    expired = isinstance(outcome.error, DeadlineExceeded)
+    return TaskState.EXPIRED if expired else TaskState.FAILED
+
+
+def time(seconds: float | None) -> str | None:
+    """Return seconds since the epoch as ISO 8601 in UTC, to the millisecond."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
