@@ -13,6 +13,10 @@ MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 TASK_PREFIX = "infer."
 
+#: The queue of webhooks that wait for their delivery, and the Celery task that delivers one.
+WEBHOOK_QUEUE = "webhooks"
+WEBHOOK_TASK = "webhooks.deliver"
+
 
 def task_name(model: str) -> str:
     """Return the name of the Celery task that runs a model."""
@@ -20,7 +24,7 @@ def task_name(model: str) -> str:
 
 
 def lane(task: str) -> str | None:
-    """Return the queue of a Celery task by its name, or None when the task is none of ours."""
+    """Return the lane of a Celery task by its name, or None when it runs no model."""
     return task[len(TASK_PREFIX) :] if task.startswith(TASK_PREFIX) else None
 
 

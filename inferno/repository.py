@@ -187,6 +187,10 @@ class Package:
             manifest = Manifest.model_validate(content)
         except ValidationError as exc:
             raise PackageError("; ".join(f"{file}: {_explain(e)}" for e in exc.errors())) from None
+        if manifest.name == names.WEBHOOK_QUEUE:
+            raise PackageError(
+                f"{file}: name: expected another name; the queue {manifest.name} is not a lane"
+            )
         expected = {"name": path.parent.name, "version": path.name}
         for name, folder in expected.items():
             if str(getattr(manifest, name)) != folder:

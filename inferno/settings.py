@@ -7,6 +7,7 @@ environment.
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +17,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -240,6 +242,67 @@ class WebsocketSettings(Group):
     )
 
 
+class WebhookSettings(Group):
+    """Calls to the URLs that clients name in `webhook`."""
+
+    secret: SecretStr | None = Field(
+        default=None,
+        description=(
+            "Signs webhooks: `whsec_` and base64, or any other text. Unset: they are not signed."
+        ),
+    )
+    timeout_s: float = Field(default=10.0, gt=0, description="Limit for one delivery, in seconds.")
+    max_retries: int = Field(
+        default=8, ge=0, description="Further deliveries of a webhook that was not taken."
+    )
+    backoff_s: int = Field(
+        default=2,
+        ge=1,
+        description=(
+            "Longest wait before the first of them, in seconds; it doubles each time, "
+            "and a random part of it is waited."
+        ),
+    )
+    max_backoff_s: int = Field(
+        default=600,
+        ge=1,
+        # Celery delivers again what has waited in a worker for its visibility timeout, an hour.
+        le=1800,
+        description="The wait grows no longer than this, in seconds.",
+    )
+    allow_private: bool = Field(
+        default=False,
+        description=(
+            "Also call loopback, private and link-local addresses. Clients can then reach every "
+            "HTTP service that the worker `webhooks` can reach."
+        ),
+    )
+
+    @field_validator("secret")
+    @classmethod
+    def _decodes(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            try:
+                empty = not _decode_secret(value)
+            except ValueError:
+                raise ValueError("expected base64 after whsec_") from None
+            if empty:
+                raise ValueError("expected a secret that is not empty; leave it unset for none")
+        return value
+
+    @property
+    def key(self) -> bytes | None:
+        """The secret, decoded."""
+        return None if self.secret is None else _decode_secret(self.secret)
+
+
+def _decode_secret(secret: SecretStr) -> bytes:
+    text = secret.get_secret_value()
+    if text.startswith("whsec_"):
+        return base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    return text.encode()
+
+
 class LogSettings(Group):
     """Logging of web and worker processes."""
 
@@ -266,6 +329,7 @@ class Settings(BaseSettings):
     flower: FlowerSettings = Field(default_factory=FlowerSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     websocket: WebsocketSettings = Field(default_factory=WebsocketSettings)
+    webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 
     @property
@@ -303,4 +367,6 @@ def _explain(error: object) -> str:
     assert isinstance(error, dict)
     name = "INFERNO_" + "__".join(str(part).upper() for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
-    return f"{name}={error['input']!r}: {message[:1].lower()}{message[1:]}"
+    # A secret is not repeated: what this says ends in logs.
+    value = "..." if error["loc"][-1] == "secret" else repr(error["input"])
+    return f"{name}={value}: {message[:1].lower()}{message[1:]}"

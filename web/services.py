@@ -11,6 +11,7 @@ from inferno.errors import InvalidInput
 from inferno.protocol.requests import InferRequest
 from inferno.protocol.signature import Limits
 from inferno.protocol.tensors import Tensors
+from inferno.protocol.webhooks import check_reach
 from inferno.repository import Package, Repository
 from inferno.settings import Settings
 from tasks.celery import app as celery_app
@@ -75,8 +76,11 @@ class Services:
 
         Raises:
           ModelNotFound: no such model or version.
+          InvalidField: its webhook must not be called.
           InvalidInput: names the field and the expectation.
         """
+        if request.webhook is not None and not self.settings.webhooks.allow_private:
+            check_reach(request.webhook)
         package = self.repository.model(request.model).package(request.version)
         inputs = request.arrays(package.signature, self.limits)
         if package.manifest.batching.oversized == "refuse" and package.signature.batched:

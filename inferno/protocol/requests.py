@@ -18,6 +18,7 @@ import msgspec
 from inferno.errors import InvalidField, InvalidRequest
 from inferno.protocol.signature import Limits, Signature
 from inferno.protocol.tensors import Tensors
+from inferno.protocol.webhooks import DEFAULT_EVENTS, EVENTS, parse_address
 
 #: S0's range: higher is sooner.
 MIN_PRIORITY, MAX_PRIORITY = 0, 9
@@ -42,6 +43,10 @@ class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     codec: str | None = None
     #: `text`, `image` or `audio`: which input a plain value is meant for.
     input_type: str | None = None
+    #: URL that is told of the task.
+    webhook: str | None = None
+    #: What it is told of: keys of `webhooks.EVENTS`, each once. None without a webhook.
+    webhook_events: list[str] | None = None
 
     def arrays(self, signature: Signature, limits: Limits) -> Tensors:
         """Validate against a model's signature.
@@ -76,6 +81,9 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
     timeout_ms: float | None = None
     codec: str | None = None
     input_type: str | None = None
+    webhook: str | None = None
+    webhook_events: list[str] | None = None
+    webhook_events_filter: list[str] | None = None
 
 
 class _PredictBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -87,6 +95,9 @@ class _PredictBody(msgspec.Struct, forbid_unknown_fields=True):
     priority: int = 0
     timeout_ms: float | None = None
     codec: str | None = None
+    webhook: str | None = None
+    webhook_events: list[str] | None = None
+    webhook_events_filter: list[str] | None = None
 
 
 _T = TypeVar("_T")
@@ -129,6 +140,9 @@ def parse_predict(body: bytes, model: str) -> InferRequest:
             given.priority,
             given.timeout_ms,
             given.codec,
+            None,
+            given.webhook,
+            _events(given),
         )
     )
 
@@ -167,8 +181,33 @@ def _unify(body: _Body) -> InferRequest:
             body.timeout_ms,
             body.codec,
             body.input_type,
+            body.webhook,
+            _events(body),
         )
     )
+
+
+def _events(body: _Body | _PredictBody) -> list[str] | None:
+    """Check a body's webhook and return the events that it is told of."""
+    events, field = body.webhook_events, "webhook_events"
+    if body.webhook_events_filter is not None:
+        field = "webhook_events_filter"
+        if events is not None:
+            raise InvalidField(f"webhook_events and {field} mean the same; give one of them", field)
+        events = body.webhook_events_filter
+    if body.webhook is None:
+        if events is not None:
+            raise InvalidField(f"{field} needs a webhook; give its URL", field)
+        return None
+    parse_address(body.webhook)
+    if events is None:
+        return list(DEFAULT_EVENTS)
+    if not events:
+        raise InvalidField(f"expected at least one of {', '.join(EVENTS)}", field)
+    for event in events:
+        if event not in EVENTS:
+            raise InvalidField(f"expected {' or '.join(EVENTS)}, got {event!r}", field)
+    return list(dict.fromkeys(events))
 
 
 def _one_of(body: _Body, *names: str) -> Any:

@@ -207,6 +207,10 @@ def test_a_bad_name_is_refused(write_package: WritePackage, name: str) -> None:
 # Several versions
 
 
+def test_a_model_cannot_be_called_like_the_queue_of_webhooks(write_package: WritePackage) -> None:
+    assert "expected another name" in broken(write_package("webhooks", 1))
+
+
 def test_the_highest_version_is_active(write_package: WritePackage, root: Path) -> None:
     for version in (9, 10, 2):
         write_package("a", version)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from inferno.errors import InvalidInput, InvalidRequest
+from inferno.errors import InvalidField, InvalidInput, InvalidRequest
 from inferno.protocol.requests import InferRequest, convert_submit, parse_predict, parse_submit
 from inferno.protocol.signature import Limits, Signature
 from tests.unit.core.strategies import json_values
@@ -60,6 +60,64 @@ def test_every_form_of_a_submit_becomes_the_same_request(
 ) -> None:
     assert submit(**body) == expected
     assert convert_submit(body) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "events"),
+    [
+        ({}, ["completed"]),
+        ({"webhook_events": None}, ["completed"]),
+        ({"webhook_events": ["start"]}, ["start"]),
+        ({"webhook_events_filter": ["completed", "start", "start"]}, ["completed", "start"]),
+    ],
+)
+def test_a_webhook_is_told_of_the_end_unless_the_body_says_otherwise(
+    given: dict[str, Any], events: list[str]
+) -> None:
+    body = {"model": "m", "inputs": {"x": 1}, "webhook": "https://a.example/hook?t=1"} | given
+    expected = InferRequest({"x": 1}, "m", webhook=body["webhook"], webhook_events=events)
+    assert submit(**body) == convert_submit(body) == expected
+    del body["model"]
+    assert parse_predict(json.dumps(body).encode(), "m") == expected
+
+
+def test_without_a_webhook_there_are_no_events() -> None:
+    request = submit(model="m", inputs=1)
+    assert (request.webhook, request.webhook_events) == (None, None)
+
+
+HOOK = {"inputs": {}, "webhook": "https://a.example"}
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "detail"),
+    [
+        (HOOK | {"webhook": 1}, "webhook", "got `int`"),
+        (HOOK | {"webhook": "ftp://a.example"}, "webhook", "begins with http:// or https://"),
+        (HOOK | {"webhook_events": []}, "webhook_events", "at least one of start, completed"),
+        (HOOK | {"webhook_events": ["output"]}, "webhook_events", "or completed, got 'output'"),
+        (HOOK | {"webhook_events": "start"}, "webhook_events", "got `str`"),
+        (HOOK | {"webhook_events_filter": [1]}, "webhook_events_filter[0]", "got `int`"),
+        (HOOK | {"webhook_events_filter": ["x"]}, "webhook_events_filter", "got 'x'"),
+        (
+            HOOK | {"webhook_events": ["start"], "webhook_events_filter": ["start"]},
+            "webhook_events_filter",
+            "mean the same",
+        ),
+        ({"inputs": {}, "webhook_events": ["start"]}, "webhook_events", "needs a webhook"),
+    ],
+)
+def test_a_wrong_webhook_names_the_field_and_the_expectation(
+    body: dict[str, Any], field: str, detail: str
+) -> None:
+    for parse in (
+        lambda: convert_submit(body | {"model": "m"}),
+        lambda: parse_predict(json.dumps(body).encode(), "m"),
+    ):
+        with pytest.raises(InvalidField) as raised:
+            parse()
+        assert raised.value.field == field
+        assert detail in raised.value.detail
 
 
 def test_a_predict_takes_its_model_from_the_path() -> None:
@@ -188,6 +246,8 @@ names = st.sampled_from(
         "priority",
         "timeout_ms",
         "codec",
+        "webhook",
+        "webhook_events",
     ]
 )
 messages = st.dictionaries(names | st.text(max_size=3), json_values, max_size=5)

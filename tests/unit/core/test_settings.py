@@ -137,3 +137,26 @@ def test_importing_the_module_reads_no_environment(monkeypatch: pytest.MonkeyPat
     # Then they stay as they were, and only a new load sees it
     assert before.server.port == 8000
     assert settings.load().server.port == 8999
+
+
+@pytest.mark.parametrize(
+    ("secret", "key"), [("plain text", b"plain text"), ("whsec_AAEC/w==", b"\0\1\2\xff")]
+)
+def test_a_secret_is_text_or_base64(
+    monkeypatch: pytest.MonkeyPatch, secret: str, key: bytes
+) -> None:
+    assert load().webhooks.key is None
+    monkeypatch.setenv("INFERNO_WEBHOOKS__SECRET", secret)
+    assert load().webhooks.key == key
+    assert secret not in repr(load())
+
+
+@pytest.mark.parametrize("secret", ["whsec_no-base64!", "whsec_"])
+def test_a_secret_that_is_wrong_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    monkeypatch.setenv("INFERNO_WEBHOOKS__SECRET", secret)
+    with pytest.raises(ConfigurationError, match=r"INFERNO_WEBHOOKS__SECRET=\.\.\.: ") as raised:
+        load()
+    assert secret + "'" not in raised.value.detail
+    assert "no-base64" not in raised.value.detail

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 
 import pytest
@@ -122,6 +123,10 @@ def test_what_is_no_request_is_refused(client, body, status, field):
         ({"inputs": {"text": "x" * 10_000_000}}, 422, "invalid_input", "inputs.text"),
         ({"inputs": {"text": ["x"] * 2000}}, 422, "invalid_input", "inputs.text"),
         ({"inputs": 7}, 422, "invalid_input", "inputs"),
+        ({"webhook": "a.example"}, 422, "invalid_field", "webhook"),
+        ({"webhook": "http://169.254.169.254/latest"}, 422, "invalid_field", "webhook"),
+        ({"webhook": "http://localhost"}, 422, "invalid_field", "webhook"),
+        ({"webhook_events": ["start"]}, 422, "invalid_field", "webhook_events"),
     ],
 )
 def test_wrong_values_are_refused_with_the_field(client, store, change, status, code, field):
@@ -129,6 +134,17 @@ def test_wrong_values_are_refused_with_the_field(client, store, change, status, 
     body = problem(client.post("/infer", json=NATIVE | change), status)
     assert (body["code"], body.get("field")) == (code, field)
     assert store.dbsize() == 0, "a refused request leaves nothing behind"
+
+
+def test_a_webhook_may_be_private_where_the_settings_say_so(client, app):
+    body = {"inputs": {"text": "a"}, "webhook": "http://[::1]"}
+    refused = problem(client.post("/v1/models/sentiment:predict", json=body), 422)
+    assert refused["field"] == "webhook"
+    here = app.extensions["inferno"]
+    webhooks = here.settings.webhooks.model_copy(update={"allow_private": True})
+    settings = here.settings.model_copy(update={"webhooks": webhooks})
+    app.extensions["inferno"] = dataclasses.replace(here, settings=settings)
+    assert client.post("/infer", json=body | {"model": "sentiment"}).status_code == 202
 
 
 def test_lists_nested_to_any_depth_are_refused(client):
