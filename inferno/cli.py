@@ -178,7 +178,8 @@ def _add_processes(
         )
     for name, command in commands.items():
         if name != "worker":
-            supervisor.add(ProcessSpec(name, command, environment, Stage.FRONT_END))
+            stage = Stage.WORKER if name == "webhooks" else Stage.FRONT_END
+            supervisor.add(ProcessSpec(name, command, environment, stage))
     for model in models:
         named = environment | {variable("worker", "model_name"): model}
         supervisor.add(ProcessSpec(f"worker-{model}", commands["worker"], named, Stage.WORKER))

@@ -13,6 +13,7 @@ app.config_from_object("celeryconfig")
 
 
 def route(name: str, *_: Any, **__: Any) -> dict[str, str] | None:
-    """Send the task `infer.<model>` to the model's lane (a Celery router)."""
-    lane = names.lane(name)
-    return None if lane is None else {"queue": lane}
+    """Send `infer.<model>` to the model's lane, `webhooks.*` to `webhooks` (a Celery router)."""
+    of_webhooks = name.startswith(names.WEBHOOK_QUEUE + ".")
+    queue = names.WEBHOOK_QUEUE if of_webhooks else names.lane(name)
+    return None if queue is None else {"queue": queue}

@@ -4,6 +4,8 @@
                   concurrency and prefetch
     Serving       a bootstep before the consumer: load and warm up, report, drain
 
+A worker of the queue `webhooks` has no models: it is an ordinary Celery worker with one task.
+
 Celery imports this module in workers alone: see `imports` in celeryconfig.py.
 """
 
@@ -16,13 +18,16 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.apps.worker import Worker
 
+from inferno import names
 from inferno.engine import choose_device
 from inferno.errors import ConfigurationError, InfernoError
 from inferno.settings import Settings, load
 from tasks.celery import app
 from tasks.connection import connect
+from tasks.outbound import Outbound
 from tasks.records import Records
 from tasks.settle import Settler
+from tasks.webhooks import Deliver
 from workers.heartbeat import Heartbeat
 from workers.hosting import HostedModel, host
 
@@ -63,14 +68,31 @@ def configure(sender: Worker, **_: Any) -> None:
     Celery swallows exceptions of signal handlers, so that errors end the process here.
     """
     global _host
+    queues = list(app.amqp.queues.consume_from)
     try:
+        if names.WEBHOOK_QUEUE in queues:
+            _deliver_webhooks(sender, queues, load())
+            return
         _check(sender)
-        _host = Host(list(app.amqp.queues.consume_from), load())
+        _host = Host(queues, load())
     except InfernoError as exc:
         sys.exit(f"Error: {exc}")
     # Celery's defaults, one executor for each core and 4 tasks for each executor, fit no batches.
     sender.concurrency = _host.executors
     sender.prefetch_multiplier = _host.prefetch_multiplier
+
+
+def _deliver_webhooks(worker: Worker, queues: list[str], settings: Settings) -> None:
+    if len(queues) > 1:
+        raise ConfigurationError(
+            f"the queue {names.WEBHOOK_QUEUE} needs a worker of its own, without -Q of a model; "
+            f"start it with: celery -A tasks worker -Q {names.WEBHOOK_QUEUE}"
+        )
+    limits = settings.webhooks
+    outbound = Outbound(limits.timeout_s, allow_private=limits.allow_private)
+    app.register_task(Deliver(Records(connect(settings), settings), outbound, limits))
+    # One that waits for a slow receiver shall not hold back webhooks that another could deliver.
+    worker.prefetch_multiplier = 1
 
 
 def _check(worker: Worker) -> None:
@@ -87,6 +109,10 @@ class Serving(bootsteps.StartStopStep):  # type: ignore[misc]
     """Loads the engines before the consumer takes tasks, and drains after it has stopped."""
 
     requires = ("celery.worker.components:Pool",)
+
+    def include_if(self, worker: Worker) -> bool:
+        """Only a worker of models has something to load."""
+        return _host is not None
 
     def start(self, worker: Worker) -> None:
         """Load and warm up, then say so."""

@@ -30,6 +30,7 @@ def test_flower_lists_the_members_of_batches(platform):
             "embed",
             "mock",
             "sentiment",
+            "webhooks",
         ]
 
 

@@ -127,6 +127,7 @@ def test_a_model_is_warm_before_its_worker_takes_tasks(repository, start_worker,
         ("good", ["-P", "solo"], "engines need the pool `threads`"),
         ("good", ["--disable-prefetch"], "--disable-prefetch"),
         ("good", ["--autoscale", "3,1"], "--autoscale"),
+        ("good,webhooks", [], "the queue webhooks needs a worker of its own"),
     ],
 )
 def test_a_worker_that_cannot_serve_says_why_in_one_line(repository, env, model, options, reason):

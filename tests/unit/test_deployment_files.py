@@ -36,7 +36,7 @@ def procfile_name(service: str) -> str:
 
 
 def test_procfile_has_one_line_per_kind_of_process(procfile: dict[str, str]) -> None:
-    assert list(procfile) == ["web", "worker", "flower"]
+    assert list(procfile) == ["web", "worker", "webhooks", "flower"]
 
 
 def test_compose_runs_the_procfile_with_a_redis_and_a_worker_per_model(
@@ -44,7 +44,7 @@ def test_compose_runs_the_procfile_with_a_redis_and_a_worker_per_model(
 ) -> None:
     workers = [f"worker-{model}" for model in MODELS]
 
-    assert sorted(services) == sorted(["redis", "web", "flower", *workers])
+    assert sorted(services) == sorted(["redis", "web", "webhooks", "flower", *workers])
 
 
 def test_compose_runs_the_procfiles_commands(

@@ -3,9 +3,11 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from pydantic import BaseModel
 from inferno import repository
 from inferno.engine import Engine
 from inferno.protocol.signature import Signature, TensorSpec
+from inferno.protocol.webhooks import sign
 from inferno.repository import Manifest, Repository
 from inferno.runtimes import ModelContext
 from inferno.settings import Settings
@@ -212,3 +215,41 @@ def test_commands_that_are_not_run_stand_in_a_document_alone() -> None:
             found |= known
 
     assert found == set(NOT_RUN)
+
+
+def documented_verify() -> Callable[[bytes, Mapping[str, str], bytes], None]:
+    """Return the function that docs/api.md shows for webhooks."""
+    (block,) = [b for b in blocks(ROOT / "docs" / "api.md", "python") if "def verify" in b.text]
+    space: dict[str, Any] = {}
+    exec(block.text, space)
+    verify: Callable[[bytes, Mapping[str, str], bytes], None] = space["verify"]
+    return verify
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"key": b"another"}, "signature is wrong"),
+        ({"body": b"{}"}, "signature is wrong"),
+        ({"webhook-id": "2.completed"}, "signature is wrong"),
+        ({"webhook-timestamp": "0"}, "signature is wrong"),
+        ({"webhook-signature": ""}, "signature is wrong"),
+        ({"at": 3600}, "too old"),
+    ],
+)
+def test_documented_verification_of_webhooks(change: dict[str, Any], reason: str) -> None:
+    verify = documented_verify()
+    at = int(time.time()) - change.pop("at", 0)
+    message = {"key": b"secret", "body": b'{"type": "task.completed"}'}
+    headers = {
+        "webhook-id": "1.completed",
+        "webhook-timestamp": str(at),
+        "webhook-signature": "v1,other " + sign(b"secret", "1.completed", at, message["body"]),
+    }
+    if reason != "too old":
+        verify(message["key"], headers, message["body"])
+    for name, value in change.items():
+        (headers if name in headers else message)[name] = value
+
+    with pytest.raises(ValueError, match=reason):
+        verify(message["key"], headers, message["body"])

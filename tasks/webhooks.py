@@ -1,0 +1,163 @@
+"""Tell the URLs that clients name about their tasks.
+
+A webhook is an ordinary Celery task on a queue of its own, `webhooks.deliver`. Whoever publishes it
+does not wait, and a receiver that is slow or away delays nothing but its own webhooks. What it says
+of the task is looked up when it is delivered.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import msgspec
+from celery import Task
+from celery.exceptions import Reject
+
+from inferno import names
+from inferno.errors import BrokerUnavailable, InvalidField, ResultExpired, TaskNotFound
+from inferno.protocol.webhooks import EVENTS, parse_address, sign
+from inferno.settings import WebhookSettings
+from tasks import documents
+from tasks.outbound import NotAllowed, NotReached, Outbound
+from tasks.records import Records
+
+logger = logging.getLogger(__name__)
+
+
+class DeliveryFailed(Exception):
+    """The receiver did not take the webhook; it may take it later."""
+
+
+class DeliveryRefused(Exception):
+    """The webhook can never be delivered: its receiver is gone, or must not be called."""
+
+
+def message_id(task_id: str, event: str) -> str:
+    """Return the `webhook-id`: the same for every delivery, so that receivers can tell them."""
+    return f"{task_id}.{event}"
+
+
+def message(
+    url: str, task_id: str, event: str, model: str, version: int | None, occurred_at: float
+) -> tuple[str, dict[str, Any]]:
+    """Return the name and the keyword arguments of the Celery task that delivers a webhook.
+
+    It goes to the queue `names.WEBHOOK_QUEUE`. Publish it with a `kwargsrepr` that leaves the URL
+    out, which may hold a token: `message_id` says enough.
+
+    Args:
+      url: as the client gave it.
+      task_id: of the task that it is about.
+      event: `start` or `completed`.
+      model: of the task.
+      version: of the model, where it is known.
+      occurred_at: when it happened, in seconds since the epoch.
+    """
+    return names.WEBHOOK_TASK, {
+        "url": url,
+        "task_id": task_id,
+        "event": event,
+        "model": model,
+        "version": version,
+        "occurred_at": occurred_at,
+    }
+
+
+class Deliver(Task):  # type: ignore[misc]
+    """The Celery task that delivers one webhook, and tries again with exponential backoff."""
+
+    name = names.WEBHOOK_TASK
+    acks_late = True
+    ignore_result = True
+    autoretry_for = (DeliveryFailed,)
+    retry_jitter = True
+    #: Celery logs these without a traceback.
+    throws = (DeliveryFailed, DeliveryRefused)
+
+    def __init__(self, records: Records, outbound: Outbound, settings: WebhookSettings) -> None:
+        """Store what is needed to deliver.
+
+        Args:
+          records: say what is known of tasks.
+          outbound: makes the requests.
+          settings: the secret, and how often to try.
+        """
+        self._records = records
+        self._outbound = outbound
+        self._key = settings.key
+        self.max_retries = settings.max_retries
+        self.retry_backoff = settings.backoff_s
+        self.retry_backoff_max = settings.max_backoff_s
+
+    def run(
+        self,
+        url: str,
+        task_id: str,
+        event: str,
+        model: str,
+        version: int | None,
+        occurred_at: float,
+    ) -> None:
+        """Deliver a webhook once; the arguments are those of `message`.
+
+        Raises:
+          DeliveryFailed: to be tried again.
+          DeliveryRefused: not to be tried again.
+        """
+        webhook_id = message_id(task_id, event)
+        try:
+            address = parse_address(url)
+            data = self._document(task_id, model, version)
+            body = msgspec.json.encode(
+                {"type": EVENTS[event], "timestamp": documents.time(occurred_at), "data": data}
+            )
+            status = self._outbound.post(address, self._headers(webhook_id, body), body)
+        except (InvalidField, NotAllowed) as exc:
+            raise DeliveryRefused(f"{webhook_id}: {exc}") from exc
+        except (NotReached, BrokerUnavailable) as exc:
+            raise DeliveryFailed(f"{webhook_id}: {exc}") from exc
+        if status == 410:
+            raise DeliveryRefused(f"{webhook_id}: {address} answered 410 Gone")
+        if not 200 <= status < 300:
+            raise DeliveryFailed(f"{webhook_id}: {address} answered {status}")
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """Publish the next try; Celery would drop the webhook when the broker does not take it."""
+        try:
+            return super().retry(*args, **kwargs)
+        except Reject as exc:
+            raise Reject(exc.reason, requeue=True) from exc
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Publish, without showing the URL to Flower: it may hold a token."""
+        shown = message_id(kwargs["task_id"], kwargs["event"]) if kwargs else ""
+        return super().apply_async(args, kwargs, **{"kwargsrepr": shown, **options})
+
+    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Say that a webhook was given up."""
+        logger.warning("webhook given up after try %d: %s", self.request.retries + 1, exc)
+
+    def _document(self, task_id: str, model: str, version: int | None) -> dict[str, Any]:
+        """Return what `GET /tasks/<task_id>` answers, or as much of it as is still known."""
+        record, outcome = self._records.fetch(task_id)
+        try:
+            return documents.task(task_id, record, outcome)
+        except (TaskNotFound, ResultExpired):
+            known = {"task_id": task_id, "model": model, "version": version}
+            status = {} if record is None else {"status": record.state}
+            return known | status | {"links": documents.links(task_id)}
+
+    def _headers(self, webhook_id: str, body: bytes) -> dict[str, str]:
+        # Of this try: receivers refuse what is old, so that nobody can play it back to them.
+        timestamp = int(time.time())
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "Inferno",
+            "webhook-id": webhook_id,
+            "webhook-timestamp": str(timestamp),
+        }
+        if self._key is not None:
+            headers["webhook-signature"] = sign(self._key, webhook_id, timestamp, body)
+        return headers

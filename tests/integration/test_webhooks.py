@@ -1,0 +1,157 @@
+"""Webhooks, from a Celery message to a receiver, with a real worker and a real HTTP server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from inferno import names
+from inferno.protocol.tasks import BatchInfo, Result, TaskState, Timings
+from tasks.records import Record, Records, encode_outcome
+from tasks.webhooks import message, message_id
+from tests.integration.conftest import send
+from tests.processes import wait_until, worker
+from tests.receiver import Received, Receiver, receiver
+from tests.unit.test_docs import documented_verify
+
+SECRET = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX"
+KEY = bytes(range(24))
+
+Publish = Callable[..., str]
+
+
+@pytest.fixture
+def here() -> Iterator[Receiver]:
+    with receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def webhooks_env(env: dict[str, str]) -> dict[str, str]:
+    """Settings that let a test call this machine, and not wait long."""
+    return env | {
+        "INFERNO_WEBHOOKS__SECRET": SECRET,
+        "INFERNO_WEBHOOKS__ALLOW_PRIVATE": "true",
+        "INFERNO_WEBHOOKS__MAX_RETRIES": "2",
+        "INFERNO_WEBHOOKS__BACKOFF_S": "1",
+        "INFERNO_WEBHOOKS__MAX_BACKOFF_S": "1",
+    }
+
+
+@pytest.fixture
+def publish(celery: Any) -> Publish:
+    """Publish a webhook as any Celery client would."""
+
+    def publish(url: str, task_id: str, event: str = "completed") -> str:
+        name, kwargs = message(url, task_id, event, "m", 1, 1_700_000_000.25)
+        celery.send_task(name, kwargs=kwargs, queue=names.WEBHOOK_QUEUE)
+        return message_id(task_id, event)
+
+    return publish
+
+
+def finish(records: Records, task_id: str, state: TaskState = TaskState.SUCCEEDED) -> None:
+    """Leave a task that is over."""
+    now = time.time()
+    records.create(Record(task_id, "m", 1, TaskState.QUEUED, now, None, None, 0, 3, None))
+    result = Result("m", 1, {"y": 1.5}, Timings(1, 2, 3, 6), BatchInfo("b", 1, 1, "idle"), "w@test")
+    records.settle({task_id: (state, encode_outcome(task_id, msgspec.json.encode(result)))})
+
+
+def test_a_webhook_is_tried_again_until_it_is_taken(
+    here: Receiver, webhooks_env, records, publish, log: Path
+) -> None:
+    finish(records, "hook-1")
+    here.statuses["/hook?key=TOKEN"] = [500, 429, 204]
+    with worker("webhooks", webhooks_env, log):
+        publish(here.url("/hook?key=TOKEN"), "hook-1")
+        wait_until(lambda: len(here.received) == 3)
+    verify = documented_verify()
+    for request in here.received:
+        # Each try is signed anew, under the same id.
+        verify(KEY, request.headers, request.body)
+        assert request.headers["webhook-id"] == "hook-1.completed"
+        assert request.headers["content-type"] == "application/json"
+    body = json.loads(here.received[-1].body)
+    assert body["type"] == "task.completed"
+    assert body["timestamp"] == "2023-11-14T22:13:20.250+00:00"
+    assert body["data"]["task_id"] == "hook-1"
+    assert body["data"]["status"] == "succeeded"
+    assert body["data"]["outputs"] == {"y": 1.5}
+    assert body["data"]["priority"] == 3
+    assert "given up" not in log.read_text()
+    # Addresses and contents may be secret.
+    assert "TOKEN" not in log.read_text()
+    assert "outputs" not in log.read_text()
+
+
+def test_what_cannot_be_delivered_is_given_up_with_one_warning(
+    here: Receiver, webhooks_env, publish, log: Path
+) -> None:
+    here.statuses = {"/gone": [410, 200], "/moved": [307], "/broken": [503]}
+    here.location = here.url("/private")
+    with worker("webhooks", webhooks_env, log):
+        gone = publish(here.url("/gone"), "gone-1")
+        moved = publish(here.url("/moved"), "moved-1", "start")
+        broken = publish(here.url("/broken"), "broken-1")
+        form = publish("ftp://a.example", "form-1")
+        wait_until(lambda: log.read_text().count("given up") == 4)
+        # The worker lives on.
+        publish(here.url("/good"), "good-1")
+        wait_until(lambda: here.at("/good"))
+    text = log.read_text()
+    assert f"given up after try 1: {gone}: http://127.0.0.1:{here.port} answered 410 Gone" in text
+    assert f"given up after try 3: {moved}: http://127.0.0.1:{here.port} answered 307" in text
+    assert f"given up after try 3: {broken}: http://127.0.0.1:{here.port} answered 503" in text
+    assert f"given up after try 1: {form}: expected a URL that begins" in text
+    assert text.count("WARNING") == text.count("given up") == 4
+    assert "Traceback" not in text
+    assert [len(here.at(path)) for path in ("/gone", "/moved", "/broken")] == [1, 3, 3]
+    assert here.at("/private") == []
+
+
+def test_private_addresses_are_not_called_unless_allowed(
+    here: Receiver, env, publish, log: Path
+) -> None:
+    with worker("webhooks", env, log):
+        publish(here.url("/", "localhost"), "private-1")
+        publish(here.url("/"), "private-2")
+        wait_until(lambda: log.read_text().count("given up after try 1") == 2)
+    assert here.received == []
+
+
+def test_without_a_secret_nothing_is_signed_and_little_is_said_of_a_task_that_is_forgotten(
+    here: Receiver, env, publish, log: Path
+) -> None:
+    with worker("webhooks", env | {"INFERNO_WEBHOOKS__ALLOW_PRIVATE": "true"}, log):
+        publish(here.url("/"), "forgotten-1", "start")
+        wait_until(lambda: here.received)
+    (request,) = here.received
+    assert isinstance(request, Received)
+    assert "webhook-signature" not in request.headers
+    body = json.loads(request.body)
+    assert body["type"] == "task.started"
+    assert body["data"].items() >= {"task_id": "forgotten-1", "model": "m", "version": 1}.items()
+    assert "outputs" not in body["data"]
+
+
+def test_a_worker_of_webhooks_loads_no_model(
+    here: Receiver, repository, webhooks_env, celery, publish, log: Path
+) -> None:
+    repository.add("unloaded")
+    waiting = send(celery, "unloaded", "x")
+    with worker("webhooks", webhooks_env, log) as popen:
+        publish(here.url("/"), "light-1")
+        wait_until(lambda: here.received)
+        maps = Path(f"/proc/{popen.pid}/maps").read_text()
+    assert "/torch/" not in maps
+    assert "/onnxruntime/" not in maps
+    assert repository.ledger.read_text() == ""
+    assert not waiting.ready()
+    waiting.forget()

@@ -1,0 +1,50 @@
+"""The Celery task of webhooks, as far as it needs no worker."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from celery import Celery
+from celery.exceptions import Reject
+
+from inferno import names
+from inferno.ports import free_port
+from inferno.settings import Settings
+from tasks.celery import route
+from tasks.connection import connect
+from tasks.outbound import Outbound
+from tasks.records import Records
+from tasks.webhooks import Deliver, message
+
+
+def test_webhooks_go_to_a_queue_of_their_own() -> None:
+    name, kwargs = message("https://a.example", "1", "start", "m", None, 1.5)
+
+    assert route(name) == {"queue": "webhooks"}
+    assert route(names.task_name("m")) == {"queue": "m"}
+    assert route("celery.backend_cleanup") is None
+    # The settle path may publish it from a script.
+    assert json.loads(json.dumps(kwargs)) == kwargs
+
+
+def test_a_next_try_that_the_broker_does_not_take_is_not_dropped() -> None:
+    settings = Settings(redis={"url": f"redis://127.0.0.1:{free_port()}/0"})
+    app = Celery("test", broker=settings.redis.url)
+    app.conf.task_publish_retry = False
+    records = Records(connect(settings), settings)
+    outbound = Outbound(1.0, allow_private=False)
+    task = app.register_task(Deliver(records, outbound, settings.webhooks))
+    _, kwargs = message("https://a.example", "1", "completed", "m", 1, 1.5)
+    task.push_request(
+        id="w", args=(), kwargs=kwargs, called_directly=False, delivery_info={"routing_key": "x"}
+    )
+
+    # Redis is needed to say what is known of the task, and to publish the next try.
+    with pytest.raises(Reject) as raised:
+        task.run(**kwargs)
+
+    assert raised.value.requeue
+    assert isinstance(raised.value.__context__, Reject)
+    task.pop_request()
+    app.close()
