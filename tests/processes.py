@@ -63,10 +63,10 @@ def process(
 
 
 @contextmanager
-def redis_server(folder: Path, port: int = 0) -> Iterator[str]:
+def redis_server(folder: Path, port: int = 0, program: Path | None = None) -> Iterator[str]:
     """Run a Redis that keeps nothing on disk; yields its URL."""
     port = port or free_port()
-    program = find_program().path
+    program = program or find_program().path
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
     with process([str(program), *options], {}, folder / "redis.log") as popen:
         wait_until(
