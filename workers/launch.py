@@ -25,6 +25,7 @@ from tasks.records import Records
 from tasks.settle import Settler
 from workers.heartbeat import Heartbeat
 from workers.hosting import HostedModel, host
+from workers.watchdog import Watchdog
 
 
 class Host:
@@ -38,7 +39,8 @@ class Host:
         """
         self.settings = settings
         self.settler = Settler(app, Records(connect(settings), settings))
-        self.models: list[HostedModel] = host(app, lanes, self.settler, settings)
+        self.watchdog = Watchdog()
+        self.models: list[HostedModel] = host(app, lanes, self.settler, settings, self.watchdog)
         self.device = choose_device(settings.inference.device)
         self.heartbeat: Heartbeat | None = None
 
@@ -99,6 +101,7 @@ class Serving(bootsteps.StartStopStep):  # type: ignore[misc]
         except InfernoError as exc:
             _host.heartbeat.stop()
             sys.exit(f"Error: {exc}")
+        _host.watchdog.start()
         _host.heartbeat.change("ready")
 
     def close(self, worker: Worker) -> None:
