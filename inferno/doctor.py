@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
@@ -15,16 +16,29 @@ from inferno import embedded_redis
 from inferno.client import Client
 from inferno.errors import ConfigurationError, PackageError, ServingError
 from inferno.ports import check_port
-from inferno.project import local_url, missing_artifact, reach_redis
+from inferno.project import local_url, missing_artifact
+from inferno.redis_status import RedisStatus, ask
 from inferno.repository import Repository
 from inferno.settings import Settings, variable
+
+State = Literal["ok", "warning", "failure"]
+
+#: What is lost at a power cut, by `appendfsync`.
+LOSSES: dict[str, tuple[State, str]] = {
+    "always": ("ok", "nothing: each write is on the disk before it is answered"),
+    "everysec": (
+        "ok",
+        "up to the last two seconds of accepted tasks; `always` loses none and is slower",
+    ),
+    "no": ("warning", "up to half a minute of accepted tasks; set `everysec` or `always`"),
+}
 
 
 @dataclass(frozen=True)
 class Finding:
     """What one check found."""
 
-    state: Literal["ok", "warning", "failure"]
+    state: State
     subject: str
     detail: str
 
@@ -74,11 +88,99 @@ def _check_redis(settings: Settings) -> Iterator[Finding]:
             yield Finding("failure", "Redis", str(exc))
             return
         yield Finding("ok", "Redis", f"{program}, {program.path}, started by `inferno up`")
+    url = settings.redis.url or embedded_redis.running_url(settings.data.dir)
+    if url is None:
         return
     try:
-        yield Finding("ok", "Redis", f"{reach_redis(settings.redis)} accepts connections")
+        status = ask(url, settings.redis.connect_timeout_s)
     except ConfigurationError as exc:
-        yield Finding("failure", "Redis", str(exc))
+        yield Finding("failure", "Redis", f"{variable('redis', 'url')}: {exc}")
+        return
+    for check in REDIS_CHECKS:
+        for state, detail in check(status):
+            yield Finding(state, "Redis", detail)
+
+
+def _judge_version(redis: RedisStatus) -> Iterator[tuple[State, str]]:
+    version = f"{redis.address} is version {redis.info['redis_version']}"
+    if redis.version < embedded_redis.OLDEST_VERSION:
+        yield "failure", f"{version}; 6.2 is needed, 7 or newer recommended"
+    elif redis.version < (7, 0):
+        yield "warning", f"{version}; 7 or newer is recommended"
+    else:
+        yield "ok", version
+
+
+def _judge_memory(redis: RedisStatus) -> Iterator[tuple[State, str]]:
+    policy = redis.info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        yield (
+            "failure",
+            f"maxmemory-policy is {policy}: tasks are dropped when the memory is full. Run "
+            "`redis-cli CONFIG SET maxmemory-policy noeviction`, and write "
+            "`maxmemory-policy noeviction` into its redis.conf for the next start",
+        )
+    used, most = redis.number("used_memory"), redis.number("maxmemory")
+    limit = most or redis.number("total_system_memory")
+    shown = f"{used / 1e6:.0f} MB of memory used"
+    if limit:
+        whose = "maxmemory" if most else "that the machine has"
+        shown += f" of {limit / 1e6:.0f} MB {whose}"
+    if not limit or used < 0.8 * limit:
+        yield "ok", shown
+    else:
+        yield "warning", f"{shown}; tasks are refused when it is full: give it more memory"
+
+
+def _judge_persistence(redis: RedisStatus) -> Iterator[tuple[State, str]]:
+    if redis.info.get("loading") == "1":
+        yield "warning", "it is still loading its data"
+    if redis.info.get("aof_enabled") != "1":
+        yield (
+            "warning",
+            "appendonly is no: a restart loses the tasks since its last snapshot, or all. Run "
+            "`redis-cli CONFIG SET appendonly yes`, and write `appendonly yes` into its redis.conf "
+            "for the next start",
+        )
+    elif fsync := redis.config.get("appendfsync"):
+        state, loss = LOSSES[fsync]
+        yield state, f"appendonly is yes, appendfsync is {fsync}: a power cut loses {loss}"
+    else:
+        yield "ok", "appendonly is yes; it does not tell its appendfsync"
+    for field, what in (
+        ("aof_last_write_status", "write to the append-only file"),
+        ("aof_last_bgrewrite_status", "rewriting of the append-only file"),
+        ("rdb_last_bgsave_status", "snapshot"),
+    ):
+        if redis.info.get(field, "ok") != "ok":
+            yield (
+                "failure",
+                f"its last {what} failed ({field}), and it may refuse tasks until one succeeds; "
+                "its log says why, most often a full disk",
+            )
+
+
+def _judge_disk(redis: RedisStatus) -> Iterator[tuple[State, str]]:
+    folder = Path(redis.config.get("dir", ""))
+    on_this_machine = redis.address.startswith(("127.", "localhost:", "::1:"))
+    if on_this_machine and folder.is_absolute() and folder.is_dir():
+        state, free = _free_space(folder)
+        yield state, f"its data directory {folder}, {free}"
+
+
+#: First what it is, then what it is told to do.
+REDIS_CHECKS: tuple[Callable[[RedisStatus], Iterator[tuple[State, str]]], ...] = (
+    _judge_version,
+    _judge_memory,
+    _judge_persistence,
+    _judge_disk,
+)
+
+
+def _free_space(folder: Path) -> tuple[State, str]:
+    status = os.statvfs(folder)
+    free_gb = status.f_bavail * status.f_frsize / 1e9
+    return "ok" if free_gb >= 1 else "warning", f"{free_gb:.0f} GB free"
 
 
 def _check_data(settings: Settings) -> Iterator[Finding]:
@@ -87,10 +189,8 @@ def _check_data(settings: Settings) -> Iterator[Finding]:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         yield Finding("failure", "Data directory", f"{folder} cannot be written to")
         return
-    status = os.statvfs(existing)
-    free_gb = status.f_bavail * status.f_frsize / 1e9
-    state: Literal["ok", "warning"] = "ok" if free_gb >= 1 else "warning"
-    yield Finding(state, "Data directory", f"{folder}, {free_gb:.0f} GB free")
+    state, free = _free_space(existing)
+    yield Finding(state, "Data directory", f"{folder}, {free}")
 
 
 def _check_models(settings: Settings) -> Iterator[Finding]:

@@ -122,6 +122,13 @@ class Manifest(_Section):
     codecs: Codecs = Field(default_factory=Codecs, description="Writing of numbers.")
     warm_up: WarmUp = Field(default_factory=WarmUp, description="The warm-up sample.")
     retries: Retries = Field(default_factory=Retries, description="After transient errors.")
+    timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        description="Limit of one forward pass, in seconds; a worker whose pass takes longer ends "
+        "and is restarted.",
+    )
     parameters: dict[str, Any] = Field(
         default_factory=dict, description="Handed to the model's own code."
     )
@@ -165,6 +172,14 @@ class Package:
           default: for a package that does not say.
         """
         return self.manifest.batching.max_batch_size or (default if self.signature.batched else 1)
+
+    def timeout_s(self, default: float) -> float:
+        """Return the limit of one forward pass, in seconds.
+
+        Args:
+          default: for a package that does not say.
+        """
+        return self.manifest.timeout_s or default
 
     @classmethod
     def read(cls, path: Path) -> Package:

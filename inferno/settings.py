@@ -135,6 +135,13 @@ class InferenceSettings(Group):
         default="auto", description="Device of the engines. `auto`: CUDA if there is one, else CPU."
     )
     threads: int = Field(default=0, ge=0, description="Threads of one engine. 0: one per core.")
+    timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        le=86_400,
+        description="Limit of one forward pass, in seconds. A worker whose pass takes longer ends "
+        "and is restarted. Models may set their own.",
+    )
 
 
 class TaskSettings(Group):

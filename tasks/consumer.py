@@ -31,7 +31,7 @@ from inferno.protocol.signature import Limits
 from inferno.repository import Model, Package
 from tasks import events
 from tasks.connection import UNAVAILABLE
-from tasks.infer import Batch, Member, answer
+from tasks.infer import Batch, Member, Watch, answer
 from tasks.settle import Settled, Settler
 from tasks.submit import from_redis
 
@@ -56,6 +56,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         *,
         executors: int,
         former: BatchFormer[Member],
+        watch: Watch,
     ) -> None:
         """Serve one model.
 
@@ -65,6 +66,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
           settler: writes outcomes.
           executors: forward passes at the same time.
           former: decides which tasks leave together.
+          watch: guards against a model that hangs.
         """
         super().__init__()
         self.name = names.task_name(model.name)
@@ -73,6 +75,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._settler = settler
         self._executors = executors
         self._former = former
+        self._watch = watch
         self._running = 0
         self._consumer: Consumer = None
         self._wake_up: Entry | None = None
@@ -229,7 +232,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         except InfernoError as exc:
             logger.error("batch %s: %s", batch.id, exc)
             return over + self._settler.refuse(dict.fromkeys(wanted, exc))
-        return over + self._settler.settle(answer(engine, batch, wanted))
+        return over + self._settler.settle(answer(engine, batch, wanted, self._watch))
 
     def _finish(self, settled: list[Settled]) -> None:
         self._running -= 1

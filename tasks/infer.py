@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,31 +66,51 @@ class Answer:
     ended_at: float
 
 
-def answer(engine: Engine, batch: Batch, members: Sequence[Member]) -> list[Answer]:
+#: Watches what a model does with a batch: its own code runs in the body of the context.
+Watch = Callable[[Batch], AbstractContextManager[None]]
+
+
+def answer(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watch) -> list[Answer]:
     """Answer those members of a batch that are still wanted.
 
     A member whose input cannot be prepared fails alone; so does one that makes the forward pass
     fail: see `inferno.batching.isolate`.
+
+    Args:
+      engine: of the members' version.
+      batch: that they came in.
+      members: all of the batch, or fewer.
+      watch: entered for the preprocessing of the batch, and again for each forward pass.
     """
     started_at = time.time()
     prepared: list[tuple[Member, Tensors]] = []
     answers: list[Answer] = []
     alone = BatchInfo(batch.id, 1, 1, FlushReason.ISOLATED)
-    for member in members:
-        try:
-            prepared.append((member, engine.prepare(member.inputs)))
-        except Exception as exc:
-            answers.append(Answer(member, _explain(exc, member), alone, started_at, time.time()))
+    with watch(batch):
+        for member in members:
+            try:
+                prepared.append((member, engine.prepare(member.inputs)))
+            except Exception as exc:
+                explained = _explain(exc, member)
+                answers.append(Answer(member, explained, alone, started_at, time.time()))
     if prepared:
-        answers += _isolated(engine, batch, prepared, started_at)
+        answers += _isolated(engine, batch, prepared, started_at, watch)
     return answers
 
 
 def _isolated(
-    engine: Engine, batch: Batch, prepared: list[tuple[Member, Tensors]], started_at: float
+    engine: Engine,
+    batch: Batch,
+    prepared: list[tuple[Member, Tensors]],
+    started_at: float,
+    watch: Watch,
 ) -> Iterator[Answer]:
     # The last pass that each member was in, which is the one that decided it.
     rode_in: dict[Member, BatchInfo] = {}
+
+    def forward(inputs: Sequence[Tensors]) -> list[Tensors]:
+        with watch(batch):
+            return engine.forward(inputs)
 
     def run(part: Sequence[tuple[Member, Tensors]]) -> list[Tensors]:
         reason = batch.reason if len(part) == len(prepared) else FlushReason.ISOLATED
@@ -98,8 +119,9 @@ def _isolated(
         rode_in.update((member, info) for member, _ in part)
         if part[0][0].rows > engine.max_batch_size:
             # A task of more rows than one pass takes rides alone, in pieces.
-            return [_in_pieces(engine, part[0][1])]
-        return engine.forward([inputs for _, inputs in part])
+            pieces = chunks(part[0][1], engine.max_batch_size)
+            return [_joined([forward([piece])[0] for piece in pieces])]
+        return forward([inputs for _, inputs in part])
 
     for (member, _), outputs in isolate(prepared, run):
         if isinstance(outputs, Exception):
@@ -107,8 +129,7 @@ def _isolated(
         yield Answer(member, outputs, rode_in[member], started_at, time.time())
 
 
-def _in_pieces(engine: Engine, inputs: Tensors) -> Tensors:
-    pieces = [engine.forward([piece])[0] for piece in chunks(inputs, engine.max_batch_size)]
+def _joined(pieces: Sequence[Tensors]) -> Tensors:
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from threading import Lock
 
 from celery import Celery
@@ -14,8 +15,9 @@ from inferno.errors import ConfigurationError, PackageError
 from inferno.repository import Model, Repository
 from inferno.settings import Settings
 from tasks.consumer import InferenceTask
-from tasks.infer import Member
+from tasks.infer import Batch, Member
 from tasks.settle import Settler
+from workers.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +25,11 @@ logger = logging.getLogger(__name__)
 class HostedModel:
     """One model of a worker, with the engines of its versions."""
 
-    def __init__(self, model: Model, settings: Settings) -> None:
+    def __init__(self, model: Model, settings: Settings, watchdog: Watchdog) -> None:
         """Store what to load; nothing is loaded yet."""
         self.model = model
         self._settings = settings
+        self._watchdog = watchdog
         self._engines: dict[int, Engine] = {}
         self._loading = Lock()
         manifest = model.package().manifest
@@ -40,6 +43,11 @@ class HostedModel:
             settings.batching.max_batch_delay_ms if delay_ms is None else delay_ms
         ) / 1000
         self.executors = manifest.concurrency.max_concurrency
+        #: Limit of one forward pass, by version.
+        self.timeout_s = {
+            version: package.timeout_s(settings.inference.timeout_s)
+            for version, package in model.versions.items()
+        }
 
     @property
     def prefetch(self) -> int:
@@ -89,18 +97,32 @@ class HostedModel:
         engine.warm_up()
         return engine
 
+    def watch(self, batch: Batch) -> AbstractContextManager[None]:
+        """Return a context that ends the process if a forward pass in it takes too long."""
+        version = batch.members[0].package.version
+        what = (
+            f"a forward pass of {self.model.name} version {version} "
+            f"(batch {batch.id} of {len(batch.members)} tasks)"
+        )
+        return self._watchdog.watch(what, self.timeout_s[version])
+
     def task(self, settler: Settler) -> InferenceTask:
         """Return the Celery task that serves this model's lane."""
         former: BatchFormer[Member] = BatchFormer(
             self.max_batch_size, self.window_s, self._settings.batching.adaptive
         )
         return InferenceTask(
-            self.model, self.engine, settler, executors=self.executors, former=former
+            self.model,
+            self.engine,
+            settler,
+            executors=self.executors,
+            former=former,
+            watch=self.watch,
         )
 
 
 def host(
-    app: Celery, lanes: Sequence[str], settler: Settler, settings: Settings
+    app: Celery, lanes: Sequence[str], settler: Settler, settings: Settings, watchdog: Watchdog
 ) -> list[HostedModel]:
     """Register the tasks of the lanes that a worker serves.
 
@@ -118,7 +140,7 @@ def host(
                 f"no model {lane!r} in {settings.repository.root}; there are: {known}; "
                 "name one with -Q, as in: celery -A tasks worker -Q echo"
             )
-        model = HostedModel(repository.models[lane], settings)
+        model = HostedModel(repository.models[lane], settings, watchdog)
         app.register_task(model.task(settler))
         hosted.append(model)
     return hosted

