@@ -5,7 +5,7 @@ from inferno.settings import load as _load
 _settings = _load()
 
 # Where tasks and results travel.
-broker_url = _settings.redis_url
+broker_url = _settings.broker_url
 result_backend = _settings.redis_url
 result_expires = _settings.tasks.result_ttl_s
 redis_socket_connect_timeout = _settings.redis.connect_timeout_s
@@ -17,6 +17,7 @@ broker_transport_options = {
     "body_encoding": "utf-8",
     "health_check_interval": 10,
     "queue_order_strategy": "priority",
+    "lease": _settings.worker.lease_s,
     "socket_connect_timeout": _settings.redis.connect_timeout_s,
     "socket_keepalive": True,
 }

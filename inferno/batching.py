@@ -8,6 +8,7 @@ of one monotonic clock.
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,16 @@ class Waiting(Generic[T]):
     arrived: float
     #: When its forward pass must have started, or None.
     deadline: float | None = None
+    #: Higher leaves sooner.
+    priority: int = 0
+    #: Of equal priorities, the one that waits since an earlier time leaves sooner. Its clock may be
+    #: another one, of the machine where the task was accepted.
+    since: float = 0.0
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Its place in the line: lower leaves sooner."""
+        return -self.priority, self.since
 
 
 @dataclass(frozen=True)
@@ -58,8 +69,14 @@ class Flush(Generic[T]):
 
 @dataclass
 class _Bucket(Generic[T]):
-    waiting: deque[Waiting[T]] = field(default_factory=deque)
+    #: In the order in which they leave.
+    waiting: list[Waiting[T]] = field(default_factory=list)
     rows: int = 0
+
+    @property
+    def oldest(self) -> float:
+        """When the task arrived that has waited here for the longest."""
+        return min(waiting.arrived for waiting in self.waiting)
 
 
 class ArrivalGap:
@@ -139,7 +156,7 @@ class BatchFormer(Generic[T]):
         if self._gap is not None:
             self._gap.arrived(waiting.arrived, alone=not self._buckets and not self._running)
         bucket = self._buckets.setdefault(waiting.bucket, _Bucket())
-        bucket.waiting.append(waiting)
+        insort(bucket.waiting, waiting, key=lambda w: w.rank)
         bucket.rows += waiting.rows
 
     def started(self) -> None:
@@ -155,9 +172,14 @@ class BatchFormer(Generic[T]):
         ready = [(due, key) for key in self._buckets if (due := self._due(key))[0] <= now]
         if not ready:
             return None
-        # Of several that are ready, the one whose oldest task has waited longest.
-        (_, reason), key = min(ready, key=lambda item: self._buckets[item[1]].waiting[0].arrived)
+        # Of several that are ready, the one whose first task comes first.
+        (_, reason), key = min(ready, key=lambda item: self._buckets[item[1]].waiting[0].rank)
         return Flush(reason, self._take(key))
+
+    def next_reason(self, now: float) -> FlushReason | None:
+        """Say why a batch should leave now, or None when none should."""
+        ready = [reason for due, reason in map(self._due, self._buckets) if due <= now]
+        return None if not ready else min(ready, key=lambda reason: reason is not FlushReason.FULL)
 
     def next_due(self) -> float | None:
         """Return when a batch will leave if nothing else arrives, or None when nothing waits."""
@@ -174,7 +196,7 @@ class BatchFormer(Generic[T]):
         """Remove and return the waiting tasks for which the condition holds."""
         dropped: list[Waiting[T]] = []
         for key, bucket in list(self._buckets.items()):
-            kept: deque[Waiting[T]] = deque()
+            kept: list[Waiting[T]] = []
             for waiting in bucket.waiting:
                 (dropped if condition(waiting) else kept).append(waiting)
             self._replace(key, kept)
@@ -186,7 +208,7 @@ class BatchFormer(Generic[T]):
 
     def _due(self, key: Hashable) -> tuple[float, FlushReason]:
         bucket = self._buckets[key]
-        oldest = bucket.waiting[0].arrived
+        oldest = bucket.oldest
         if bucket.rows >= self.max_rows:
             return oldest, FlushReason.FULL
         due, reason = oldest + self.window, FlushReason.WINDOW
@@ -199,15 +221,15 @@ class BatchFormer(Generic[T]):
 
     def _take(self, key: Hashable) -> list[Waiting[T]]:
         waiting = self._buckets[key].waiting
-        members = [waiting.popleft()]
-        rows = members[0].rows
-        while waiting and rows + waiting[0].rows <= self.max_rows:
-            members.append(waiting.popleft())
-            rows += members[-1].rows
-        self._replace(key, waiting)
+        count, rows = 1, waiting[0].rows
+        while count < len(waiting) and rows + waiting[count].rows <= self.max_rows:
+            rows += waiting[count].rows
+            count += 1
+        members = waiting[:count]
+        self._replace(key, waiting[count:])
         return members
 
-    def _replace(self, key: Hashable, waiting: deque[Waiting[T]]) -> None:
+    def _replace(self, key: Hashable, waiting: list[Waiting[T]]) -> None:
         if waiting:
             self._buckets[key] = _Bucket(waiting, sum(w.rows for w in waiting))
         else:

@@ -8,9 +8,17 @@
     │   ├── PayloadTooLarge      413  the body or one input is over its limit
     │   ├── ModelNotFound        404  no such model or version
     │   ├── TaskNotFound         404  no such task
-    │   └── ResultExpired        410  the task is known, its result is gone
+    │   ├── TaskCancelled        409  its client took the task back
+    │   ├── TaskOver             409  the task is over, so that it cannot be changed
+    │   ├── KeyReused            422  another request was made with this Idempotency-Key
+    │   ├── RequestInProgress    409  the first request with this Idempotency-Key still runs
+    │   ├── ResultExpired        410  the task is known, its result is gone
+    │   └── PayloadGone          410  what the task was asked is no longer known
     ├── ServingError             the platform could not do its part
     │   ├── ForwardFailed        500  the model failed on this task
+    │   ├── WorkerLost           500  the worker ended during the forward pass, again and again
+    │   ├── Overloaded           429  the task could not start within its deadline
+    │   ├── NotSupported         501  the broker in use cannot do this
     │   ├── ModelUnavailable     503  no live worker serves the model
     │   ├── BrokerUnavailable    503  Redis does not answer
     │   ├── PlatformUnreachable  503  the client cannot connect to the platform
@@ -124,6 +132,46 @@ class TaskNotFound(RequestError):
     title = "Task not found"
 
 
+class TaskCancelled(RequestError):
+    """The task's client took it back."""
+
+    status = 409
+    code = "task_cancelled"
+    title = "Task cancelled"
+
+
+class TaskOver(RequestError):
+    """The task is over, and what was asked is possible only before."""
+
+    status = 409
+    code = "task_over"
+    title = "Task is over"
+
+
+class KeyReused(RequestError):
+    """The Idempotency-Key belongs to another request."""
+
+    status = 422
+    code = "idempotency_key_reused"
+    title = "Idempotency-Key reused"
+
+
+class RequestInProgress(RequestError):
+    """The first request with this Idempotency-Key has not been answered yet."""
+
+    status = 409
+    code = "request_in_progress"
+    title = "Request in progress"
+
+
+class PayloadGone(RequestError):
+    """What the task was asked has been deleted, so that it cannot be run again."""
+
+    status = 410
+    code = "payload_gone"
+    title = "Payload gone"
+
+
 class ResultExpired(RequestError):
     """The task is known and over, and its result has been deleted."""
 
@@ -141,6 +189,33 @@ class ForwardFailed(ServingError):
 
     code = "forward_failed"
     title = "Forward pass failed"
+
+
+class WorkerLost(ServingError):
+    """The task's worker ended during its forward pass, as often as it was tried."""
+
+    code = "worker_lost"
+    title = "Worker lost"
+
+
+class NotSupported(ServingError):
+    """The broker that was chosen cannot do this."""
+
+    status = 501
+    code = "not_supported"
+    title = "Not supported by this broker"
+
+
+class Overloaded(ServingError):
+    """So much waits already that the task could not start within its deadline.
+
+    `retry_after_s` says when it may be worth another try, in seconds.
+    """
+
+    status = 429
+    code = "overloaded"
+    title = "Overloaded"
+    retry_after_s: int = 1
 
 
 class ModelUnavailable(ServingError):

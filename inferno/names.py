@@ -38,6 +38,36 @@ def record_key(prefix: str, task_id: str) -> str:
     return f"{prefix}task:{task_id}"
 
 
+def index_key(prefix: str) -> str:
+    """Return the key of the sorted set of the newest tasks, by the time of their acceptance."""
+    return f"{prefix}tasks"
+
+
+def payload_key(prefix: str, task_id: str) -> str:
+    """Return the key of what a finished task was asked, where policy keeps it."""
+    return f"{prefix}payload:{task_id}"
+
+
+def idempotency_key(prefix: str, digest: str) -> str:
+    """Return the key that remembers which task an Idempotency-Key made."""
+    return f"{prefix}idempotency:{digest}"
+
+
+def dead_key(prefix: str, task_id: str) -> str:
+    """Return the key of a task's dead letter."""
+    return f"{prefix}dead:{task_id}"
+
+
+def dead_index_key(prefix: str) -> str:
+    """Return the key of the sorted set of dead letters, by the time of their failure."""
+    return f"{prefix}dead"
+
+
+def counters_key(prefix: str) -> str:
+    """Return the key of the hash of counters that scripts keep."""
+    return f"{prefix}counters"
+
+
 def workers_key(prefix: str) -> str:
     """Return the key of the hash that holds each worker's last report."""
     return f"{prefix}workers"

@@ -86,13 +86,18 @@ class WarmUp(_Section):
 
 
 class Retries(_Section):
-    """What happens after a transient error."""
+    """What happens after a transient error. Unset values come from the settings."""
 
-    max_retries: int = Field(default=3, ge=0, description="Further attempts after the first.")
-    backoff_s: float = Field(
-        default=2.0, gt=0, description="Delay before the first retry; doubles with each."
+    max_retries: int | None = Field(
+        default=None, ge=0, description="Further attempts after the first."
     )
-    max_backoff_s: float = Field(default=30.0, gt=0, description="Longest delay.")
+    backoff_s: float | None = Field(
+        default=None, gt=0, description="Delay before the first retry; doubles with each."
+    )
+    max_backoff_s: float | None = Field(default=None, gt=0, description="Longest delay.")
+    jitter: bool | None = Field(
+        default=None, description="Draw each delay evenly from zero to its full length."
+    )
 
 
 class Manifest(_Section):

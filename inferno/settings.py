@@ -78,6 +78,16 @@ class RedisSettings(Group):
     )
 
 
+class BrokerSettings(Group):
+    """Where tasks wait."""
+
+    url: str | None = Field(
+        default=None,
+        description="Celery broker. Unset: lanes on Redis Streams, in the Redis of the results. "
+        "`redis://...`: Celery's own lists. `amqp://...`: RabbitMQ.",
+    )
+
+
 class DataSettings(Group):
     """Where everything written while running goes."""
 
@@ -165,6 +175,35 @@ class TaskSettings(Group):
         ),
     )
 
+    listed: int = Field(
+        default=100_000, ge=1, description="How many of the newest tasks can be listed."
+    )
+    max_attempts: int = Field(
+        default=3,
+        ge=1,
+        description="Forward passes during which a task's worker may end before it is given up.",
+    )
+    keep_payloads: Literal["never", "failed", "always"] = Field(
+        default="never",
+        description="Of which finished tasks the inputs are kept, for result_ttl_s, so that they "
+        "can be retried. Dead letters always keep theirs.",
+    )
+    dead_ttl_s: int = Field(
+        default=604_800, ge=1, description="How long a dead letter is kept, in seconds."
+    )
+    idempotency_ttl_s: int = Field(
+        default=86_400, ge=1, description="How long an Idempotency-Key is remembered, in seconds."
+    )
+    cancel_on_disconnect: bool = Field(
+        default=False,
+        description="Cancel the task of a synchronous caller that disconnects, when nobody else "
+        "waits for it.",
+    )
+    refuse_hopeless: bool = Field(
+        default=True,
+        description="Refuse tasks at once whose predicted wait is longer than their timeout_ms.",
+    )
+
     @field_validator("record_ttl_s")
     @classmethod
     def _outlive_the_result(cls, value: int, info: ValidationInfo) -> int:
@@ -175,6 +214,19 @@ class TaskSettings(Group):
                 f"expected at least {variable('tasks', 'result_ttl_s')}={result_ttl_s}"
             )
         return value
+
+
+class RetrySettings(Group):
+    """What happens after a transient error, for models whose package does not say."""
+
+    max_retries: int = Field(default=3, ge=0, description="Further attempts after the first.")
+    backoff_s: float = Field(
+        default=2.0, gt=0, description="Delay before the first retry, in s; doubles with each."
+    )
+    max_backoff_s: float = Field(default=30.0, gt=0, description="Longest delay, in s.")
+    jitter: bool = Field(
+        default=True, description="Draw each delay evenly from zero to its full length."
+    )
 
 
 class WorkerSettings(Group):
@@ -191,6 +243,12 @@ class WorkerSettings(Group):
         validate_default=True,
         gt=0,
         description="A worker whose last heartbeat is older than this counts as gone, in s.",
+    )
+    lease_s: float = Field(
+        default=900.0,
+        gt=0,
+        description="A worker that is silent for longer counts as dead although its connections "
+        "are there, in s; longer than any forward pass that holds Python's lock.",
     )
     grace_s: float = Field(
         default=30.0,
@@ -327,11 +385,13 @@ class Settings(BaseSettings):
 
     server: ServerSettings = Field(default_factory=ServerSettings)
     redis: RedisSettings = Field(default_factory=RedisSettings)
+    broker: BrokerSettings = Field(default_factory=BrokerSettings)
     data: DataSettings = Field(default_factory=DataSettings)
     repository: RepositorySettings = Field(default_factory=RepositorySettings)
     batching: BatchingSettings = Field(default_factory=BatchingSettings)
     inference: InferenceSettings = Field(default_factory=InferenceSettings)
     tasks: TaskSettings = Field(default_factory=TaskSettings)
+    retries: RetrySettings = Field(default_factory=RetrySettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     flower: FlowerSettings = Field(default_factory=FlowerSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
@@ -343,6 +403,12 @@ class Settings(BaseSettings):
     def redis_url(self) -> str:
         """The URL of the Redis to talk to; the supervisor sets it for the processes it starts."""
         return self.redis.url or "redis://127.0.0.1:6379/0"
+
+    @property
+    def broker_url(self) -> str:
+        """The URL of Celery's broker."""
+        # redis:// becomes redis-streams://, and rediss:// (with TLS) rediss-streams://.
+        return self.broker.url or self.redis_url.replace("://", "-streams://", 1)
 
     @property
     def flower_url(self) -> str:

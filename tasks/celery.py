@@ -7,7 +7,9 @@ from typing import Any
 from celery import Celery
 
 from inferno import names
+from tasks.transport import register
 
+register()
 app = Celery("inferno")
 app.config_from_object("celeryconfig")
 

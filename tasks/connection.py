@@ -12,9 +12,16 @@ from redis.retry import Retry
 
 from inferno.errors import BrokerUnavailable
 from inferno.settings import Settings
+from tasks.transport import consumer_name
 
-#: What a Redis that cannot be used raises, directly or through kombu.
-UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError, OperationalError)
+#: What a Redis raises that is away, full or read-only, directly or through kombu.
+UNAVAILABLE = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.OutOfMemoryError,
+    redis.ReadOnlyError,
+    OperationalError,
+)
 
 #: Connections of one client at the same time.
 MAX_CONNECTIONS = 64
@@ -22,6 +29,8 @@ MAX_CONNECTIONS = 64
 
 def connect(settings: Settings) -> redis.Redis:
     """Return a client of the platform's Redis, with a pool of its own.
+
+    Its connections bear this process' name as a consumer: each is a sign of its life.
 
     It does not retry by itself: a repeated write could be done twice, and a dead Redis shall be
     noticed at once.
@@ -35,6 +44,7 @@ def connect(settings: Settings) -> redis.Redis:
         socket_keepalive=True,
         health_check_interval=10,
         retry=Retry(NoBackoff(), 0),
+        client_name=consumer_name(),
         protocol=2,
     )
     return redis.Redis.from_pool(pool)
@@ -42,10 +52,20 @@ def connect(settings: Settings) -> redis.Redis:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn connection errors into `BrokerUnavailable`."""
+    """Turn the errors of a Redis that cannot be used into `BrokerUnavailable`."""
     try:
         yield
     except UNAVAILABLE as exc:
+        what = "is full" if isinstance(exc, redis.OutOfMemoryError) else "does not answer"
         raise BrokerUnavailable(
-            f"Redis does not answer ({type(exc).__name__}); try again in a moment"
+            f"Redis {what} ({type(exc).__name__}); try again in a moment"
         ) from exc
+    except redis.ResponseError as exc:
+        if not is_refusal(exc):
+            raise
+        raise BrokerUnavailable(f"Redis cannot write to its disk: {exc}") from exc
+
+
+def is_refusal(exc: Exception) -> bool:
+    """Return whether Redis refused a write because it cannot save it."""
+    return str(exc).startswith("MISCONF")

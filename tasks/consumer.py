@@ -16,24 +16,34 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+import redis
 from celery import Celery
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request, create_request_cls
 from celery_batches import Batches
+from kombu import Message
 from kombu.asynchronous.timer import Entry
 
 from inferno import names
-from inferno.batching import BatchFormer, Flush, Waiting, bucket
+from inferno.batching import BatchFormer, Flush, FlushReason, Waiting, bucket
 from inferno.engine import Engine, count_rows
-from inferno.errors import DeadlineExceeded, InfernoError, InvalidInput, ModelNotFound
+from inferno.errors import (
+    DeadlineExceeded,
+    InfernoError,
+    InvalidInput,
+    ModelNotFound,
+    TaskCancelled,
+)
 from inferno.protocol.signature import Limits
 from inferno.repository import Model, Package
 from tasks import events
 from tasks.connection import UNAVAILABLE
-from tasks.infer import Batch, Member, Watch, answer
+from tasks.infer import Batch, Member, Watch, Webhook, answer
+from tasks.lanes import Held, Lanes
 from tasks.settle import Settled, Settler
-from tasks.submit import from_redis
+from tasks.transitions import Begun, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +63,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         model: Model,
         engine: Callable[[int], Engine],
         settler: Settler,
+        lanes: Lanes,
         *,
         executors: int,
         former: BatchFormer[Member],
@@ -64,6 +75,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
           model: whose lane this is.
           engine: gives the loaded engine of a version; it may take long the first time.
           settler: writes outcomes.
+          lanes: know what priorities mean to the broker.
           executors: forward passes at the same time.
           former: decides which tasks leave together.
           watch: guards against a model that hangs.
@@ -73,10 +85,15 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._model = model
         self._engine = engine
         self._settler = settler
+        self._lanes = lanes
         self._executors = executors
         self._former = former
         self._watch = watch
         self._running = 0
+        #: Messages in the batches that run, each with those that the broker handed over again
+        #: meanwhile, after a reconnect.
+        self._riding: dict[Held, list[Message]] = {}
+        self._topping_up = False
         self._consumer: Consumer = None
         self._wake_up: Entry | None = None
 
@@ -100,6 +117,10 @@ class InferenceTask(Batches):  # type: ignore[misc]
         def handle(
             message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any
         ) -> None:
+            held = Held.of(message.delivery_info)
+            if held in self._riding:
+                self._riding[held].append(message)
+                return
             # Celery's own `ack` defers to the loop's next round, which comes only when something
             # else happens: up to a second later. We are on the loop already.
             request = make_request(
@@ -124,9 +145,9 @@ class InferenceTask(Batches):  # type: ignore[misc]
 
     def _receive(self, request: Request) -> None:
         events.received(self._consumer, request)
-        if request.id in worker_state.revoked and request.revoked():
-            return  # By `celery control revoke`: Celery has stored the outcome.
-        delay = request.eta.timestamp() - time.time() if request.eta else 0
+        # Streams keep what is not due yet, by Redis' clock.
+        kept = self._lanes.streams or request.eta is None
+        delay = 0 if kept else request.eta.timestamp() - time.time()
         if delay > 0:
             # It holds no place in the prefetch count while it waits.
             self._consumer.qos.increment_eventually()
@@ -141,19 +162,27 @@ class InferenceTask(Batches):  # type: ignore[misc]
     def _admit(self, request: Request) -> None:
         received_at = time.time()
         package = self._model.package()
-        kwargs = request.kwargs
         try:
-            package = self._package(kwargs)
-            member = _member(request, package, received_at)
+            if request.id in worker_state.revoked:
+                raise TaskCancelled("it was revoked by Celery's remote control")
+            package = self._package(_arguments(request))
+            member = _member(request, package, received_at, self._lanes)
         except InfernoError as error:
-            stub = Member(request, package, {}, 0, None, "json", 0, received_at, received_at)
-            self._refuse({stub: error})
+            self._refuse({_stub(request, package, received_at): error})
             return
         now = time.monotonic()
         deadline = now + request.expires.timestamp() - received_at if request.expires else None
         pad = tuple(package.manifest.batching.pad)
         self._former.add(
-            Waiting(member, bucket(package.version, member.inputs, pad), member.rows, now, deadline)
+            Waiting(
+                member,
+                bucket(package.version, member.inputs, pad),
+                member.rows,
+                now,
+                deadline,
+                member.priority,
+                member.accepted_at,
+            )
         )
         self._pump()
 
@@ -171,11 +200,29 @@ class InferenceTask(Batches):  # type: ignore[misc]
             # What waits goes back to the lane when the channel closes, and no timer fires any more.
             self._consumer.event_dispatcher.flush()
             return
+        if self._topping_up:
+            return
         now = time.monotonic()
         self._expire(now)
-        while self._running < self._executors and (flush := self._former.flush(now)) is not None:
-            self._start(flush)
+        while self._running < self._executors and (reason := self._former.next_reason(now)):
+            if reason is not FlushReason.FULL and self._top_up():
+                now = time.monotonic()
+            flush = self._former.flush(now)
+            if flush is not None:
+                self._start(flush)
         self._set_wake_up()
+
+    def _top_up(self) -> bool:
+        """Fetch once more for a batch that would leave with free seats; say whether any came."""
+        fetch = getattr(self._consumer.task_consumer.channel, "fetch", None)
+        # One task alone is the only one of a lone client: nobody else is waiting.
+        if fetch is None or len(self._former) < 2:
+            return False
+        self._topping_up = True
+        try:
+            return bool(fetch())
+        finally:
+            self._topping_up = False
 
     def _set_wake_up(self) -> None:
         if self._wake_up is not None:
@@ -197,16 +244,18 @@ class InferenceTask(Batches):  # type: ignore[misc]
     def _refuse(self, errors: dict[Member, InfernoError]) -> None:
         try:
             settled = self._settler.refuse(errors)
-        except UNAVAILABLE:
-            # Not acknowledged, so that the broker hands the tasks over again.
-            logger.warning("%d tasks could not be settled", len(errors), exc_info=True)
+        except (*UNAVAILABLE, redis.ResponseError) as exc:
+            logger.warning("%d tasks could not be settled: %s; trying again", len(errors), exc)
+            self._consumer.timer.call_after(Settler.RETRY_S, self._refuse, (errors,))
             return
         self._acknowledge(settled)
 
     def _start(self, flush: Flush[Member]) -> None:
-        batch = Batch(uuid.uuid4().hex, flush.reason, [waiting.task for waiting in flush.members])
+        batch = _batch(flush.reason, [waiting.task for waiting in flush.members])
         for member in batch.members:
             events.started(member.request)
+            if member.held.entry:
+                self._riding[member.held] = []
         self._running += 1
         self._former.started()
         self._consumer.pool.apply_async(self._work, (batch,))
@@ -217,36 +266,87 @@ class InferenceTask(Batches):  # type: ignore[misc]
         try:
             settled = self._answer(batch)
         except Exception:
-            # Not acknowledged, so that the broker hands the tasks over again.
+            # Still in our hands; handed out again when this worker has ended.
             logger.exception("batch %s of %s could not be settled", batch.id, self.name)
         finally:
-            self._consumer.call_soon(self._finish, settled)
+            self._consumer.call_soon(self._finish, batch, settled)
 
     def _answer(self, batch: Batch) -> list[Settled]:
-        wanted = self._settler.begin(batch)
-        over = [Settled(member, None) for member in batch.members if member not in wanted]
-        if not wanted:
-            return over
+        begun = self._settler.begin(batch)
+        wanted = [member for member, begin in begun.items() if begin.verdict is Verdict.DONE]
+        settled = self._forward(batch, wanted)
+        for member, begin in begun.items():
+            if begin.verdict is Verdict.SUSPECT:
+                settled += self._alone(member, begin)
+            elif begin.verdict is not Verdict.DONE:
+                settled.append(Settled(member, None))
+        return settled
+
+    def _forward(self, batch: Batch, members: list[Member]) -> list[Settled]:
+        if not members:
+            return []
         try:
-            engine = self._engine(wanted[0].package.version)
+            engine = self._engine(members[0].package.version)
         except InfernoError as exc:
             logger.error("batch %s: %s", batch.id, exc)
-            return over + self._settler.refuse(dict.fromkeys(wanted, exc))
-        return over + self._settler.settle(answer(engine, batch, wanted, self._watch))
+            return self._settler.fail(members, exc)
+        return self._settler.settle(answer(engine, batch, members, self._watch))
 
-    def _finish(self, settled: list[Settled]) -> None:
+    def _alone(self, member: Member, last: Begun) -> list[Settled]:
+        """Run a member that was in a forward pass during which its worker ended."""
+        if self._settler.exhausted(last.attempts):
+            return self._settler.bury(member, last.batch_id, last.attempts)
+        batch = _batch(FlushReason.ISOLATED, [member])
+        logger.warning(
+            "task %s runs alone: its worker ended during batch %s", member.request.id, last.batch_id
+        )
+        begun = self._settler.begin(batch, alone=True)[member]
+        if begun.verdict is not Verdict.DONE:
+            return [Settled(member, None)]
+        return self._forward(batch, [member])
+
+    def _finish(self, batch: Batch, settled: list[Settled]) -> None:
         self._running -= 1
         self._former.finished()
+        again = [m for member in batch.members for m in self._riding.pop(member.held, ())]
         self._acknowledge(settled)
+        for message in again if settled else ():
+            message.channel.forget(message.delivery_tag)
         self._pump()
 
     def _acknowledge(self, settled: list[Settled]) -> None:
         for item in settled:
-            item.member.request.acknowledge()
+            request = item.member.request
+            if item.member.held.entry:
+                # Done in the same step as it was settled; what is left is to free its place.
+                request.acknowledged = True
+                request.message.channel.forget(request.message.delivery_tag)
+            else:
+                request.acknowledge()
             events.ended(item)
 
 
-def _member(request: Request, package: Package, received_at: float) -> Member:
+def _batch(reason: FlushReason, members: list[Member]) -> Batch:
+    return Batch(uuid.uuid4().hex, reason, members)
+
+
+def _arguments(request: Request) -> dict[str, Any]:
+    try:
+        kwargs = request.kwargs
+    except Exception as exc:  # Whatever the message's encoding makes of its body.
+        raise InvalidInput(f"the message cannot be read: {type(exc).__name__}: {exc}") from exc
+    if not isinstance(kwargs, dict):
+        raise InvalidInput("expected keyword arguments", "inputs")
+    return kwargs
+
+
+def _stub(request: Request, package: Package, received_at: float) -> Member:
+    """Return a member that is only to be refused."""
+    held = Held.of(request.message.delivery_info)
+    return Member(request, held, package, {}, 0, None, "json", 0, received_at, received_at)
+
+
+def _member(request: Request, package: Package, received_at: float, lanes: Lanes) -> Member:
     kwargs = request.kwargs
     inputs = kwargs.get("inputs")
     if not isinstance(inputs, dict):
@@ -259,15 +359,24 @@ def _member(request: Request, package: Package, received_at: float) -> Member:
     arrays = package.signature.parse(inputs, _UNBOUNDED)
     return Member(
         request=request,
+        held=Held.of(request.message.delivery_info),
         package=package,
         inputs=arrays,
         rows=count_rows(arrays) if package.signature.batched else 1,
         outputs=outputs,
         codec=kwargs.get("codec") or package.manifest.codecs.default,
-        priority=from_redis(request.delivery_info.get("priority")),
+        priority=lanes.from_broker(request.delivery_info.get("priority")),
         accepted_at=float(kwargs.get("accepted_at") or received_at),
         received_at=received_at,
+        webhook=_webhook(kwargs.get("webhook")),
     )
+
+
+def _webhook(given: Any) -> Webhook | None:
+    try:
+        return msgspec.convert(given, Webhook | None)
+    except msgspec.ValidationError as exc:
+        raise InvalidInput(f"{exc}: expected a URL and events", "webhook") from None
 
 
 def _too_late() -> DeadlineExceeded:

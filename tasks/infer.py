@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from celery.worker.request import Request
 
@@ -19,9 +20,19 @@ from inferno.engine import Engine, chunks
 from inferno.errors import ForwardFailed, InfernoError
 from inferno.protocol.tasks import BatchInfo
 from inferno.protocol.tensors import Tensors
+from inferno.protocol.webhooks import DEFAULT_EVENTS
 from inferno.repository import Package
+from tasks.lanes import Held
 
 logger = logging.getLogger(__name__)
+
+
+class Webhook(msgspec.Struct, frozen=True):
+    """Where a task's client wants to be told."""
+
+    url: str
+    #: Of `inferno.protocol.webhooks.EVENTS`.
+    events: tuple[str, ...] = DEFAULT_EVENTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +40,8 @@ class Member:
     """One task in a worker's hands."""
 
     request: Request
+    #: Its message.
+    held: Held
     package: Package
     inputs: Tensors
     #: What it fills of a batch: the first dimension of its inputs, or 1 where that is no batch.
@@ -42,6 +55,7 @@ class Member:
     accepted_at: float
     #: When this worker held the task.
     received_at: float
+    webhook: Webhook | None = None
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,14 @@
 """What is remembered of a task: its record, which outlives its result, and the result itself.
 
-A record is a Redis hash. It is the guard of the task's one outcome: when it says that the task is
-over, no later delivery runs it, and no later outcome replaces the first. Results are in Celery's
+A record is a Redis hash. `tasks.transitions` writes it; here it is read. Results are in Celery's
 own format, so that `celery.result.AsyncResult` reads them.
 """
 
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -18,29 +16,90 @@ import msgspec
 import redis
 
 from inferno import names
-from inferno.errors import ForwardFailed, InfernoError
-from inferno.protocol.tasks import TERMINAL, TaskState
+from inferno.errors import ForwardFailed, InfernoError, TaskCancelled
+from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks.connection import translated
+from tasks.lanes import Held
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of one task."""
+    """What is known of one task. Times are in seconds since the epoch."""
 
     task_id: str
     model: str
     #: Of the model, once known: a client may leave the choice to the worker.
     version: int | None
     state: TaskState
-    #: Seconds since the epoch, as all times here.
     accepted_at: float
-    started_at: float | None
-    finished_at: float | None
+    priority: int = 0
+    started_at: float | None = None
+    finished_at: float | None = None
     #: Forward passes started with the task in it.
-    attempts: int
-    priority: int
-    batch_id: str | None
+    attempts: int = 0
+    #: Attempts after a transient error.
+    retries: int = 0
+    #: When the next attempt may begin.
+    retry_at: float | None = None
+    #: The forward pass must have started by then.
+    deadline: float | None = None
+    batch_id: str | None = None
+    #: The task that this one repeats.
+    replay_of: str | None = None
+    #: Where its client wants to be told, and of which events.
+    webhook: str | None = None
+    webhook_events: tuple[str, ...] = ()
+    #: Where its message stood in its lane when it was accepted.
+    held: Held = field(default_factory=Held)
+
+    @classmethod
+    def read(cls, task_id: str, fields: Mapping[bytes, bytes]) -> Record:
+        """Return a record from its hash."""
+        text = {key.decode(): value.decode() for key, value in fields.items()}
+
+        def number(name: str) -> float | None:
+            return float(text[name]) if name in text else None
+
+        return cls(
+            task_id=task_id,
+            model=text["model"],
+            version=int(text["version"]) if "version" in text else None,
+            state=TaskState(text["state"]),
+            accepted_at=float(text["accepted_at"]),
+            priority=int(text.get("priority", 0)),
+            started_at=number("started_at"),
+            finished_at=number("finished_at"),
+            attempts=int(text.get("attempts", 0)),
+            retries=int(text.get("retries", 0)),
+            retry_at=number("retry_at"),
+            deadline=number("deadline"),
+            batch_id=text.get("batch_id"),
+            replay_of=text.get("replay_of"),
+            webhook=text.get("webhook"),
+            webhook_events=tuple(text.get("webhook_events", "").split()),
+            held=Held(text.get("stream", ""), text.get("entry", "")),
+        )
+
+    def fields(self) -> dict[str, str | int | float]:
+        """Return the hash of a new task."""
+        given = {
+            "state": self.state,
+            "model": self.model,
+            "version": self.version,
+            "accepted_at": self.accepted_at,
+            "priority": self.priority,
+            "deadline": self.deadline,
+            "replay_of": self.replay_of,
+            "webhook": self.webhook,
+            "webhook_events": " ".join(self.webhook_events) or None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def overdue(self, now: float) -> bool:
+        """Return whether its forward pass should have started by now, and has not."""
+        waiting = self.state in (TaskState.QUEUED, TaskState.RETRYING)
+        return waiting and self.deadline is not None and self.deadline < now
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -100,7 +159,7 @@ def encode_outcome(task_id: str, result: bytes | InfernoError) -> bytes:
     """
     status = "SUCCESS"
     if isinstance(result, InfernoError):
-        status = "FAILURE"
+        status = "REVOKED" if isinstance(result, TaskCancelled) else "FAILURE"
         result = msgspec.json.encode(
             _Failure(type(result).__name__, list(result.args), type(result).__module__)
         )
@@ -128,45 +187,17 @@ def _rebuild(failure: _Failure) -> InfernoError:
 
 
 class Records:
-    """Reads and writes records and outcomes; its writes are atomic scripts."""
+    """Reads records and outcomes."""
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
-        """Prepare the scripts.
+        """Store where to read.
 
         Args:
           client: answers in bytes.
-          settings: prefix and lifetimes.
+          settings: the prefix.
         """
         self._redis = client
         self._prefix = settings.redis.prefix
-        self._record_ttl = settings.tasks.record_ttl_s
-        self._result_ttl = settings.tasks.result_ttl_s
-        self._begin = client.register_script(_BEGIN)
-        self._settle = client.register_script(_SETTLE)
-
-    def create(self, record: Record) -> None:
-        """Write the record of an accepted task.
-
-        Raises:
-          BrokerUnavailable: Redis does not answer; nothing may be published then.
-        """
-        key = names.record_key(self._prefix, record.task_id)
-        fields: dict[Any, Any] = {
-            "state": record.state,
-            "model": record.model,
-            "accepted_at": record.accepted_at,
-            "priority": record.priority,
-        }
-        if record.version is not None:
-            fields["version"] = record.version
-        with translated(), self._redis.pipeline() as pipe:
-            pipe.hset(key, mapping=fields)
-            pipe.expire(key, self._record_ttl)
-            pipe.execute()
-
-    def forget(self, task_id: str) -> None:
-        """Delete the record of a task that was never published."""
-        self._redis.delete(names.record_key(self._prefix, task_id))
 
     def fetch(self, task_id: str) -> tuple[Record | None, Outcome | None]:
         """Return a task's record and outcome, as far as they are there.
@@ -179,7 +210,7 @@ class Records:
             pipe.get(names.result_key(task_id))
             fields, payload = pipe.execute()
         return (
-            _record(task_id, fields) if fields else None,
+            Record.read(task_id, fields) if fields else None,
             decode_outcome(payload) if payload else None,
         )
 
@@ -198,122 +229,32 @@ class Records:
         }
         return {task_id: outcome for task_id, outcome in decoded.items() if outcome is not None}
 
-    def begin(self, tasks: Mapping[str, Mapping[str, Any]], batch_id: str) -> set[str]:
-        """Mark tasks as running, just before their forward pass, and count the attempt.
+    def newest(self, offset: int, count: int) -> list[Record]:
+        """Return records of the newest tasks, newest first; those that are forgotten are left out.
 
         Args:
-          tasks: by id, the fields to write where a task has no record: another client sent it.
-          batch_id: of the batch they ride in.
-        Returns:
-          The ids of those that were not over already; the others must not run.
+          offset: how many of the newest to pass over.
+          count: how many to look at.
+        Raises:
+          BrokerUnavailable: Redis does not answer.
         """
-        arguments: list[Any] = [
-            TaskState.RUNNING,
-            time.time(),
-            batch_id,
-            self._record_ttl,
-            len(tasks),
-            *tasks,
-        ]
-        for fields in tasks.values():
-            arguments += [
-                fields["model"],
-                fields["version"],
-                fields["accepted_at"],
-                fields["priority"],
-            ]
-        keys = [names.record_key(self._prefix, task_id) for task_id in tasks]
-        fresh = cast(list[int], self._begin(keys=keys, args=arguments))
-        return {task_id for task_id, is_fresh in zip(tasks, fresh, strict=True) if is_fresh}
+        with translated():
+            ids = self._redis.zrange(
+                names.index_key(self._prefix), offset, offset + count - 1, desc=True
+            )
+        found = self.records([task_id.decode() for task_id in cast(list[bytes], ids)])
+        return [record for record in found if record is not None]
 
-    def settle(self, outcomes: Mapping[str, tuple[TaskState, bytes]]) -> set[str]:
-        """Store and announce outcomes, and close the records, in one step.
+    def records(self, task_ids: Sequence[str]) -> list[Record | None]:
+        """Return the records of tasks, None for each that is not known.
 
-        Args:
-          outcomes: by task id, the terminal state and what `encode_outcome` made.
-        Returns:
-          The ids for which this was the first outcome; for the others nothing was changed.
+        Raises:
+          BrokerUnavailable: Redis does not answer.
         """
-        keys: list[str] = []
-        arguments: list[Any] = [self._result_ttl, self._record_ttl, time.time()]
-        for task_id, (state, payload) in outcomes.items():
-            keys += [names.record_key(self._prefix, task_id), names.result_key(task_id)]
-            arguments += [state, payload]
-        first = cast(list[int], self._settle(keys=keys, args=arguments))
-        return {task_id for task_id, is_first in zip(outcomes, first, strict=True) if is_first}
-
-    def postpone(self, task_ids: Sequence[str]) -> None:
-        """Mark tasks as waiting for their next attempt."""
-        with self._redis.pipeline() as pipe:
+        with translated(), self._redis.pipeline(transaction=False) as pipe:
             for task_id in task_ids:
-                pipe.hset(names.record_key(self._prefix, task_id), "state", TaskState.RETRYING)
-            pipe.execute()
-
-
-def _record(task_id: str, fields: Mapping[bytes, bytes]) -> Record:
-    text = {key.decode(): value.decode() for key, value in fields.items()}
-    return Record(
-        task_id=task_id,
-        model=text["model"],
-        version=int(text["version"]) if "version" in text else None,
-        state=TaskState(text["state"]),
-        accepted_at=float(text["accepted_at"]),
-        started_at=float(text["started_at"]) if "started_at" in text else None,
-        finished_at=float(text["finished_at"]) if "finished_at" in text else None,
-        attempts=int(text.get("attempts", 0)),
-        priority=int(text.get("priority", 0)),
-        batch_id=text.get("batch_id"),
-    )
-
-
-_IS_OVER = "local over = {" + ", ".join(f"['{state}'] = true" for state in sorted(TERMINAL)) + "}\n"
-
-_BEGIN = (
-    _IS_OVER
-    + """
-local state, now, batch, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local fresh = {}
-for i, record in ipairs(KEYS) do
-  local current = redis.call('HGET', record, 'state')
-  if current and over[current] then
-    fresh[i] = 0
-  else
-    local at = 5 + #KEYS + 4 * (i - 1)
-    if not current then
-      redis.call('HSET', record, 'accepted_at', ARGV[at + 3], 'priority', ARGV[at + 4])
-    end
-    redis.call('HSET', record, 'state', state, 'started_at', now, 'batch_id', batch,
-               'model', ARGV[at + 1], 'version', ARGV[at + 2])
-    redis.call('HINCRBY', record, 'attempts', 1)
-    redis.call('EXPIRE', record, ttl)
-    fresh[i] = 1
-  end
-end
-return fresh
-"""
-)
-
-_SETTLE = (
-    _IS_OVER
-    + """
-local result_ttl, record_ttl, now = ARGV[1], ARGV[2], ARGV[3]
-local first = {}
-for i = 1, #KEYS / 2 do
-  local record, result = KEYS[2 * i - 1], KEYS[2 * i]
-  local state, payload = ARGV[2 * i + 2], ARGV[2 * i + 3]
-  local current = redis.call('HGET', record, 'state')
-  if current and over[current] then
-    first[i] = 0
-  else
-    redis.call('SET', result, payload, 'EX', result_ttl)
-    if current then
-      redis.call('HSET', record, 'state', state, 'finished_at', now)
-      redis.call('EXPIRE', record, record_ttl)
-    end
-    redis.call('PUBLISH', result, payload)
-    first[i] = 1
-  end
-end
-return first
-"""
-)
+                pipe.hgetall(names.record_key(self._prefix, task_id))
+            return [
+                Record.read(task_id, fields) if fields else None
+                for task_id, fields in zip(task_ids, pipe.execute(), strict=True)
+            ]

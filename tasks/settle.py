@@ -1,35 +1,44 @@
 """Give each member of a batch its one outcome: result, error, or another attempt.
 
-All outcomes of a batch are written, announced and closed in one round trip. The message is
-acknowledged afterwards, by the consumer: a worker killed in between leaves a task that is over, and
-the next delivery of it is dropped.
+All outcomes of a batch are written, announced and acknowledged in one round trip, each only if its
+message is still in this worker's hands; see `tasks.transitions`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime
 from threading import Event
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import orjson
 import redis
-from celery import Celery
 from celery.utils.time import get_exponential_backoff_interval
 
 from inferno.batching import is_transient
-from inferno.errors import DeadlineExceeded, ForwardFailed, InfernoError
+from inferno.errors import (
+    BrokerUnavailable,
+    DeadlineExceeded,
+    ForwardFailed,
+    InfernoError,
+    TaskCancelled,
+    WorkerLost,
+)
 from inferno.protocol import tensors
 from inferno.protocol.tasks import Result, TaskState, Timings
 from inferno.repository import Retries
-from tasks.connection import UNAVAILABLE
+from inferno.settings import RetrySettings, Settings
+from tasks import webhooks
+from tasks.connection import UNAVAILABLE, is_refusal
 from tasks.infer import Answer, Batch, Member
-from tasks.records import Records, encode_outcome
-from tasks.submit import to_redis
+from tasks.lanes import Lanes, Message
+from tasks.records import encode_outcome
+from tasks.transitions import Begun, Command, Rider, Step, Transitions, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +50,23 @@ class Settled:
     """What became of a member in this delivery."""
 
     member: Member
-    #: Its state now, or None when it had its outcome before this delivery.
+    #: Its state now, or None when this delivery changed nothing: it was over, or no longer ours.
     state: TaskState | None
     error: Exception | None = None
     #: Time in the forward pass, in seconds.
     runtime: float = 0.0
+    #: Pause before the next attempt, in seconds.
+    delay_s: float | None = None
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What shall become of a member, and the messages that follow from it."""
+
+    settled: Settled
+    step: Step
+    #: For brokers that cannot publish in the same step as they settle.
+    messages: tuple[Message, ...] = ()
 
 
 class Settler:
@@ -54,52 +75,43 @@ class Settler:
     #: Pause between two tries to write, in seconds.
     RETRY_S = 0.5
 
-    def __init__(self, app: Celery, records: Records) -> None:
+    def __init__(self, lanes: Lanes, transitions: Transitions, settings: Settings) -> None:
         """Store where outcomes go.
 
         Args:
-          app: publishes further attempts.
-          records: stores outcomes.
+          lanes: take further attempts, and webhooks.
+          transitions: write outcomes.
+          settings: limits of attempts and retries, and which payloads are kept.
         """
-        self._app = app
-        self._records = records
+        self._lanes = lanes
+        self._transitions = transitions
+        self._retries = settings.retries
+        self._tasks = settings.tasks
         self._stopping = Event()
 
     def stop(self) -> None:
         """Wait no longer for a Redis that is away; what is not settled is delivered again."""
         self._stopping.set()
 
-    def begin(self, batch: Batch) -> list[Member]:
-        """Mark a batch's members as running; return those that shall run.
+    def begin(self, batch: Batch, *, alone: bool = False) -> dict[Member, Begun]:
+        """Mark a batch's members as running, and say which of them shall run.
 
-        Members that are over already, by an earlier delivery or their client, are left out.
+        Args:
+          batch: about to have its forward pass.
+          alone: it has one member, which may be suspected of having ended its worker.
         """
-        fields = {
-            member.request.id: {
-                "model": member.package.name,
-                "version": member.package.version,
-                "accepted_at": member.accepted_at,
-                "priority": member.priority,
-            }
-            for member in batch.members
-        }
-        fresh = self._persist(lambda: self._records.begin(fields, batch.id))
-        return [member for member in batch.members if member.request.id in fresh]
+        riders = [_rider(member) for member in batch.members]
+        begun = self._persist(lambda: self._transitions.begin(riders, batch.id, alone=alone))
+        answers = {member: begun[member.request.id] for member in batch.members}
+        for member, answer in answers.items():
+            if answer.verdict is Verdict.DONE and answer.attempts == 1:
+                self._tell_of_start(member)
+        return answers
 
     def settle(self, answers: Sequence[Answer]) -> list[Settled]:
         """Settle the answers of one batch."""
-        settled: list[Settled] = []
-        outcomes: dict[str, tuple[TaskState, bytes]] = {}
-        for answer in answers:
-            error = answer.outputs if isinstance(answer.outputs, Exception) else None
-            runtime = answer.ended_at - answer.started_at
-            if error is not None and self._postpone(answer.member, error):
-                settled.append(Settled(answer.member, TaskState.RETRYING, error, runtime))
-                continue
-            state, payload = _outcome(answer)
-            outcomes[answer.member.request.id] = (state, payload)
-            settled.append(Settled(answer.member, state, error, runtime))
-        return self._persist(lambda: self._write(settled, outcomes))
+        outcomes = [self._outcome(answer) for answer in answers]
+        return self._persist(lambda: self._write(outcomes))
 
     def refuse(self, errors: Mapping[Member, InfernoError]) -> list[Settled]:
         """Settle members without a forward pass.
@@ -108,98 +120,233 @@ class Settler:
           redis.RedisError: Redis did not take it. It is not tried again, because the event loop
             must not wait.
         """
-        settled, outcomes = [], {}
-        for member, error in errors.items():
-            state = TaskState.EXPIRED if isinstance(error, DeadlineExceeded) else TaskState.FAILED
-            outcomes[member.request.id] = (state, encode_outcome(member.request.id, error))
-            settled.append(Settled(member, state, error))
-        return self._write(settled, outcomes)
+        return self._write([self._ended(member, error) for member, error in errors.items()])
 
-    def _write(
-        self, settled: list[Settled], outcomes: Mapping[str, tuple[TaskState, bytes]]
-    ) -> list[Settled]:
-        if not outcomes:
-            return settled
-        first = self._records.settle(outcomes)
-        late = outcomes.keys() - first
-        if late:
-            logger.info("%d outcomes came after the first and were dropped", len(late))
-        return [Settled(s.member, None) if s.member.request.id in late else s for s in settled]
+    def fail(self, members: Sequence[Member], error: InfernoError) -> list[Settled]:
+        """Settle members of a batch whose forward pass cannot be had."""
+        return self._persist(lambda: self.refuse(dict.fromkeys(members, error)))
 
-    def _postpone(self, member: Member, error: Exception) -> bool:
-        """Publish another attempt if the error may pass and attempts are left."""
-        policy = member.package.manifest.retries
-        done = member.request.request_dict.get("retries") or 0
-        if done >= policy.max_retries or not is_transient(error.__cause__ or error):
-            return False
-        delay = backoff(policy, done)
-        logger.warning(
-            "task %s: retry %d of %d in %.1f s after: %s",
-            member.request.id, done + 1, policy.max_retries, delay, error,
-        )  # fmt: skip
-        self._persist(lambda: self._republish(member, done + 1, delay))
-        return True
+    def bury(self, member: Member, batch_id: str, attempts: int) -> list[Settled]:
+        """Give up a member that was in so many forward passes whose worker ended."""
+        name = member.package.name
+        error = WorkerLost(f"its worker ended during each of {attempts} forward passes of {name}")
+        logger.error("task %s is dead: %s", member.request.id, error)
+        outcome = self._ended(member, error, dead_in=batch_id)
+        return self._persist(lambda: self._write([outcome]))
 
-    def _republish(self, member: Member, retries: int, delay: float) -> None:
+    def exhausted(self, attempts: int) -> bool:
+        """Return whether a suspect has had all of its attempts."""
+        return attempts >= self._tasks.max_attempts
+
+    def _write(self, outcomes: list[_Outcome]) -> list[Settled]:
+        verdicts = self._transitions.finish([outcome.step for outcome in outcomes])
+        settled = []
+        for outcome, verdict in zip(outcomes, verdicts, strict=True):
+            if verdict is Verdict.DONE:
+                settled.append(outcome.settled)
+                if not self._lanes.streams:
+                    for message in outcome.messages:
+                        self._send(message)
+            else:
+                logger.info(
+                    "task %s: an outcome was dropped: %s",
+                    outcome.settled.member.request.id,
+                    "it was over" if verdict is Verdict.OVER else "another worker has the task",
+                )
+                settled.append(Settled(outcome.settled.member, None))
+        return settled
+
+    def _send(self, message: Message) -> None:
+        self._persist(lambda: self._lanes.send(message))
+
+    def _outcome(self, answer: Answer) -> _Outcome:
+        member = answer.member
+        runtime = answer.ended_at - answer.started_at
+        if not isinstance(answer.outputs, InfernoError):
+            try:
+                payload = encode_outcome(member.request.id, _result(answer))
+            except (TypeError, ValueError) as exc:
+                # An output that is no JSON, such as text with surrogates.
+                unwritable = ForwardFailed(
+                    f"{member.package.name} gave an output that cannot be written: {exc}"
+                )
+                return self._ended(member, unwritable, runtime=runtime)
+            return self._closed(Settled(member, TaskState.SUCCEEDED, None, runtime), payload)
+        error = answer.outputs
+        if not is_transient(error.__cause__ or error):
+            return self._ended(member, error, runtime=runtime)
+        retries = member.request.request_dict.get("retries") or 0
+        policy = policy_of(member.package.manifest.retries, self._retries)
+        if retries < policy.max_retries:
+            return self._postponed(member, error, retries, backoff(policy, retries), runtime)
+        dead_in = answer.batch.id if policy.max_retries else None
+        return self._ended(member, error, runtime=runtime, dead_in=dead_in)
+
+    def _postponed(
+        self, member: Member, error: InfernoError, retries: int, delay_s: float, runtime: float
+    ) -> _Outcome:
         request = member.request
-        self._records.postpone([request.id])
-        message = self._app.amqp.as_task_v2(
-            request.id,
-            request.type,
+        logger.warning(
+            "task %s: retry %d in %.1f s after: %s", request.id, retries + 1, delay_s, error
+        )
+        due = time.time() + delay_s
+        message = Message(
+            queue=member.package.name,
+            name=request.type,
+            task_id=request.id,
             kwargs=request.kwargs,
-            eta=self._app.now() + timedelta(seconds=delay),
+            priority=member.priority,
+            eta=datetime.fromtimestamp(due, UTC),
             expires=request.expires,
-            retries=retries,
-            argsrepr=request.argsrepr,
+            retries=retries + 1,
             kwargsrepr=request.kwargsrepr,
         )
-        with self._app.producer_or_acquire() as producer:
-            self._app.amqp.send_task_message(
-                producer, request.type, message, queue=member.package.name,
-                priority=to_redis(member.priority),
-            )  # fmt: skip
+        commands = self._transitions.retried(request.id, retries + 1, due)
+        if self._lanes.streams:
+            lane, payload = self._lanes.key(message.queue), self._lanes.pack(message)
+            commands.append(["DELAY", lane, round(due * 1000), member.priority, payload])
+        settled = Settled(member, TaskState.RETRYING, error, runtime, delay_s)
+        return _Outcome(settled, Step(request.id, member.held, commands), (message,))
+
+    def _ended(
+        self,
+        member: Member,
+        error: InfernoError,
+        *,
+        runtime: float = 0.0,
+        dead_in: str | None = None,
+    ) -> _Outcome:
+        state = TaskState.FAILED
+        if isinstance(error, DeadlineExceeded):
+            state = TaskState.EXPIRED
+        elif isinstance(error, TaskCancelled):
+            state = TaskState.CANCELLED
+        payload = encode_outcome(member.request.id, error)
+        extra: list[Command] = []
+        if dead_in is not None:
+            fields = _dead_letter(member, error, dead_in)
+            extra = self._transitions.buried(member.request.id, fields)
+        return self._closed(Settled(member, state, error, runtime), payload, extra)
+
+    def _closed(self, settled: Settled, payload: bytes, extra: Sequence[Command] = ()) -> _Outcome:
+        member, state = settled.member, settled.state
+        assert state is not None
+        task_id = member.request.id
+        commands = self._transitions.ended(_facts(member), task_id, state, payload)
+        commands += extra
+        keep = self._tasks.keep_payloads
+        if keep == "always" or (keep == "failed" and state is not TaskState.SUCCEEDED):
+            commands += self._transitions.kept(task_id, _asked(member))
+        messages = _webhooks(member, "completed")
+        if self._lanes.streams:
+            commands += [self._published(message) for message in messages]
+        return _Outcome(settled, Step(task_id, member.held, commands), messages)
+
+    def _published(self, message: Message) -> Command:
+        return [
+            "ENQUEUE",
+            self._lanes.key(message.queue),
+            message.priority,
+            self._lanes.pack(message),
+        ]
+
+    def _tell_of_start(self, member: Member) -> None:
+        for message in _webhooks(member, "start"):
+            try:
+                self._lanes.send(message)
+            except BrokerUnavailable as exc:
+                logger.warning("task %s: its start is not told: %s", member.request.id, exc)
 
     def _persist(self, write: Callable[[], T]) -> T:
         """Write, and wait as long as it takes for a Redis that is away or full."""
         while True:
             try:
                 return write()
-            except (*UNAVAILABLE, redis.OutOfMemoryError, redis.ReadOnlyError) as exc:
-                if self._stopping.is_set():
+            except (*UNAVAILABLE, BrokerUnavailable, redis.ResponseError) as exc:
+                passing = not isinstance(exc, redis.ResponseError) or isinstance(exc, UNAVAILABLE)
+                if self._stopping.is_set() or not (passing or is_refusal(exc)):
                     raise
                 logger.warning("Redis does not take outcomes (%s); trying again", exc)
                 self._stopping.wait(self.RETRY_S)
 
 
-def backoff(policy: Retries, retries: int) -> float:
+def policy_of(given: Retries, default: RetrySettings) -> RetrySettings:
+    """Return a model's policy of retries, with the settings where its package does not say."""
+    return default.model_copy(update=given.model_dump(exclude_none=True))
+
+
+def backoff(policy: RetrySettings, retries: int) -> float:
     """Return the delay before the next attempt, in seconds.
 
-    It is Celery's exponential backoff with full jitter.
+    It is Celery's exponential backoff: `backoff_s` times 2 to the power of `retries`, at most
+    `max_backoff_s`; with jitter, anything from zero to that.
     """
     # Celery counts in whole units; milliseconds keep its jitter fine enough.
     milliseconds: int = get_exponential_backoff_interval(
         factor=round(policy.backoff_s * 1000),
         retries=retries,
         maximum=round(policy.max_backoff_s * 1000),
-        full_jitter=True,
+        full_jitter=policy.jitter,
     )
     return milliseconds / 1000
 
 
-def _outcome(answer: Answer) -> tuple[TaskState, bytes]:
-    task_id = answer.member.request.id
-    if isinstance(answer.outputs, InfernoError):
-        return TaskState.FAILED, encode_outcome(task_id, answer.outputs)
-    try:
-        return TaskState.SUCCEEDED, encode_outcome(task_id, _result(answer))
-    except (
-        TypeError,
-        ValueError,
-    ) as exc:  # An output that is no JSON, such as text with surrogates.
-        error = ForwardFailed(
-            f"{answer.member.package.name} gave an output that cannot be written: {exc}"
-        )
-        return TaskState.FAILED, encode_outcome(task_id, error)
+def _rider(member: Member) -> Rider:
+    return Rider(
+        member.request.id,
+        member.held,
+        member.package.name,
+        member.package.version,
+        member.accepted_at,
+        member.priority,
+    )
+
+
+def _facts(member: Member) -> dict[str, Any]:
+    """Return what the record of a task says from the start, if its client writes one."""
+    return {
+        "model": member.package.name,
+        "version": member.package.version,
+        "accepted_at": member.accepted_at,
+        "priority": member.priority,
+    }
+
+
+def _asked(member: Member) -> bytes:
+    return orjson.dumps(member.request.kwargs)
+
+
+def _dead_letter(member: Member, error: InfernoError, batch_id: str) -> dict[str, Any]:
+    cause = error.__cause__ or error
+    return {
+        "model": member.package.name,
+        "version": member.package.version,
+        "priority": member.priority,
+        "code": error.code,
+        "error": str(error),
+        "traceback": "".join(traceback.format_exception(cause)),
+        "batch_id": batch_id,
+        "retries": member.request.request_dict.get("retries") or 0,
+        "accepted_at": member.accepted_at,
+        "died_at": time.time(),
+        "payload": _asked(member),
+    }
+
+
+def _webhooks(member: Member, event: str) -> tuple[Message, ...]:
+    if member.webhook is None or event not in member.webhook.events:
+        return ()
+    package = member.package
+    return (
+        webhooks.message(
+            member.webhook.url,
+            member.request.id,
+            event,
+            package.name,
+            package.version,
+            time.time(),
+        ),
+    )
 
 
 def _result(answer: Answer) -> bytes:

@@ -1,4 +1,4 @@
-"""Accept one inference: write its record and publish its message to the model's lane.
+"""Accept one inference: its record and its message appear in one step, or not at all.
 
 The message is an ordinary Celery task, `infer.<model>` with keyword arguments, so that any Celery
 client can send the same::
@@ -8,9 +8,10 @@ client can send the same::
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import redis
@@ -19,13 +20,17 @@ from celery import Celery
 from inferno import names
 from inferno.errors import BrokerUnavailable
 from inferno.protocol import tensors
-from inferno.protocol.requests import MAX_PRIORITY, InferRequest
+from inferno.protocol.requests import InferRequest
 from inferno.protocol.tasks import TaskState
 from inferno.protocol.tensors import Tensors
 from inferno.repository import Package
 from inferno.settings import Settings
 from tasks.connection import translated
-from tasks.records import Record, Records
+from tasks.lanes import Lanes, Message
+from tasks.records import Record
+from tasks.transitions import Idempotency, Transitions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,12 @@ class Accepted:
 
     task_id: str
     model: str
-    version: int
+    #: Of the model; None when the worker chooses it.
+    version: int | None
     #: Seconds since the epoch.
     accepted_at: float
+    #: An earlier request with the same Idempotency-Key has made it.
+    replayed: bool = False
 
 
 def new_task_id() -> str:
@@ -52,17 +60,22 @@ class Submitter:
 
         Args:
           app: its broker carries the lanes.
-          client: for the records.
-          settings: the default deadline.
+          client: of the Redis that holds the records.
+          settings: the default deadline, and how records are kept.
         """
-        self._app = app
-        self._records = Records(client, settings)
+        self._lanes = Lanes(app, client, settings)
+        self._transitions = Transitions(client, settings)
         self._timeout_ms = settings.tasks.timeout_ms
-        #: Lanes that the broker knows of.
-        self._declared: set[str] = set()
 
     def submit(
-        self, request: InferRequest, package: Package, inputs: Tensors, task_id: str | None = None
+        self,
+        request: InferRequest,
+        package: Package,
+        inputs: Tensors,
+        task_id: str | None = None,
+        *,
+        idempotency: Idempotency | None = None,
+        most_waiting: int | None = None,
     ) -> Accepted:
         """Publish a validated request; when this returns, the task is in its lane.
 
@@ -71,87 +84,116 @@ class Submitter:
           package: the version that shall answer.
           inputs: what `InferRequest.arrays` made of its inputs.
           task_id: chosen beforehand by a caller who waits for it already.
+          idempotency: returns the earlier task if there is one.
+          most_waiting: refuse if more tasks are in the lane; only streams can tell.
         Raises:
-          BrokerUnavailable: Redis does not answer; the task was not accepted.
+          BrokerUnavailable: Redis does not answer; the task was not accepted, as far as is known.
+          KeyReused: the idempotency key belongs to another request.
+          Overloaded: more tasks are in the lane.
         """
-        accepted = Accepted(task_id or new_task_id(), package.name, package.version, time.time())
-        self._records.create(
-            Record(
-                task_id=accepted.task_id,
-                model=package.name,
-                version=package.version,
-                state=TaskState.QUEUED,
-                accepted_at=accepted.accepted_at,
-                started_at=None,
-                finished_at=None,
-                attempts=0,
-                priority=request.priority,
-                batch_id=None,
-            )
-        )
-        try:
-            with translated():
-                self._publish(request, package, inputs, accepted)
-        except BrokerUnavailable:
-            self._withdraw(accepted.task_id)
-            raise
-        return accepted
-
-    def _publish(
-        self, request: InferRequest, package: Package, inputs: Tensors, accepted: Accepted
-    ) -> None:
-        timeout_ms = request.timeout_ms or self._timeout_ms
         kwargs: dict[str, Any] = {
             "inputs": {
                 name: tensors.encode(array, package.signature.input(name).dtype, "base64")
                 for name, array in inputs.items()
             },
             "version": package.version,
-            "accepted_at": accepted.accepted_at,
         }
         if request.outputs is not None:
             kwargs["outputs"] = request.outputs
         if request.codec is not None:
             kwargs["codec"] = request.codec
-        name = names.task_name(package.name)
-        message = self._app.amqp.as_task_v2(
-            accepted.task_id,
-            name,
+        if request.webhook is not None:
+            kwargs["webhook"] = {"url": request.webhook, "events": request.webhook_events}
+        message = Message(
+            queue=package.name,
+            name=names.task_name(package.name),
+            task_id=task_id or new_task_id(),
             kwargs=kwargs,
-            expires=timeout_ms / 1000 if timeout_ms else None,
-            # What Flower shows; the inputs themselves may be large or private.
-            argsrepr="",
+            priority=request.priority,
             kwargsrepr=", ".join(f"{name}: {list(array.shape)}" for name, array in inputs.items()),
         )
-        lane = self._app.amqp.queues[package.name]
-        # `send_task` would route again, and subscribe to the result on a connection that all
-        # threads share.
-        with self._app.producer_or_acquire() as producer:
-            self._app.amqp.send_task_message(
-                producer,
-                name,
-                message,
-                queue=lane,
-                # Once is enough, and costs a quarter of a submit.
-                declare=[] if lane.name in self._declared else [lane],
-                priority=to_redis(request.priority),
+        return self._accept(
+            message,
+            timeout_ms=request.timeout_ms or self._timeout_ms,
+            idempotency=idempotency,
+            most_waiting=most_waiting,
+        )
+
+    def repeat(self, record: Record, kwargs: dict[str, Any]) -> Accepted:
+        """Publish again, as a new task, what an earlier one was asked.
+
+        Args:
+          record: of the earlier task.
+          kwargs: of its message.
+        Raises:
+          BrokerUnavailable: Redis does not answer; the task was not accepted, as far as is known.
+        """
+        message = Message(
+            queue=record.model,
+            name=names.task_name(record.model),
+            task_id=new_task_id(),
+            kwargs=dict(kwargs),
+            priority=record.priority,
+            kwargsrepr=f"replay of {record.task_id}",
+        )
+        return self._accept(message, timeout_ms=self._timeout_ms, replay_of=record.task_id)
+
+    def _accept(
+        self,
+        message: Message,
+        *,
+        timeout_ms: float | None,
+        idempotency: Idempotency | None = None,
+        most_waiting: int | None = None,
+        replay_of: str | None = None,
+    ) -> Accepted:
+        now = time.time()
+        # The time travels with the message: workers see how long a task has waited.
+        message.kwargs["accepted_at"] = now
+        message = replace(message, expires=timeout_ms / 1000 if timeout_ms else None)
+        webhook = message.kwargs.get("webhook") or {}
+        record = Record(
+            task_id=message.task_id,
+            model=message.queue,
+            version=message.kwargs.get("version"),
+            state=TaskState.QUEUED,
+            accepted_at=now,
+            priority=message.priority,
+            deadline=now + timeout_ms / 1000 if timeout_ms else None,
+            replay_of=replay_of,
+            webhook=webhook.get("url"),
+            webhook_events=tuple(webhook.get("events") or ()),
+        )
+        lane, payload = self._lanes.key(message.queue), self._lanes.pack(message)
+
+        def accept() -> str:
+            return self._transitions.accept(
+                record, lane, payload, idempotency=idempotency, most_waiting=most_waiting
             )
-        self._declared.add(lane.name)
+
+        with translated():
+            try:
+                task_id = accept()
+            except redis.ConnectionError:
+                # The connection may have been lost after Redis did it; to repeat it does no harm.
+                task_id = accept()
+        if task_id == message.task_id and not lane:
+            self._publish(message)
+        replayed = task_id != message.task_id
+        return Accepted(task_id, record.model, record.version, now, replayed)
+
+    def _publish(self, message: Message) -> None:
+        """Publish after the record was written, on a broker that cannot do both in one step."""
+        try:
+            self._lanes.send(message)
+        except BrokerUnavailable:
+            self._withdraw(message.task_id)
+            raise
 
     def _withdraw(self, task_id: str) -> None:
         try:
             with translated():
-                self._records.forget(task_id)
+                self._transitions.forget(task_id)
         except BrokerUnavailable:
             # The record expires by itself; it says `queued` until then.
-            pass
-
-
-def to_redis(priority: int) -> int:
-    """Turn our priority, where higher is sooner, into Celery's on Redis, where 0 is soonest."""
-    return MAX_PRIORITY - priority
-
-
-def from_redis(priority: int | None) -> int:
-    """Turn Celery's priority on Redis into ours."""
-    return MAX_PRIORITY - priority if priority is not None else 0
+            logger.warning("task %s was not accepted, but its record remains", task_id)

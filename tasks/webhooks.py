@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from inferno.errors import BrokerUnavailable, InvalidField, ResultExpired, TaskN
 from inferno.protocol.webhooks import EVENTS, parse_address, sign
 from inferno.settings import WebhookSettings
 from tasks import documents
+from tasks.lanes import Message
 from tasks.outbound import NotAllowed, NotReached, Outbound
 from tasks.records import Records
 
@@ -41,11 +43,8 @@ def message_id(task_id: str, event: str) -> str:
 
 def message(
     url: str, task_id: str, event: str, model: str, version: int | None, occurred_at: float
-) -> tuple[str, dict[str, Any]]:
-    """Return the name and the keyword arguments of the Celery task that delivers a webhook.
-
-    It goes to the queue `names.WEBHOOK_QUEUE`. Publish it with a `kwargsrepr` that leaves the URL
-    out, which may hold a token: `message_id` says enough.
+) -> Message:
+    """Return the message of the Celery task that delivers a webhook.
 
     Args:
       url: as the client gave it.
@@ -55,7 +54,7 @@ def message(
       version: of the model, where it is known.
       occurred_at: when it happened, in seconds since the epoch.
     """
-    return names.WEBHOOK_TASK, {
+    kwargs = {
         "url": url,
         "task_id": task_id,
         "event": event,
@@ -63,6 +62,14 @@ def message(
         "version": version,
         "occurred_at": occurred_at,
     }
+    return Message(
+        queue=names.WEBHOOK_QUEUE,
+        name=names.WEBHOOK_TASK,
+        task_id=str(uuid.uuid4()),
+        kwargs=kwargs,
+        # The URL may hold a token, and is not shown.
+        kwargsrepr=message_id(task_id, event),
+    )
 
 
 class Deliver(Task):  # type: ignore[misc]

@@ -16,6 +16,7 @@ from inferno.repository import Model, Repository
 from inferno.settings import Settings
 from tasks.consumer import InferenceTask
 from tasks.infer import Batch, Member
+from tasks.lanes import Lanes
 from tasks.settle import Settler
 from workers.watchdog import Watchdog
 
@@ -106,7 +107,7 @@ class HostedModel:
         )
         return self._watchdog.watch(what, self.timeout_s[version])
 
-    def task(self, settler: Settler) -> InferenceTask:
+    def task(self, settler: Settler, lanes: Lanes) -> InferenceTask:
         """Return the Celery task that serves this model's lane."""
         former: BatchFormer[Member] = BatchFormer(
             self.max_batch_size, self.window_s, self._settings.batching.adaptive
@@ -115,6 +116,7 @@ class HostedModel:
             self.model,
             self.engine,
             settler,
+            lanes,
             executors=self.executors,
             former=former,
             watch=self.watch,
@@ -122,7 +124,12 @@ class HostedModel:
 
 
 def host(
-    app: Celery, lanes: Sequence[str], settler: Settler, settings: Settings, watchdog: Watchdog
+    app: Celery,
+    queues: Sequence[str],
+    settler: Settler,
+    lanes: Lanes,
+    settings: Settings,
+    watchdog: Watchdog,
 ) -> list[HostedModel]:
     """Register the tasks of the lanes that a worker serves.
 
@@ -131,7 +138,7 @@ def host(
     """
     repository = Repository.read(settings.repository)
     hosted = []
-    for lane in lanes:
+    for lane in queues:
         if lane in repository.errors:
             raise PackageError(repository.errors[lane])
         if lane not in repository.models:
@@ -141,6 +148,6 @@ def host(
                 "name one with -Q, as in: celery -A tasks worker -Q echo"
             )
         model = HostedModel(repository.models[lane], settings, watchdog)
-        app.register_task(model.task(settler))
+        app.register_task(model.task(settler, lanes))
         hosted.append(model)
     return hosted

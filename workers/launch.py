@@ -24,9 +24,11 @@ from inferno.errors import ConfigurationError, InfernoError
 from inferno.settings import Settings, load
 from tasks.celery import app
 from tasks.connection import connect
+from tasks.lanes import Lanes
 from tasks.outbound import Outbound
 from tasks.records import Records
 from tasks.settle import Settler
+from tasks.transitions import Transitions
 from tasks.webhooks import Deliver
 from workers.heartbeat import Heartbeat
 from workers.hosting import HostedModel, host
@@ -36,16 +38,20 @@ from workers.watchdog import Watchdog
 class Host:
     """What this worker process serves; made when Celery has parsed its command line."""
 
-    def __init__(self, lanes: list[str], settings: Settings) -> None:
+    def __init__(self, queues: list[str], settings: Settings) -> None:
         """Read the packages and register the lanes' tasks.
 
         Raises:
           ConfigurationError: a lane has no model, or its package is broken.
         """
         self.settings = settings
-        self.settler = Settler(app, Records(connect(settings), settings))
+        client = connect(settings)
+        lanes = Lanes(app, client, settings)
+        self.settler = Settler(lanes, Transitions(client, settings), settings)
         self.watchdog = Watchdog()
-        self.models: list[HostedModel] = host(app, lanes, self.settler, settings, self.watchdog)
+        self.models: list[HostedModel] = host(
+            app, queues, self.settler, lanes, settings, self.watchdog
+        )
         self.device = choose_device(settings.inference.device)
         self.heartbeat: Heartbeat | None = None
 

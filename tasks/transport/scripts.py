@@ -12,12 +12,16 @@ from __future__ import annotations
 #: The consumer group of every stream.
 GROUP = "workers"
 
+#: The streams of a lane, in the order in which they are handed out.
+STREAMS = ("returned", *"9876543210")
+
 #: Local functions for scripts; `lane` is `Lane.key`, `entry` an id within `stream`.
 LIBRARY = (
-    f"local GROUP = '{GROUP}'"
+    f"local GROUP = '{GROUP}'\n"
+    "local STREAMS = {'"
+    + "', '".join(STREAMS)
+    + "'}\n"
     + """
--- Where a lane's messages wait, in the order in which they are handed out.
-local STREAMS = {'returned', '9', '8', '7', '6', '5', '4', '3', '2', '1', '0'}
 
 local function now_ms()
   local time = redis.call('TIME')

@@ -19,6 +19,8 @@ from celery.result import AsyncResult
 from inferno.settings import Settings
 from tasks.connection import connect
 from tasks.records import Records
+from tasks.transitions import Transitions
+from tasks.transport import register
 from tests.processes import wait_until, worker
 
 #: A model whose behaviour each text asks for; it notes every row that it runs in a ledger.
@@ -164,9 +166,17 @@ def records(client: redis.Redis, settings: Settings) -> Records:
 
 
 @pytest.fixture
+def transitions(client: redis.Redis, settings: Settings) -> Transitions:
+    """The changes of tasks in the private Redis."""
+    return Transitions(client, settings)
+
+
+@pytest.fixture
 def celery(redis_url: str) -> Iterator[Celery]:
-    """A Celery client that knows nothing of Inferno but task and queue names."""
-    app = Celery("anyone", broker=redis_url, backend=redis_url)
+    """A Celery client that knows nothing of Inferno but its transport, task and queue names."""
+    register()
+    broker_url = redis_url.replace("redis:", "redis-streams:")
+    app = Celery("anyone", broker=broker_url, backend=redis_url)
     yield app
     # An AsyncResult unsubscribes when it is deleted, which needs the connection.
     gc.collect()

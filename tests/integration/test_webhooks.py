@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from inferno import names
 from inferno.protocol.tasks import BatchInfo, Result, TaskState, Timings
-from tasks.records import Record, Records, encode_outcome
+from tasks.lanes import Held
+from tasks.records import Record, encode_outcome
+from tasks.transitions import Step, Transitions
 from tasks.webhooks import message, message_id
 from tests.integration.conftest import send
 from tests.processes import wait_until, worker
@@ -49,25 +50,26 @@ def publish(celery: Any) -> Publish:
     """Publish a webhook as any Celery client would."""
 
     def publish(url: str, task_id: str, event: str = "completed") -> str:
-        name, kwargs = message(url, task_id, event, "m", 1, 1_700_000_000.25)
-        celery.send_task(name, kwargs=kwargs, queue=names.WEBHOOK_QUEUE)
+        sent = message(url, task_id, event, "m", 1, 1_700_000_000.25)
+        celery.send_task(sent.name, kwargs=sent.kwargs, queue=sent.queue)
         return message_id(task_id, event)
 
     return publish
 
 
-def finish(records: Records, task_id: str, state: TaskState = TaskState.SUCCEEDED) -> None:
+def finish(transitions: Transitions, task_id: str, state: TaskState = TaskState.SUCCEEDED) -> None:
     """Leave a task that is over."""
-    now = time.time()
-    records.create(Record(task_id, "m", 1, TaskState.QUEUED, now, None, None, 0, 3, None))
+    record = Record(task_id, "m", 1, TaskState.QUEUED, time.time(), priority=3)
+    transitions.accept(record, "", "")
     result = Result("m", 1, {"y": 1.5}, Timings(1, 2, 3, 6), BatchInfo("b", 1, 1, "idle"), "w@test")
-    records.settle({task_id: (state, encode_outcome(task_id, msgspec.json.encode(result)))})
+    payload = encode_outcome(task_id, msgspec.json.encode(result))
+    transitions.finish([Step(task_id, Held(), transitions.ended({}, task_id, state, payload))])
 
 
 def test_a_webhook_is_tried_again_until_it_is_taken(
-    here: Receiver, webhooks_env, records, publish, log: Path
+    here: Receiver, webhooks_env, transitions, publish, log: Path
 ) -> None:
-    finish(records, "hook-1")
+    finish(transitions, "hook-1")
     here.statuses["/hook?key=TOKEN"] = [500, 429, 204]
     with worker("webhooks", webhooks_env, log):
         publish(here.url("/hook?key=TOKEN"), "hook-1")

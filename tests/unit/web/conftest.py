@@ -24,8 +24,10 @@ from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks.celery import app as celery_app
 from tasks.cluster import Cluster, WorkerReport
+from tasks.lanes import Held
 from tasks.records import Records, encode_outcome
 from tasks.submit import Accepted, Submitter
+from tasks.transitions import Step, Transitions
 from tests.processes import redis_server, wait_until
 from web.app import create_app
 
@@ -143,6 +145,7 @@ class FakeWorker:
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
         self.records = Records(client, settings)
+        self.transitions = Transitions(client, settings)
         self.cluster = Cluster(client, settings)
         self.client = client
         self.published: queue.SimpleQueue[Accepted | None] = queue.SimpleQueue()
@@ -164,10 +167,14 @@ class FakeWorker:
             "worker": "fake@host",
         }
         payload = encode_outcome(task_id, msgspec.json.encode(result))
-        self.records.settle({task_id: (TaskState.SUCCEEDED, payload)})
+        self.end(task_id, TaskState.SUCCEEDED, payload)
 
     def fail(self, task_id: str, error: InfernoError, state: TaskState = TaskState.FAILED) -> None:
-        self.records.settle({task_id: (state, encode_outcome(task_id, error))})
+        self.end(task_id, state, encode_outcome(task_id, error))
+
+    def end(self, task_id: str, state: TaskState, payload: bytes) -> None:
+        commands = self.transitions.ended({}, task_id, state, payload)
+        self.transitions.finish([Step(task_id, Held(), commands)])
 
     def settle(self, task: Accepted) -> None:
         outcome = self.outcome(task)

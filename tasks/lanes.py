@@ -1,0 +1,270 @@
+"""The lanes: Celery's queues, and what their broker can do beyond Celery.
+
+On Redis Streams a message is published, settled and delayed in the same atomic step as the records
+change: `Lanes.pack` gives such scripts the message. Other brokers take messages through Celery, in
+a step of their own; what else they cannot do raises `NotSupported`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+import redis
+from celery import Celery
+from kombu import serialization
+from kombu.utils.json import loads
+
+from inferno.errors import NotSupported
+from inferno.protocol.requests import MAX_PRIORITY
+from inferno.settings import Settings
+from tasks.connection import translated
+from tasks.transport import Lane, pack, scripts
+
+#: Brokers on which 0 is the most urgent priority, as Celery documents it.
+_INVERTED = ("redis", "rediss", "sentinel")
+
+
+@dataclass(frozen=True)
+class Message:
+    """A Celery task on its way into a queue."""
+
+    queue: str
+    name: str
+    task_id: str
+    kwargs: dict[str, Any]
+    #: 0 to 9; higher is sooner, whatever the broker thinks.
+    priority: int = 0
+    #: Not to be handed out before.
+    eta: datetime | None = None
+    #: Not to be run after; seconds from now, or a time.
+    expires: float | datetime | None = None
+    retries: int = 0
+    #: What Flower shows; the arguments themselves may be large or private.
+    kwargsrepr: str = ""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A message in a worker's hands: its entry in a stream. Empty for other brokers."""
+
+    stream: str = ""
+    entry: str = ""
+
+    @classmethod
+    def of(cls, delivery_info: dict[str, Any]) -> Held:
+        """Return what a delivered message says of itself."""
+        return cls(delivery_info.get("stream", ""), delivery_info.get("entry", ""))
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """How much is in a lane."""
+
+    #: Waiting to be fetched.
+    waiting: int
+    #: In workers' hands.
+    held: int
+    #: To be handed out later.
+    delayed: int
+
+    @property
+    def total(self) -> int:
+        """Everything that is not settled."""
+        return self.waiting + self.held + self.delayed
+
+
+class Lanes:
+    """The queues of one broker."""
+
+    def __init__(self, app: Celery, client: redis.Redis, settings: Settings) -> None:
+        """Store how to reach the broker.
+
+        Args:
+          app: publishes to brokers that are no streams.
+          client: of the Redis that holds the streams, answering in bytes.
+          settings: say which broker it is.
+        """
+        self._app = app
+        self._redis = client
+        #: Whether lanes are streams.
+        self.streams = settings.broker.url is None
+        self._inverted = settings.broker_url.partition("://")[0] in _INVERTED
+        #: Queues that the broker knows of.
+        self._declared: set[str] = set()
+        self._size = client.register_script(_SIZES)
+
+    def key(self, queue: str) -> str:
+        """Return the key that scripts publish to, or "" when the queue is no stream."""
+        return Lane.of(queue).key if self.streams else ""
+
+    def pack(self, message: Message) -> str:
+        """Return a message as scripts publish it, or "" when the queue is no stream."""
+        if not self.streams:
+            return ""
+        task = self._task(message)
+        content_type, content_encoding, body = serialization.dumps(task.body, "json")
+        return pack(
+            body,
+            message.queue,
+            headers=task.headers,
+            properties=task.properties,
+            priority=message.priority,
+            content_type=content_type,
+            content_encoding=content_encoding,
+        )
+
+    def send(self, message: Message) -> None:
+        """Publish a message by itself.
+
+        Raises:
+          BrokerUnavailable: the broker does not answer.
+        """
+        queue = self._app.amqp.queues[message.queue]
+        # `send_task` would route again, and subscribe to the result on a connection that all
+        # threads share.
+        with translated(), self._app.producer_or_acquire() as producer:
+            self._app.amqp.send_task_message(
+                producer,
+                message.name,
+                self._task(message),
+                queue=queue,
+                # Once is enough, and costs a quarter of a publish.
+                declare=[] if queue.name in self._declared else [queue],
+                priority=self.to_broker(message.priority),
+            )
+        self._declared.add(queue.name)
+
+    def _task(self, message: Message) -> Any:
+        return self._app.amqp.as_task_v2(
+            message.task_id,
+            message.name,
+            kwargs=message.kwargs,
+            eta=message.eta,
+            expires=message.expires,
+            retries=message.retries,
+            argsrepr="",
+            kwargsrepr=message.kwargsrepr,
+        )
+
+    def to_broker(self, priority: int) -> int:
+        """Turn our priority, where higher is sooner, into the broker's."""
+        return MAX_PRIORITY - priority if self._inverted else priority
+
+    def from_broker(self, priority: int | None) -> int:
+        """Turn the broker's priority into ours."""
+        if priority is None:
+            return 0
+        return MAX_PRIORITY - priority if self._inverted else priority
+
+    def backlog(self, queue: str) -> Backlog:
+        """Count what is in a lane.
+
+        Raises:
+          NotSupported: the lane is no stream.
+          BrokerUnavailable: Redis does not answer.
+        """
+        with translated():
+            counts = cast(list[int], self._size(keys=[self._key(queue)]))
+        return Backlog(*counts)
+
+    def pause(self, queue: str) -> None:
+        """Hand out nothing more of a lane; tasks are accepted, and those in workers' hands end.
+
+        Raises:
+          NotSupported: the lane is no stream.
+          BrokerUnavailable: Redis does not answer.
+        """
+        self._key(queue)
+        with translated():
+            self._redis.set(Lane.of(queue).paused, 1)
+
+    def resume(self, queue: str) -> None:
+        """Hand out a paused lane again.
+
+        Raises:
+          NotSupported: the lane is no stream.
+          BrokerUnavailable: Redis does not answer.
+        """
+        self._key(queue)
+        with translated(), self._redis.pipeline() as pipe:
+            pipe.delete(Lane.of(queue).paused)
+            pipe.lpush(Lane.of(queue).bell, 1)
+            pipe.execute()
+
+    def paused(self, queue: str) -> bool:
+        """Return whether a lane is paused; only streams can be.
+
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        with translated():
+            return self.streams and bool(self._redis.exists(Lane.of(queue).paused))
+
+    def waiting(self, queue: str) -> Iterator[str]:
+        """Yield the ids of the tasks that wait in a lane or for their time.
+
+        Raises:
+          NotSupported: the lane is no stream.
+          BrokerUnavailable: Redis does not answer.
+        """
+        key = self._key(queue)
+        with translated():
+            delayed = cast(list[bytes], self._redis.zrange(f"{key}:delayed", 0, -1))
+        # The first byte is the priority.
+        yield from filter(None, (_task_id(message[1:]) for message in delayed))
+        for name in scripts.STREAMS:
+            yield from self._waiting(f"{key}:{name}")
+
+    def _waiting(self, stream: str) -> Iterator[str]:
+        with translated():
+            if not self._redis.exists(stream):
+                return
+            groups = self._redis.xinfo_groups(stream)
+        last = b"0-0" if not groups else groups[0]["last-delivered-id"]
+        while True:
+            with translated():
+                entries = cast(
+                    list[tuple[bytes, dict[bytes, bytes]]],
+                    self._redis.xrange(stream, min=b"(" + last, count=100),
+                )
+            yield from filter(None, (_task_id(fields[b"message"]) for _, fields in entries))
+            if not entries:
+                return
+            last = entries[-1][0]
+
+    def _key(self, queue: str) -> str:
+        if not self.streams:
+            raise NotSupported(
+                "this needs lanes on Redis Streams, which INFERNO_BROKER__URL has replaced"
+            )
+        return self.key(queue)
+
+
+def _task_id(payload: bytes) -> str | None:
+    try:
+        return str(loads(payload)["headers"]["id"])
+    except (ValueError, LookupError, TypeError):
+        return None  # Nothing of ours; the worker that is handed it puts it aside.
+
+
+#: KEYS: lane. Returns how many messages wait, are held, and are delayed.
+_SIZES = (
+    scripts.LIBRARY
+    + """
+local lane = KEYS[1]
+local total, held = 0, 0
+for _, name in ipairs(STREAMS) do
+  local stream = lane .. ':' .. name
+  local length = redis.call('XLEN', stream)
+  if length > 0 then
+    total = total + length
+    local pending = redis.pcall('XPENDING', stream, GROUP)
+    held = held + (pending.err and 0 or pending[1])
+  end
+end
+return {math.max(total - held, 0), held, redis.call('ZCARD', lane .. ':delayed')}
+"""
+)

@@ -1,0 +1,409 @@
+"""The changes of a task's state, each one atomic step of Redis.
+
+    accept   record, idempotency key and message appear together, or not at all
+    begin    QUEUED or RETRYING -> RUNNING, just before a forward pass; counts the attempt
+    finish   what else happens to a task, with the acknowledgement of its message
+
+Two guards make a task's outcome its only one. The record: what is over stays as it is. The fence:
+a worker whose entries were taken over, because it was thought dead, changes nothing any more. (On
+brokers other than Redis Streams the record is the only guard, and messages are acknowledged after.)
+
+The states, and which may follow which, are `inferno.protocol.tasks.TRANSITIONS`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, cast
+
+import redis
+
+from inferno import names
+from inferno.errors import KeyReused, Overloaded
+from inferno.protocol.tasks import TERMINAL, TaskState
+from inferno.settings import Settings
+from tasks.lanes import Held
+from tasks.records import Record
+from tasks.transport import consumer_name, scripts
+
+#: A Redis command with its arguments, or one of these of `scripts.LIBRARY`: ENQUEUE lane, priority,
+#: payload; DELAY lane, due (ms), priority, payload.
+Command = Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """The Idempotency-Key of a request."""
+
+    #: Of the key, with whatever limits its scope.
+    digest: str
+    #: Of the request's body: the same key must not come with another one.
+    fingerprint: str
+
+
+class Verdict(Enum):
+    """What became of a transition."""
+
+    #: It happened.
+    DONE = 1
+    #: The task was over already; nothing has changed but that its message is gone.
+    OVER = 0
+    #: The message is no longer ours; nothing has changed.
+    STALE = -1
+    #: It may have ended its worker before: it has to run alone. Nothing has changed.
+    SUSPECT = 2
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The answer to `Transitions.begin` for one task."""
+
+    verdict: Verdict
+    #: Forward passes that have started with the task in it, this one included.
+    attempts: int
+    #: The batch of the last of them.
+    batch_id: str
+
+
+@dataclass(frozen=True)
+class Rider:
+    """A task that is about to ride in a batch."""
+
+    task_id: str
+    held: Held
+    #: To be written where there is no record: another client sent it.
+    model: str
+    version: int
+    accepted_at: float
+    priority: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """Commands that happen to one task together, and settle its message."""
+
+    task_id: str
+    held: Held
+    commands: list[Command] = field(default_factory=list)
+
+
+class Transitions:
+    """Changes tasks; every change is one round trip."""
+
+    def __init__(self, client: redis.Redis, settings: Settings) -> None:
+        """Prepare the scripts.
+
+        Args:
+          client: answers in bytes, and does not retry by itself.
+          settings: prefix and lifetimes.
+        """
+        self._redis = client
+        self._prefix = settings.redis.prefix
+        self._tasks = settings.tasks
+        self._accept = client.register_script(_ACCEPT)
+        self._begin = client.register_script(_BEGIN)
+        self._finish = client.register_script(_FINISH)
+
+    def accept(
+        self,
+        record: Record,
+        lane: str,
+        payload: str,
+        *,
+        idempotency: Idempotency | None = None,
+        most_waiting: int | None = None,
+    ) -> str:
+        """Write the record of a new task and publish its message.
+
+        To repeat it with the same record adds nothing, so that it may be tried again when the
+        connection was lost before the answer.
+
+        Args:
+          record: of the task, in its first state.
+          lane: as `Lanes.key`; "" leaves the publishing to the caller.
+          payload: as `Lanes.pack`.
+          idempotency: makes the task once, however often it is asked for.
+          most_waiting: refuse if more tasks are in the lane.
+        Returns:
+          the id of the task: an earlier one's when the idempotency key has made it already.
+        Raises:
+          KeyReused: the idempotency key has made a task of another request.
+          Overloaded: more tasks are in the lane.
+          redis.RedisError: Redis does not take it, or it is unknown whether it did.
+        """
+        fields = record.fields()
+        key = names.idempotency_key(self._prefix, idempotency.digest) if idempotency else ""
+        reply = self._accept(
+            keys=[
+                names.record_key(self._prefix, record.task_id),
+                names.index_key(self._prefix),
+                key,
+            ],
+            args=[
+                record.task_id,
+                record.accepted_at,
+                self._tasks.record_ttl_s,
+                self._tasks.listed,
+                f"{idempotency.fingerprint} {record.task_id}" if idempotency else "",
+                self._tasks.idempotency_ttl_s,
+                lane,
+                -1 if most_waiting is None else most_waiting,
+                record.priority,
+                payload,
+                *(part for item in fields.items() for part in item),
+            ],
+        )
+        answer, value = cast(list[bytes], reply)
+        if answer == b"overloaded":
+            raise Overloaded(f"{int(value)} tasks wait already")
+        if answer == b"made":
+            assert idempotency is not None
+            fingerprint, _, task_id = value.decode().partition(" ")
+            if fingerprint != idempotency.fingerprint:
+                raise KeyReused(
+                    "this Idempotency-Key was used for another request; choose a new one for each",
+                    "Idempotency-Key",
+                )
+            return task_id
+        return record.task_id
+
+    def forget(self, task_id: str) -> None:
+        """Delete the record of a task that was never published."""
+        self._redis.delete(names.record_key(self._prefix, task_id))
+
+    def begin(
+        self, riders: Sequence[Rider], batch_id: str, *, alone: bool = False
+    ) -> dict[str, Begun]:
+        """Mark tasks as running, just before their forward pass, and count the attempt.
+
+        Args:
+          riders: the tasks of the batch.
+          batch_id: of the batch they ride in.
+          alone: it is only one, so that it may be a suspect.
+        Returns:
+          by task id, whether it shall run.
+        """
+        arguments: list[Any] = [
+            consumer_name(),
+            time.time(),
+            batch_id,
+            self._tasks.record_ttl_s,
+            self._tasks.listed,
+            int(alone),
+        ]
+        for rider in riders:
+            arguments += [
+                rider.held.stream,
+                rider.held.entry,
+                rider.task_id,
+                rider.model,
+                rider.version,
+                rider.accepted_at,
+                rider.priority,
+            ]
+        keys = [names.index_key(self._prefix), names.counters_key(self._prefix)]
+        keys += [names.record_key(self._prefix, rider.task_id) for rider in riders]
+        replies = cast(list[tuple[int, int, bytes]], self._begin(keys=keys, args=arguments))
+        return {
+            rider.task_id: Begun(Verdict(verdict), attempts, last.decode())
+            for rider, (verdict, attempts, last) in zip(riders, replies, strict=True)
+        }
+
+    def finish(self, steps: Sequence[Step], *, fenced: bool = True) -> list[Verdict]:
+        """Do what shall happen to tasks, and settle their messages, for each in one step.
+
+        Args:
+          steps: for each task its commands; the first must be one that Redis refuses when it is
+            full, so that nothing happens by halves.
+          fenced: only for those whose message is in this process' hands. Unfenced is for changes
+            that come from outside, such as a cancellation.
+        """
+        if not steps:
+            return []
+        arguments: list[Any] = [consumer_name() if fenced else ""]
+        for step in steps:
+            arguments += [step.held.stream, step.held.entry, len(step.commands)]
+            for command in step.commands:
+                arguments += [len(command), *command]
+        keys = [names.counters_key(self._prefix)]
+        keys += [names.record_key(self._prefix, step.task_id) for step in steps]
+        return [Verdict(code) for code in cast(list[int], self._finish(keys=keys, args=arguments))]
+
+    # What may happen to a task
+
+    def ended(
+        self, record: Mapping[str, Any], task_id: str, state: TaskState, payload: bytes
+    ) -> list[Command]:
+        """Return the commands that give a task its outcome and announce it.
+
+        Args:
+          record: fields to write as well.
+          task_id: whose outcome it is.
+          state: one of the terminal ones.
+          payload: as `tasks.records.encode_outcome`.
+        """
+        key, result = names.record_key(self._prefix, task_id), names.result_key(task_id)
+        fields = {**record, "state": state, "finished_at": time.time()}
+        return [
+            ["SET", result, payload, "EX", self._tasks.result_ttl_s],
+            ["HSET", key, *(part for item in fields.items() for part in item)],
+            ["EXPIRE", key, self._tasks.record_ttl_s],
+            ["PUBLISH", result, payload],
+        ]
+
+    def retried(self, task_id: str, retries: int, due: float) -> list[Command]:
+        """Return the commands that let a task wait for its next attempt.
+
+        Args:
+          task_id: which.
+          retries: attempts after the first, the next one included.
+          due: when it may begin; seconds since the epoch.
+        """
+        key = names.record_key(self._prefix, task_id)
+        return [
+            ["HSET", key, "state", TaskState.RETRYING, "retries", retries, "retry_at", due],
+            ["EXPIRE", key, self._tasks.record_ttl_s],
+            ["HINCRBY", names.counters_key(self._prefix), "retried", 1],
+        ]
+
+    def buried(self, task_id: str, fields: Mapping[str, Any]) -> list[Command]:
+        """Return the commands that write a task's dead letter."""
+        key = names.dead_key(self._prefix, task_id)
+        return [
+            ["HSET", key, *(part for item in fields.items() for part in item)],
+            ["EXPIRE", key, self._tasks.dead_ttl_s],
+            ["ZADD", names.dead_index_key(self._prefix), time.time(), task_id],
+            ["HINCRBY", names.counters_key(self._prefix), "dead", 1],
+        ]
+
+    def kept(self, task_id: str, payload: bytes) -> list[Command]:
+        """Return the commands that keep what a finished task was asked."""
+        key = names.payload_key(self._prefix, task_id)
+        return [["SET", key, payload, "EX", self._tasks.result_ttl_s]]
+
+
+_IS_OVER = "local over = {" + ", ".join(f"['{state}'] = true" for state in sorted(TERMINAL)) + "}\n"
+
+#: KEYS: record, index, idempotency key. ARGV: see `accept`.
+_ACCEPT = (
+    scripts.LIBRARY
+    + """
+local record, index, key = KEYS[1], KEYS[2], KEYS[3]
+local task_id, accepted_at, ttl, listed = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local made, key_ttl, lane, most = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
+if key ~= '' then
+  local earlier = redis.call('GET', key)
+  if earlier then
+    return {'made', earlier}
+  end
+end
+if redis.call('EXISTS', record) == 1 then
+  return {'accepted', ''}
+end
+if most >= 0 and lane ~= '' then
+  local count = backlog(lane)
+  if count > most then
+    return {'overloaded', tostring(count)}
+  end
+end
+redis.call('HSET', record, unpack(ARGV, 11))
+redis.call('EXPIRE', record, ttl)
+redis.call('ZADD', index, accepted_at, task_id)
+redis.call('ZREMRANGEBYRANK', index, 0, -listed - 1)
+if key ~= '' then
+  redis.call('SET', key, made, 'EX', key_ttl)
+end
+if lane ~= '' then
+  local stream, entry = enqueue(lane, ARGV[9], ARGV[10])
+  redis.call('HSET', record, 'stream', stream, 'entry', entry)
+end
+return {'accepted', ''}
+"""
+)
+
+#: KEYS: index, counters, records. ARGV: see `begin`. Returns {verdict, attempts, batch} for each.
+_BEGIN = (
+    scripts.LIBRARY
+    + _IS_OVER
+    + """
+local consumer, now, batch, ttl, listed = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local alone = ARGV[6] == '1'
+local replies = {}
+for i = 3, #KEYS do
+  local record, at = KEYS[i], 7 + 7 * (i - 3)
+  local stream, entry = ARGV[at], ARGV[at + 1]
+  local known = redis.call('HMGET', record, 'state', 'batch_id', 'attempts')
+  local state, attempts = known[1], tonumber(known[3] or 0)
+  local verdict = 1
+  if state and over[state] then
+    verdict = 0
+    if stream ~= '' and owned(stream, entry, consumer) then
+      release(stream, entry)
+    end
+  elseif stream ~= '' and not owned(stream, entry, consumer) then
+    verdict = -1
+    redis.call('HINCRBY', KEYS[2], 'stale', 1)
+  elseif state == 'running' and known[2] ~= batch and not alone then
+    verdict = 2
+  elseif known[2] ~= batch or state ~= 'running' then
+    attempts = attempts + 1
+    redis.call('HSET', record, 'state', 'running', 'started_at', now, 'batch_id', batch,
+               'attempts', attempts, 'model', ARGV[at + 3], 'version', ARGV[at + 4])
+    if not state then
+      redis.call('HSET', record, 'accepted_at', ARGV[at + 5], 'priority', ARGV[at + 6])
+      redis.call('ZADD', KEYS[1], ARGV[at + 5], ARGV[at + 2])
+      redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -listed - 1)
+    end
+    redis.call('EXPIRE', record, ttl)
+  end
+  replies[#replies + 1] = {verdict, attempts, verdict == 1 and batch or known[2] or ''}
+end
+return replies
+"""
+)
+
+#: KEYS: counters, records. ARGV: consumer ("" for anyone); for each task its stream, entry, and
+#: number of commands; for each of those its length and its parts. Returns the verdicts.
+_FINISH = (
+    scripts.LIBRARY
+    + _IS_OVER
+    + """
+local consumer, at = ARGV[1], 2
+local verdicts = {}
+for i = 2, #KEYS do
+  local stream, entry, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  at = at + 3
+  local state = redis.call('HGET', KEYS[i], 'state')
+  local ours = stream == '' or consumer == '' or owned(stream, entry, consumer)
+  local verdict = 1
+  if state and over[state] then
+    verdict = 0
+  elseif not ours then
+    verdict = -1
+    redis.call('HINCRBY', KEYS[1], 'stale', 1)
+  end
+  for _ = 1, count do
+    local length = tonumber(ARGV[at])
+    if verdict == 1 then
+      local command = ARGV[at + 1]
+      if command == 'ENQUEUE' then
+        enqueue(ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
+      elseif command == 'DELAY' then
+        delay(ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5])
+      else
+        redis.call(unpack(ARGV, at + 1, at + length))
+      end
+    end
+    at = at + 1 + length
+  end
+  if ours and stream ~= '' then
+    release(stream, entry)
+  end
+  verdicts[#verdicts + 1] = verdict
+end
+return verdicts
+"""
+)
