@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections import Counter
@@ -28,6 +29,8 @@ AIM_S = 2.0
 LOOK_S = 0.0003
 #: So long after a pass, or after it was given a task, a worker has moved on, in milliseconds.
 JUST_NOW_MS = 5.0
+#: A pass that ended longer ago is settled, in milliseconds.
+SETTLING_MS = 1.0
 
 
 @dataclass(frozen=True)
@@ -117,12 +120,11 @@ class Conductor:
         ended_at, _ = self._passes.finished(worker.pid)
         since_ms = (time.monotonic() - ended_at) * 1000
         if stage is Stage.SETTLE:
-            return since_ms < JUST_NOW_MS / 2
-        # Settled by now, and fetching what it has room for.
-        is_past = JUST_NOW_MS < since_ms < 4 * JUST_NOW_MS
+            return since_ms < SETTLING_MS
         holding = broker.holding(self._fleet.redis, worker.name)
         if holding is None:
-            return is_past
+            # It has settled by now, and is likely to fetch what it has room for.
+            return JUST_NOW_MS < since_ms < 4 * JUST_NOW_MS
         is_fresh = holding.youngest_ms < JUST_NOW_MS
         return holding.count > 0 and is_fresh == (stage is Stage.FETCH)
 
@@ -130,15 +132,14 @@ class Conductor:
         self._passes.read()
         holding = broker.holding(self._fleet.redis, worker.name)
         hit: Stage | None = None
-        if running := self._passes.running(worker.pid):
+        if unsettled := self._passes.running(worker.pid):
             hit = Stage.FORWARD
         elif unsettled := self._not_over(self._passes.finished(worker.pid)[1]):
             hit = Stage.SETTLE
-            running = unsettled
         elif holding is not None and holding.count:
             hit = Stage.FETCH if holding.youngest_ms < JUST_NOW_MS else Stage.BUFFER
         held = None if holding is None else holding.count
-        return Kill(worker.pid, at, aimed_at, hit, held, tuple(running))
+        return Kill(worker.pid, at, aimed_at, hit, held, tuple(unsettled))
 
     def _not_over(self, texts: Sequence[str]) -> list[str]:
         """Return those of some tasks whose records say that they go on."""
@@ -195,7 +196,7 @@ class Conductor:
     def _cut(self, action: Action) -> bool:
         ids = self._fleet.connections(action.kind)
         random.Random(action.lot).shuffle(ids)
-        chosen = ids[: round(len(ids) * action.share)]
+        chosen = ids[: math.ceil(len(ids) * action.share)]
         for number in chosen:
             # It may be gone by itself.
             with suppress(redis.ResponseError):

@@ -34,7 +34,7 @@ class Connection:
         """Return the status and the document of an answer.
 
         Raises:
-          OSError, http.client.HTTPException: there was none; see `CUT`.
+          OSError, http.client.HTTPException: there was none, or no JSON; see `CUT`.
         """
         try:
             self.open()
@@ -42,6 +42,9 @@ class Connection:
             self._http.request(method, path, content)
             answer = self._http.getresponse()
             document: dict[str, Any] = msgspec.json.decode(answer.read())
+        except msgspec.DecodeError as exc:
+            self.close()
+            raise http.client.HTTPException(f"status {answer.status}, and no JSON") from exc
         except BaseException:
             self.close()
             raise

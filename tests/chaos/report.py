@@ -69,9 +69,7 @@ class Report:
     unknown_that_ran: int
     actions: dict[str, int]
     skipped: dict[str, int]
-    #: Kills by the stage that they hit; "idle" where the worker held nothing, "unknown" where the
-    #: broker cannot tell.
-    kills: dict[str, int]
+    kills: list[Kill]
     recovery: Recovery
     stale_settles: int | None
     surprises: list[str]
@@ -88,6 +86,7 @@ class Report:
     def table(self) -> str:
         """Return the report for people."""
         kept = sum(lost.is_kept for lost in self.lost)
+        holding = sum(kill.hit is not None for kill in self.kills)
         recovery = self.recovery
         rows = {
             "submitted": f"{self.accepted + self.refused + self.unknown} in {self.seconds:.0f} s",
@@ -103,7 +102,9 @@ class Report:
             "forward passes": _counts(self.passes) + f"; {self.finished_twice} finished twice",
             "faults": _counts(self.actions),
             "without a target": _counts(self.skipped) or "none",
-            "workers killed": _counts(self.kills),
+            "workers killed": (
+                f"{len(self.kills)}, of which {holding} held tasks; {_counts(stages(self.kills))}"
+            ),
             "run again after": (
                 f"median {recovery.median_s:.2f} s, p95 {recovery.p95_s:.2f} s, "
                 f"at most {recovery.most_s:.2f} s ({recovery.count} tasks)"
@@ -147,7 +148,10 @@ def recovery(kills: Sequence[Kill], passes: Passes) -> Recovery:
 
 
 def stages(kills: Sequence[Kill]) -> dict[str, int]:
-    """Count kills by the stage that they hit."""
+    """Count kills by the stage that they hit.
+
+    "idle" are those whose workers held nothing, "unknown" those of which the broker cannot tell.
+    """
     return dict(Counter(kill.hit or ("unknown" if kill.held is None else "idle") for kill in kills))
 
 

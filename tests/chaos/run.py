@@ -162,7 +162,7 @@ class Run:
             unknown_that_ran=report.runs(ledger, passes, Fate.UNKNOWN),
             actions=report.counts(conductor.done),
             skipped=report.counts(conductor.skipped),
-            kills=report.stages(conductor.kills),
+            kills=conductor.kills,
             recovery=report.recovery(conductor.kills, passes),
             stale_settles=broker.stale_settles(self._fleet.redis),
             surprises=self._fleet.surprises,
