@@ -9,7 +9,7 @@
     │   ├── ModelNotFound        404  no such model or version
     │   ├── TaskNotFound         404  no such task
     │   ├── TaskCancelled        409  its client took the task back
-    │   ├── TaskOver             409  the task is over, so that it cannot be changed
+    │   ├── WrongState           409  the task is not in a state that allows this
     │   ├── KeyReused            422  another request was made with this Idempotency-Key
     │   ├── RequestInProgress    409  the first request with this Idempotency-Key still runs
     │   ├── ResultExpired        410  the task is known, its result is gone
@@ -140,12 +140,12 @@ class TaskCancelled(RequestError):
     title = "Task cancelled"
 
 
-class TaskOver(RequestError):
-    """The task is over, and what was asked is possible only before."""
+class WrongState(RequestError):
+    """The task is not in a state in which this can be done."""
 
     status = 409
-    code = "task_over"
-    title = "Task is over"
+    code = "wrong_state"
+    title = "Wrong state"
 
 
 class KeyReused(RequestError):

@@ -21,7 +21,7 @@ from inferno.errors import NotSupported
 from inferno.protocol.requests import MAX_PRIORITY
 from inferno.settings import Settings
 from tasks.connection import translated
-from tasks.transport import Lane, pack, scripts
+from tasks.transport import Lane, consumer_name, pack, scripts
 
 #: Brokers on which 0 is the most urgent priority, as Celery documents it.
 _INVERTED = ("redis", "rediss", "sentinel")
@@ -95,6 +95,7 @@ class Lanes:
         #: Queues that the broker knows of.
         self._declared: set[str] = set()
         self._size = client.register_script(_SIZES)
+        self._leave = client.register_script(scripts.LEAVE)
 
     def key(self, queue: str) -> str:
         """Return the key that scripts publish to, or "" when the queue is no stream."""
@@ -115,6 +116,10 @@ class Lanes:
             content_type=content_type,
             content_encoding=content_encoding,
         )
+
+    def enqueue(self, message: Message) -> list[str | int]:
+        """Return the command by which `tasks.transitions` publishes a message to a stream."""
+        return ["ENQUEUE", self.key(message.queue), message.priority, self.pack(message)]
 
     def send(self, message: Message) -> None:
         """Publish a message by itself.
@@ -169,6 +174,22 @@ class Lanes:
         with translated():
             counts = cast(list[int], self._size(keys=[self._key(queue)]))
         return Backlog(*counts)
+
+    def leave(self, queue: str) -> int:
+        """Give back what this process holds of a lane, for others to run first.
+
+        For the end of a worker, when nothing runs any more. Other brokers do it by themselves, when
+        the connection closes.
+
+        Returns:
+          how many messages were given back.
+        Raises:
+          BrokerUnavailable: Redis does not answer; others find out by themselves, a little later.
+        """
+        if not self.streams:
+            return 0
+        with translated():
+            return int(cast(int, self._leave(keys=[self.key(queue)], args=[consumer_name()])))
 
     def pause(self, queue: str) -> None:
         """Hand out nothing more of a lane; tasks are accepted, and those in workers' hands end.

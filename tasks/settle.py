@@ -239,16 +239,8 @@ class Settler:
             commands += self._transitions.kept(task_id, _asked(member))
         messages = _webhooks(member, "completed")
         if self._lanes.streams:
-            commands += [self._published(message) for message in messages]
+            commands += [self._lanes.enqueue(message) for message in messages]
         return _Outcome(settled, Step(task_id, member.held, commands), messages)
-
-    def _published(self, message: Message) -> Command:
-        return [
-            "ENQUEUE",
-            self._lanes.key(message.queue),
-            message.priority,
-            self._lanes.pack(message),
-        ]
 
     def _tell_of_start(self, member: Member) -> None:
         for message in _webhooks(member, "start"):

@@ -11,6 +11,7 @@ Celery imports this module in workers alone: see `imports` in celeryconfig.py.
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from typing import Any
@@ -20,7 +21,7 @@ from celery.apps.worker import Worker
 
 from inferno import names
 from inferno.engine import choose_device
-from inferno.errors import ConfigurationError, InfernoError
+from inferno.errors import BrokerUnavailable, ConfigurationError, InfernoError
 from inferno.settings import Settings, load
 from tasks.celery import app
 from tasks.connection import connect
@@ -34,6 +35,8 @@ from workers.heartbeat import Heartbeat
 from workers.hosting import HostedModel, host
 from workers.watchdog import Watchdog
 
+logger = logging.getLogger(__name__)
+
 
 class Host:
     """What this worker process serves; made when Celery has parsed its command line."""
@@ -46,11 +49,11 @@ class Host:
         """
         self.settings = settings
         client = connect(settings)
-        lanes = Lanes(app, client, settings)
-        self.settler = Settler(lanes, Transitions(client, settings), settings)
+        self.lanes = Lanes(app, client, settings)
+        self.settler = Settler(self.lanes, Transitions(client, settings), settings)
         self.watchdog = Watchdog()
         self.models: list[HostedModel] = host(
-            app, queues, self.settler, lanes, settings, self.watchdog
+            app, queues, self.settler, self.lanes, settings, self.watchdog
         )
         self.device = choose_device(settings.inference.device)
         self.heartbeat: Heartbeat | None = None
@@ -144,8 +147,16 @@ class Serving(bootsteps.StartStopStep):  # type: ignore[misc]
             _host.heartbeat.change("draining")
 
     def stop(self, worker: Worker) -> None:
-        """Sign off; running batches end with the pool."""
-        if _host is not None and _host.heartbeat is not None:
+        """Let running batches end, give the other tasks back, and sign off."""
+        if _host is None:
+            return
+        worker.pool.stop()
+        for model in _host.models:
+            try:
+                _host.lanes.leave(model.model.name)
+            except BrokerUnavailable as exc:
+                logger.warning("tasks of %s are not given back: %s", model.model.name, exc)
+        if _host.heartbeat is not None:
             _host.heartbeat.stop()
 
     terminate = stop

@@ -551,7 +551,8 @@ class Channel(lists.Channel):  # type: ignore[misc]
         if self._credit() == 0 and len(self.qos._delivered) > 2 * most:
             return
         claimed = self._run(scripts.CLAIM, [lane.key], dead, report, consumer_name(), most)
-        logger.warning("%s is gone; %d messages of %s taken over", dead, len(claimed), queue)
+        if claimed:
+            logger.warning("%s is gone; %d messages of %s taken over", dead, len(claimed), queue)
         self._hand_out(queue, lane, claimed, redelivered=True)
 
 

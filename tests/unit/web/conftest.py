@@ -167,13 +167,19 @@ class FakeWorker:
             "worker": "fake@host",
         }
         payload = encode_outcome(task_id, msgspec.json.encode(result))
-        self.end(task_id, TaskState.SUCCEEDED, payload)
+        self.end(task_id, TaskState.SUCCEEDED, payload, model)
 
-    def fail(self, task_id: str, error: InfernoError, state: TaskState = TaskState.FAILED) -> None:
-        self.end(task_id, state, encode_outcome(task_id, error))
+    def fail(
+        self,
+        task_id: str,
+        error: InfernoError,
+        state: TaskState = TaskState.FAILED,
+        model: str = "sentiment",
+    ) -> None:
+        self.end(task_id, state, encode_outcome(task_id, error), model)
 
-    def end(self, task_id: str, state: TaskState, payload: bytes) -> None:
-        commands = self.transitions.ended({}, task_id, state, payload)
+    def end(self, task_id: str, state: TaskState, payload: bytes, model: str) -> None:
+        commands = self.transitions.ended({"model": model}, task_id, state, payload)
         self.transitions.finish([Step(task_id, Held(), commands)])
 
     def settle(self, task: Accepted) -> None:

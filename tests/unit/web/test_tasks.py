@@ -56,11 +56,12 @@ def test_failed_task_shows_its_error(client, worker, task_id, error, state):
     assert body["error"] == error.problem()
 
 
-def test_outcome_of_a_foreign_task_without_record_is_shown(client, worker):
+def test_outcome_of_a_task_without_record_is_shown(client, worker, store, settings):
     worker.fail("foreign", DeadlineExceeded("too late"))
-    assert client.get("/tasks/foreign").get_json()["status"] == "expired"
     worker.succeed("foreign-too")
-    assert client.get("/tasks/foreign-too").get_json()["status"] == "succeeded"
+    for task_id, state in (("foreign", "expired"), ("foreign-too", "succeeded")):
+        store.delete(names.record_key(settings.redis.prefix, task_id))
+        assert client.get(f"/tasks/{task_id}").get_json()["status"] == state
 
 
 def test_unknown_task_is_404(client):
