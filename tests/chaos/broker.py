@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import redis
+
+from inferno import names
+from inferno.settings import RedisSettings
+from tasks.transport import Lane, scripts
+from tests.chaos.load import MODEL
+
+LANE = Lane.of(MODEL).key
 
 
 @dataclass(frozen=True)
@@ -17,27 +26,51 @@ class Holding:
     youngest_ms: float
 
 
-def holding(client: redis.Redis, worker: str) -> Holding | None:
-    """Return what a worker holds, by its node name; None where the broker cannot tell.
+def holding(client: redis.Redis, pid: int) -> Holding | None:
+    """Return what the worker of a process holds; None where the broker cannot tell.
 
     Stock lists note what is held, and not by whom.
     """
-    return None
+    consumer = _consumer(client, pid)
+    if consumer is None:
+        return None
+    idle_ms = [entry["time_since_delivered"] for entry in _pending(client, consumer)]
+    return Holding(len(idle_ms), min(idle_ms, default=0))
+
+
+def _consumer(client: redis.Redis, pid: int) -> str | None:
+    if pid not in _consumers:
+        for name in client.hkeys(f"{LANE}:consumers"):
+            _consumers[int(name.split(b":")[-2])] = name.decode()
+    return _consumers.get(pid)
+
+
+#: The names of worker processes as consumers, by their id.
+_consumers: dict[int, str] = {}
+
+
+def _pending(client: redis.Redis, consumer: str | None = None) -> Iterator[dict[str, int]]:
+    for name in scripts.STREAMS:
+        stream = f"{LANE}:{name}"
+        if client.exists(stream):
+            yield from client.xpending_range(
+                stream, scripts.GROUP, "-", "+", 1000, consumername=consumer
+            )
 
 
 def kept(client: redis.Redis) -> set[str]:
-    """Return the ids of tasks that the broker counts as held by some worker, dead or alive.
+    """Return the ids of tasks that the broker still has, held by some worker, dead or alive.
 
     With stock lists these come back after the visibility timeout, an hour; a task that is in
     neither place is gone.
     """
     messages = [json.loads(value)[0] for value in client.hvals("unacked")]
+    for name in scripts.STREAMS:
+        entries = cast(list[tuple[bytes, dict[bytes, bytes]]], client.xrange(f"{LANE}:{name}"))
+        messages += [json.loads(fields[b"message"]) for _, fields in entries]
     return {message["headers"]["id"] for message in messages}
 
 
-def stale_settles(client: redis.Redis) -> int | None:
-    """Return how many outcomes of workers that had lost their tasks were fenced off.
-
-    None where nobody counts them.
-    """
-    return None
+def stale_settles(client: redis.Redis) -> int:
+    """Return how many outcomes of workers that had lost their tasks were fenced off."""
+    return int(client.hget(names.counters_key(RedisSettings().prefix), "stale") or 0)

@@ -121,7 +121,7 @@ class Conductor:
         since_ms = (time.monotonic() - ended_at) * 1000
         if stage is Stage.SETTLE:
             return since_ms < SETTLING_MS
-        holding = broker.holding(self._fleet.redis, worker.name)
+        holding = broker.holding(self._fleet.redis, worker.pid)
         if holding is None:
             # It has settled by now, and is likely to fetch what it has room for.
             return JUST_NOW_MS < since_ms < 4 * JUST_NOW_MS
@@ -130,7 +130,7 @@ class Conductor:
 
     def _assess(self, worker: Worker, at: float, aimed_at: Stage) -> Kill:
         self._passes.read()
-        holding = broker.holding(self._fleet.redis, worker.name)
+        holding = broker.holding(self._fleet.redis, worker.pid)
         hit: Stage | None = None
         if unsettled := self._passes.running(worker.pid):
             hit = Stage.FORWARD

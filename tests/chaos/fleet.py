@@ -95,6 +95,8 @@ class Fleet:
             "INFERNO_DATA__DIR": str(folder),
             "INFERNO_REPOSITORY__ROOT": str(self._repository(pass_ms)),
             "INFERNO_INFERENCE__DEVICE": "cpu",
+            # So that a worker that is paused for longer loses its tasks, as one on a lost host.
+            "INFERNO_WORKER__LEASE_S": "5",
         }
         if broker is not None:
             own = broker + self._embedded.url.partition("://")[2]

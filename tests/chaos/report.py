@@ -71,7 +71,8 @@ class Report:
     skipped: dict[str, int]
     kills: list[Kill]
     recovery: Recovery
-    stale_settles: int | None
+    #: Outcomes of workers that had lost their tasks, fenced off.
+    stale_settles: int
     surprises: list[str]
 
     @property
@@ -112,7 +113,7 @@ class Report:
                 else "no task was"
             )
             + f"; never: {recovery.never}",
-            "stale settles": "not counted" if self.stale_settles is None else self.stale_settles,
+            "stale settles fenced": self.stale_settles,
             "surprises": ", ".join(self.surprises) or "none",
             "verdict": "every promise kept" if self.is_clean else "PROMISES BROKEN",
         }
