@@ -304,7 +304,7 @@ class Channel(lists.Channel):  # type: ignore[misc]
         lane = self.lane(queue)
         if lane is None:
             return super()._get(queue)  # type: ignore[no-any-return]
-        for entry in self._run(scripts.FETCH, [lane.key], consumer_name(), 1):
+        for entry in self._take(lane, 1):
             if (message := self._read(queue, lane, entry)) is not None:
                 return message
         raise Empty
@@ -393,6 +393,10 @@ class Channel(lists.Channel):  # type: ignore[misc]
         """Hand out what waits, as far as there is credit; returns whether there was anything."""
         return self._fetch(self._lanes)
 
+    @property
+    def _lease_ms(self) -> int:
+        return round(self.lease * 1000)
+
     def _credit(self) -> int:
         credit = self.qos.can_consume_max_estimate()
         return UNLIMITED_FETCH if credit is None else credit
@@ -400,9 +404,14 @@ class Channel(lists.Channel):  # type: ignore[misc]
     def _fetch(self, lanes: dict[str, Lane]) -> bool:
         found = False
         for queue, lane in lanes.items():
-            entries = self._run(scripts.FETCH, [lane.key], consumer_name(), self._credit())
-            found |= self._hand_out(queue, lane, entries)
+            found |= self._hand_out(queue, lane, self._take(lane, self._credit()))
         return found
+
+    def _take(self, lane: Lane, most: int) -> list[Any]:
+        entries: list[Any] = self._run(
+            scripts.FETCH, [lane.key], consumer_name(), self._lease_ms, most
+        )
+        return entries
 
     def _open(self, queue: str, lane: Lane) -> None:
         """Begin to consume: with what an earlier channel of this process held, then what waits."""
@@ -443,8 +452,9 @@ class Channel(lists.Channel):  # type: ignore[misc]
     # Waiting: one BRPOP for the bells of streams and the ordinary lists
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        for queue, lane in self._lanes.items():
-            if queue not in self._opened:
+        if fresh := {q: lane for q, lane in self._lanes.items() if q not in self._opened}:
+            self._beat()
+            for queue, lane in fresh.items():
                 self._open(queue, lane)
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
@@ -499,19 +509,18 @@ class Channel(lists.Channel):  # type: ignore[misc]
 
     def tend(self) -> None:
         """Report, move what is due, and take over what dead consumers held; in due time only."""
-        now = monotonic()
-        if now < self._tended_at + self.heartbeat_interval:
-            return
-        lanes = self._lanes
-        if not lanes:
-            return
+        if self._lanes and monotonic() >= self._tended_at + self.heartbeat_interval:
+            self._beat()
+
+    def _beat(self) -> None:
+        lanes, now = self._lanes, monotonic()
         first = self._tended_at == float("-inf")
         self._tended_at = now
         redis_ms, consumers = self._run(
             scripts.TEND,
             [lane.key for lane in lanes.values()],
             consumer_name(),
-            round(self.lease * 1000),
+            self._lease_ms,
         )
         reports = [
             dict(zip(map(bytes_to_str, flat[::2]), flat[1::2], strict=True)) for flat in consumers

@@ -83,12 +83,14 @@ end
 """
 )
 
-#: KEYS: lane. ARGV: consumer, most messages. Returns {stream, entry, payload} for each.
+#: KEYS: lane. ARGV: consumer, lease (ms), most messages. Returns {stream, entry, payload} for each.
 FETCH = (
     LIBRARY
     + """
-local lane, consumer, left = KEYS[1], ARGV[1], tonumber(ARGV[2])
+local lane, consumer, left = KEYS[1], ARGV[1], tonumber(ARGV[3])
 local fetched = {}
+-- From the first message on it must be known that there is someone who could die.
+redis.call('HSETNX', lane .. ':consumers', consumer, now_ms() .. ' ' .. ARGV[2])
 if redis.call('EXISTS', lane .. ':paused') == 1 then
   return fetched
 end

@@ -34,14 +34,14 @@ def holding(client: redis.Redis, pid: int) -> Holding | None:
     consumer = _consumer(client, pid)
     if consumer is None:
         return None
-    idle_ms = [entry["time_since_delivered"] for entry in _pending(client, consumer)]
+    idle_ms = list(_idle_ms(client, consumer))
     return Holding(len(idle_ms), min(idle_ms, default=0))
 
 
 def _consumer(client: redis.Redis, pid: int) -> str | None:
     if pid not in _consumers:
-        for name in client.hkeys(f"{LANE}:consumers"):
-            _consumers[int(name.split(b":")[-2])] = name.decode()
+        names_of_all = cast(list[bytes], client.hkeys(f"{LANE}:consumers"))
+        _consumers.update((int(name.split(b":")[-2]), name.decode()) for name in names_of_all)
     return _consumers.get(pid)
 
 
@@ -49,13 +49,12 @@ def _consumer(client: redis.Redis, pid: int) -> str | None:
 _consumers: dict[int, str] = {}
 
 
-def _pending(client: redis.Redis, consumer: str | None = None) -> Iterator[dict[str, int]]:
+def _idle_ms(client: redis.Redis, consumer: str) -> Iterator[float]:
     for name in scripts.STREAMS:
         stream = f"{LANE}:{name}"
         if client.exists(stream):
-            yield from client.xpending_range(
-                stream, scripts.GROUP, "-", "+", 1000, consumername=consumer
-            )
+            pending = client.xpending_range(stream, scripts.GROUP, "-", "+", 1000, consumer)
+            yield from (float(entry["time_since_delivered"]) for entry in pending)
 
 
 def kept(client: redis.Redis) -> set[str]:

@@ -25,7 +25,7 @@ from tests.processes import wait_until, worker
 
 #: A model whose behaviour each text asks for; it notes every row that it runs in a ledger.
 CODE = """
-import time, pathlib
+import ctypes, os, pathlib, signal, time
 
 class Transient(RuntimeError):
     transient = True
@@ -41,6 +41,12 @@ def build(context):
                 raise RuntimeError("poisonous")
             if text.startswith("sleep:"):
                 time.sleep(float(text.split(":")[1]))
+            if text.startswith("kill"):
+                if not pathlib.Path(context.parameters["mended"]).exists():
+                    os.kill(os.getpid(), signal.SIGKILL)
+            if text.startswith("lock:"):
+                # Without giving Python's lock away.
+                ctypes.PyDLL(None).usleep(int(float(text.split(":")[1]) * 1e6))
             if text.startswith("hold:"):
                 while not pathlib.Path(text[5:]).exists():
                     time.sleep(0.01)
@@ -67,6 +73,8 @@ class Repository:
         self.root = root
         self.ledger = root.parent / "ledger.txt"
         self.ledger.touch()
+        #: Once it exists, texts that kill the worker do so no longer.
+        self.mended = root.parent / "mended"
 
     def add(self, name: str, version: int = 1, code: str = CODE, **fields: Any) -> None:
         """Write a package of format python."""
@@ -81,7 +89,7 @@ class Repository:
             "signature": SIGNATURE,
             "retries": {"max_retries": 2, "backoff_s": 0.2, "max_backoff_s": 0.3},
             "warm_up": {"inputs": {"text": "warm"}},
-            "parameters": {"ledger": str(self.ledger)},
+            "parameters": {"ledger": str(self.ledger), "mended": str(self.mended)},
             **fields,
         }
         (folder / "model.yaml").write_text(yaml.safe_dump(manifest))
@@ -135,6 +143,7 @@ def env(repository: Repository, redis_url: str) -> dict[str, str]:
         "INFERNO_REPOSITORY__ROOT": str(repository.root),
         "INFERNO_WORKER__HEARTBEAT_INTERVAL_S": "0.2",
         "INFERNO_WORKER__HEARTBEAT_TTL_S": "2",
+        "INFERNO_WORKER__LEASE_S": "10",
     }
 
 

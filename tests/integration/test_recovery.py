@@ -1,0 +1,214 @@
+"""What becomes of tasks when workers, or Redis, go down in the middle of them."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from contextlib import ExitStack
+from functools import partial
+from subprocess import Popen
+
+import pytest
+from celery.result import AsyncResult
+
+from inferno import names
+from inferno.errors import ForwardFailed, WorkerLost
+from inferno.protocol.tasks import TaskState
+from tasks.celery import app
+from tasks.dead import DeadLetters
+from tests.integration.conftest import occupied, send
+from tests.processes import wait_until
+
+
+@pytest.fixture
+def dead(client, settings) -> DeadLetters:
+    """The dead letters of the private Redis."""
+    return DeadLetters(app, client, settings)
+
+
+def test_what_a_killed_worker_held_is_run_by_another_and_nothing_twice(
+    repository, start_worker, celery, records
+):
+    """In its hands are a batch that runs, and others that wait for their turn."""
+    repository.add("killed", batching={"max_batch_size": 4})
+    with start_worker("killed") as victim:
+        gate = repository.root.parent / "gate"
+        running = [send(celery, "killed", f"hold:{gate}:{n}") for n in range(4)]
+        wait_until(lambda: any(text.startswith("hold") for text in repository.ran()))
+        waiting = [send(celery, "killed", f"{n}") for n in range(4)]
+        with start_worker("killed"):
+            # The second worker is idle: it has what the first does not hold, answered already.
+            held = [task for task in running + waiting if not task.ready()]
+            assert held
+            victim.kill()
+            killed_at = time.monotonic()
+            gate.touch()
+            for n in range(4):
+                (repository.root.parent / f"gate:{n}").touch()
+            for task in running + waiting:
+                task.get(timeout=30)
+            print(f"recovered after {time.monotonic() - killed_at:.1f} s")
+    ran = Counter(repository.ran())
+    assert all(ran[f"{n}"] == 1 for n in range(4))
+    for task in running:
+        record, outcome = records.fetch(task.id)
+        assert outcome.succeeded
+        assert record.attempts == ran[f"hold:{gate}:{running.index(task)}"]
+
+
+def test_a_worker_that_holds_the_interpreter_is_alive(repository, start_worker, celery, records):
+    """It answers nobody for far longer than anyone's patience with a dead one."""
+    repository.add("locked")
+    with start_worker("locked"):
+        task = send(celery, "locked", "lock:6")
+        wait_until(lambda: "lock:6" in repository.ran())
+        with start_worker("locked"):
+            task.get(timeout=30)
+    assert repository.ran() == ["lock:6"]
+    assert records.fetch(task.id)[0].attempts == 1
+
+
+def test_a_worker_that_was_thought_dead_changes_nothing_when_it_returns(
+    repository, start_worker, celery, records, client, settings, env
+):
+    env["INFERNO_WORKER__LEASE_S"] = "2"
+    repository.add("stopped")
+    gate = repository.root.parent / "gate"
+    counters = names.counters_key(settings.redis.prefix)
+
+    def stale() -> int:
+        return int(client.hget(counters, "stale") or 0)
+
+    before = stale()
+    with start_worker("stopped") as first:
+        task = send(celery, "stopped", f"hold:{gate}")
+        wait_until(lambda: repository.ran())
+        first.send_signal(signal.SIGSTOP)
+        env["INFERNO_WORKER__LEASE_S"] = "60"
+        with start_worker("stopped") as second:
+            # The second takes it over when the first one's lease is over.
+            wait_until(lambda: len(repository.ran()) == 2)
+            # While it runs the task, the first one comes back with an outcome.
+            second.send_signal(signal.SIGSTOP)
+            first.send_signal(signal.SIGCONT)
+            gate.touch()
+            wait_until(lambda: stale() == before + 1)
+            assert not task.ready()
+            second.send_signal(signal.SIGCONT)
+            result = task.get(timeout=30)
+        record, _ = records.fetch(task.id)
+    assert record.attempts == 2
+    assert result["batch"]["id"] == record.batch_id
+
+
+def test_a_task_that_kills_its_worker_dies_alone(repository, start_worker, celery, dead, records):
+    """31 results, one dead letter after three attempts; mended, its replay succeeds."""
+    repository.add("deadly", batching={"max_batch_size": 32})
+    texts = [f"text {n}" for n in range(32)]
+    texts[13] = "kill"
+    with start_worker("deadly"):
+        with occupied(celery, "deadly", repository) as wait_for:
+            tasks = [send(celery, "deadly", text) for text in texts]
+            wait_for(32)
+        deadly = tasks.pop(13)
+        kills = 1
+        while not deadly.ready():
+            with start_worker("deadly") as worker:
+                wait_until(partial(ended, worker, deadly), 30)
+                kills += worker.poll() is not None
+    assert kills == 3
+    with start_worker("deadly"):
+        answers = [task.get(timeout=30)["outputs"]["text"]["data"][0] for task in tasks]
+        assert answers == [text for text in texts if text != "kill"]
+        with pytest.raises(WorkerLost, match="each of 3 forward passes"):
+            deadly.get(timeout=5)
+        record, _ = records.fetch(deadly.id)
+        assert (record.state, record.attempts) == (TaskState.FAILED, 3)
+        letter = dead.show(deadly.id)
+        assert letter.code == "worker_lost"
+        assert letter.batch_id == record.batch_id
+        assert letter.payload["inputs"] == {"text": "kill"}
+        repository.mended.touch()
+        again = dead.replay(deadly.id)
+        wait_until(lambda: records.fetch(again.task_id)[1])
+        record, outcome = records.fetch(again.task_id)
+    assert outcome.succeeded
+    assert record.replay_of == deadly.id
+    assert dead.count() == 0
+
+
+def ended(worker: Popen[bytes], task: AsyncResult) -> bool:
+    return worker.poll() is not None or task.ready()
+
+
+def test_a_delay_outlives_every_worker(repository, start_worker, celery, records, client):
+    retries = {"max_retries": 1, "backoff_s": 4, "jitter": False}
+    repository.add("delayed", retries=retries)
+    with start_worker("delayed"):
+        task = send(celery, "delayed", "once:d")
+        wait_until(lambda: client.zcard("stream:delayed:delayed"))
+    record, _ = records.fetch(task.id)
+    assert (record.state, record.retries) == (TaskState.RETRYING, 1)
+    with start_worker("delayed"):
+        task.get(timeout=30)
+    record, _ = records.fetch(task.id)
+    assert record.started_at >= record.retry_at
+    assert repository.ran() == ["once:d", "once:d"]
+
+
+def test_a_task_out_of_retries_is_a_dead_letter(repository, start_worker, celery, dead):
+    repository.add("spent")
+    with start_worker("spent"):
+        task = send(celery, "spent", "never")
+        with pytest.raises(ForwardFailed, match="never"):
+            task.get(timeout=30)
+    letter = dead.show(task.id)
+    assert letter.retries == 2
+    assert "Transient: never" in letter.traceback
+    assert [found.task_id for found in dead.newest() if found.model == "spent"] == [task.id]
+    assert dead.discard(task.id)
+    assert not dead.discard(task.id)
+
+
+def test_outcomes_wait_for_a_redis_that_is_full(repository, start_worker, celery, client):
+    repository.add("full")
+    gate = repository.root.parent / "gate"
+    with ExitStack() as stack:
+        stack.enter_context(start_worker("full"))
+        task = send(celery, "full", f"hold:{gate}")
+        wait_until(lambda: repository.ran())
+        client.config_set("maxmemory", 1)
+        stack.callback(client.config_set, "maxmemory", 0)
+        gate.touch()
+        log = repository.root.parent / "process.log"
+        wait_until(lambda: "Redis does not take outcomes" in log.read_text())
+        assert not task.ready()
+        client.config_set("maxmemory", 0)
+        task.get(timeout=30)
+    assert len(repository.ran()) == 1
+
+
+def test_a_hanging_forward_pass_ends_its_worker_and_is_a_suspect(
+    repository, start_worker, celery, records, env
+):
+    repository.add("hanging", timeout_s=2)
+    gate = repository.root.parent / "gate"
+    with start_worker("hanging") as worker:
+        task = send(celery, "hanging", f"hold:{gate}")
+        assert worker.wait(timeout=30) == 70
+    gate.touch()
+    with start_worker("hanging"):
+        task.get(timeout=30)
+    assert records.fetch(task.id)[0].attempts == 2
+
+
+def test_urgent_tasks_leave_first_also_out_of_the_buffer(repository, start_worker, celery):
+    repository.add("urgent", batching={"max_batch_size": 4})
+    with start_worker("urgent"):
+        with occupied(celery, "urgent", repository) as wait_for:
+            tasks = [send(celery, "urgent", f"{p}", priority=p) for p in (0, 5, 9, 0)]
+            wait_for(4)
+        for task in tasks:
+            task.get(timeout=20)
+    assert repository.ran()[1:] == ["9", "5", "0", "0"]
