@@ -21,6 +21,7 @@
     │   ├── NotSupported         501  the broker in use cannot do this
     │   ├── ModelUnavailable     503  no live worker serves the model
     │   ├── BrokerUnavailable    503  Redis does not answer
+    │   │   └── FateUnknown      503  the task may have been accepted, or not
     │   ├── PlatformUnreachable  503  the client cannot connect to the platform
     │   └── DeadlineExceeded     504  the forward pass did not start in time
     └── ConfigurationError       the operator must change something
@@ -232,6 +233,13 @@ class BrokerUnavailable(ServingError):
     status = 503
     code = "broker_unavailable"
     title = "Broker unavailable"
+
+
+class FateUnknown(BrokerUnavailable):
+    """The connection to Redis was lost before it was known whether the task was accepted."""
+
+    code = "fate_unknown"
+    title = "Fate unknown"
 
 
 class PlatformUnreachable(ServingError):

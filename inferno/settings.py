@@ -76,6 +76,9 @@ class RedisSettings(Group):
     connect_timeout_s: float = Field(
         default=2.0, gt=0, description="Limit for connecting to Redis, in seconds."
     )
+    timeout_s: float = Field(
+        default=10.0, gt=0, description="Limit for one command of Redis, in seconds."
+    )
 
 
 class BrokerSettings(Group):

@@ -41,6 +41,7 @@ def connect(settings: Settings) -> redis.Redis:
         settings.redis_url,
         max_connections=MAX_CONNECTIONS,
         socket_connect_timeout=settings.redis.connect_timeout_s,
+        socket_timeout=settings.redis.timeout_s,
         socket_keepalive=True,
         health_check_interval=10,
         retry=Retry(NoBackoff(), 0),
@@ -64,6 +65,13 @@ def translated() -> Iterator[None]:
         if not is_refusal(exc):
             raise
         raise BrokerUnavailable(f"Redis cannot write to its disk: {exc}") from exc
+
+
+def never_sent(exc: Exception) -> bool:
+    """Return whether a command failed before it left: there was no connection to send it by."""
+    return isinstance(exc.__context__, ConnectionRefusedError | TimeoutError) and (
+        "connecting" in str(exc)
+    )
 
 
 def is_refusal(exc: Exception) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,14 +19,14 @@ import redis
 from celery import Celery
 
 from inferno import names
-from inferno.errors import BrokerUnavailable
+from inferno.errors import BrokerUnavailable, FateUnknown
 from inferno.protocol import tensors
 from inferno.protocol.requests import InferRequest
 from inferno.protocol.tasks import TaskState
 from inferno.protocol.tensors import Tensors
 from inferno.repository import Package
 from inferno.settings import Settings
-from tasks.connection import translated
+from tasks.connection import UNAVAILABLE, never_sent, translated
 from tasks.lanes import Lanes, Message
 from tasks.records import Record
 from tasks.transitions import Idempotency, Transitions
@@ -87,7 +88,8 @@ class Submitter:
           idempotency: returns the earlier task if there is one.
           most_waiting: refuse if more tasks are in the lane; only streams can tell.
         Raises:
-          BrokerUnavailable: Redis does not answer; the task was not accepted, as far as is known.
+          BrokerUnavailable: Redis does not answer; the task was not accepted.
+          FateUnknown: Redis was lost before it answered.
           KeyReused: the idempotency key belongs to another request.
           Overloaded: more tasks are in the lane.
         """
@@ -126,7 +128,8 @@ class Submitter:
           record: of the earlier task.
           kwargs: of its message.
         Raises:
-          BrokerUnavailable: Redis does not answer; the task was not accepted, as far as is known.
+          BrokerUnavailable: Redis does not answer; the task was not accepted.
+          FateUnknown: Redis was lost before it answered.
         """
         message = Message(
             queue=record.model,
@@ -174,13 +177,24 @@ class Submitter:
         with translated():
             try:
                 task_id = accept()
-            except redis.ConnectionError:
-                # The connection may have been lost after Redis did it; to repeat it does no harm.
-                task_id = accept()
+            except (redis.ConnectionError, redis.TimeoutError) as exc:
+                if never_sent(exc):
+                    raise
+                # Redis may have done it before the connection was lost; repeating does no harm.
+                task_id = self._accept_again(accept, message.task_id)
         if task_id == message.task_id and not lane:
             self._publish(message)
         replayed = task_id != message.task_id
         return Accepted(task_id, record.model, record.version, now, replayed)
+
+    def _accept_again(self, accept: Callable[[], str], task_id: str) -> str:
+        try:
+            return accept()
+        except UNAVAILABLE as exc:
+            raise FateUnknown(
+                f"Redis was lost before it answered; whether the task was accepted will show at "
+                f"/tasks/{task_id}"
+            ) from exc
 
     def _publish(self, message: Message) -> None:
         """Publish after the record was written, on a broker that cannot do both in one step."""

@@ -383,6 +383,9 @@ for i = 2, #KEYS do
     verdict = 0
   elseif not ours then
     verdict = -1
+  end
+  -- A cancellation takes the message away, too.
+  if not ours and state ~= 'cancelled' then
     redis.call('HINCRBY', KEYS[1], 'stale', 1)
   end
   for _ = 1, count do

@@ -14,6 +14,7 @@ from enum import StrEnum
 from threading import Lock
 from typing import Any
 
+from inferno.errors import FateUnknown
 from tests.chaos.model.model import answer
 
 
@@ -110,9 +111,9 @@ class Ledger:
                 self.wrong.append(Violation(text, task_id, f"shares its id with {other.text}"))
 
     def refuse(self, text: str, reason: str) -> None:
-        """Note that the platform did not take a submit."""
+        """Note that the platform did not take a submit, or cannot say whether it did."""
         with self._lock:
-            self._decide(text, Fate.REFUSED)
+            self._decide(text, Fate.UNKNOWN if reason == FateUnknown.code else Fate.REFUSED)
             self._pending -= 1
             self.refusals[reason] += 1
 
