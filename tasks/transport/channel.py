@@ -1,0 +1,523 @@
+"""The channel: queues as streams, what is in our hands, and who lives."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from queue import Empty
+from time import monotonic
+from typing import Any
+
+import redis
+from kombu.log import get_logger
+from kombu.transport import redis as lists
+from kombu.transport import virtual
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tasks.transport import scripts
+
+logger = get_logger(__name__)
+
+#: Queues that are lists as on the stock transport: of remote control, of events, and replies, which
+#: are named by a UUID.
+LISTS = re.compile(r".*\.pidbox|celeryev\..*|[0-9a-f]{8}-[0-9a-f-]{27}")
+
+#: Messages of one fetch when the prefetch count sets no limit.
+UNLIMITED_FETCH = 100
+
+_process: tuple[int, str] = (0, "")
+
+
+def consumer_name() -> str:
+    """Return this process's name as a consumer, the same until it ends.
+
+    A connection with this as its client name is a sign of the process's life.
+    """
+    global _process
+    if _process[0] != os.getpid():
+        _process = os.getpid(), f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+    return _process[1]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The keys of one queue."""
+
+    #: All of its keys begin with this and a colon: ``0`` to ``9`` and ``returned`` are streams,
+    #: ``delayed`` a sorted set, ``bell`` a list, ``consumers`` a hash, ``paused`` a string.
+    key: str
+
+    @classmethod
+    def of(cls, queue: str, global_keyprefix: str = "") -> Lane:
+        """Return the lane of a queue. No key is the queue's name: stock tools call LLEN on that."""
+        return cls(f"{global_keyprefix}stream:{queue}")
+
+    @property
+    def bell(self) -> str:
+        """The list that wakes a waiting consumer."""
+        return f"{self.key}:bell"
+
+    @property
+    def paused(self) -> str:
+        """While this key exists, nothing is handed out."""
+        return f"{self.key}:paused"
+
+
+def pack(
+    body: str,
+    queue: str,
+    *,
+    headers: dict[str, Any],
+    properties: dict[str, Any],
+    priority: int = 0,
+    content_type: str = "application/json",
+    content_encoding: str = "utf-8",
+) -> str:
+    """Return a message as it stands in a stream, for scripts that publish by `scripts.LIBRARY`.
+
+    It is what kombu's producer writes for a message to the default exchange.
+    """
+    payload: str = dumps(
+        {
+            "body": body,
+            "content-encoding": content_encoding,
+            "content-type": content_type,
+            "headers": headers,
+            "properties": {
+                **properties,
+                "delivery_mode": 2,
+                "delivery_info": {"exchange": "", "routing_key": queue},
+                "priority": priority,
+                "body_encoding": "utf-8",
+                "delivery_tag": str(uuid.uuid4()),
+            },
+        }
+    )
+    return payload
+
+
+class QoS(lists.QoS):  # type: ignore[misc]
+    """Keeps count of what is in our hands; for streams, Redis knows the rest."""
+
+    def append(self, message: virtual.Message, delivery_tag: str) -> None:
+        """Take note of a delivered message."""
+        if _entry(message) is None:
+            super().append(message, delivery_tag)
+        else:
+            virtual.QoS.append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message, and delete it."""
+        entry = _entry(self._delivered.get(delivery_tag))
+        if entry is None:
+            super().ack(delivery_tag)
+        else:
+            self.channel.release([entry])
+            self.forget(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Delete a message, or put it at the end of its line."""
+        message = self._delivered.get(delivery_tag)
+        entry = _entry(message)
+        if entry is None:
+            super().reject(delivery_tag, requeue)
+            return
+        if requeue:
+            self.channel.requeue(message)
+        else:
+            self.channel.release([entry])
+        self.forget(delivery_tag)
+
+    def forget(self, delivery_tag: str) -> None:
+        """Free the place of a message that was settled by a script, or is no longer ours."""
+        self._quick_ack(delivery_tag)
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Put everything unacknowledged at the end of its line."""
+        self._flush()
+        for tag, message in list(self._delivered.items()):
+            if _entry(message) is not None:
+                self.channel.requeue(message)
+                del self._delivered[tag]
+        super().restore_unacked(client)
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Restore what lists have delivered, when the channel closes.
+
+        What streams have delivered stays ours: the process may be working on it, and find it again
+        through its next channel. When it ends, others take over.
+        """
+        for tag, message in list(self._delivered.items()):
+            if _entry(message) is not None:
+                del self._delivered[tag]
+        super().restore_unacked_once(stderr)
+
+
+class Channel(lists.Channel):  # type: ignore[misc]
+    """A channel whose ordinary queues are streams."""
+
+    QoS = QoS
+
+    heartbeat_interval = 0.5
+    lease = 900.0
+    grace = 5.0
+
+    from_transport_options = (
+        *lists.Channel.from_transport_options,
+        "heartbeat_interval",
+        "lease",
+        "grace",
+    )
+
+    #: Heartbeats missed before a consumer's connections are looked for.
+    SUSPICIOUS_BEATS = 3
+    #: Times that its connections must be missing, in a row, before it counts as dead.
+    ABSENCES = 2
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._client: Any = None
+        self._commands: redis.Redis | None = None
+        #: Queues whose held messages have been handed out to this channel.
+        self._opened: set[str] = set()
+        self._tended_at = float("-inf")
+        self._patient_until = float("-inf")
+        self._absent: dict[str, int] = {}
+        super().__init__(*args, **kwargs)
+
+    # Connections
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        # A repeated write could be done twice, and a dead Redis shall be noticed at once.
+        params: dict[str, Any] = super()._connparams(asynchronous)
+        return params | {"client_name": consumer_name(), "retry": Retry(NoBackoff(), 0)}
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """Yield a client; the same each time, because making one takes as long as a command."""
+        if client is None and self._client is None:
+            self._client = self._create_client()
+        yield client or self._client
+
+    @property
+    def commands(self) -> redis.Redis:
+        """A client that adds no prefix, for our own keys."""
+        if self._commands is None:
+            self._commands = redis.Redis(connection_pool=self.pool)
+        return self._commands
+
+    def _disconnect_pools(self) -> None:
+        self._client = self._commands = None
+        super()._disconnect_pools()
+
+    def _run(self, script: str, keys: Iterable[str], *args: Any) -> Any:
+        return self.commands.register_script(script)(keys=list(keys), args=args)
+
+    # Queues
+
+    def lane(self, queue: str) -> Lane | None:
+        """Return the keys of a queue, or None when it is no stream."""
+        if LISTS.fullmatch(queue):
+            return None
+        return Lane.of(queue, self.global_keyprefix)
+
+    @property
+    def _lanes(self) -> dict[str, Lane]:
+        """The lanes that this channel consumes, by queue."""
+        lanes = {queue: self.lane(queue) for queue in self.active_queues}
+        return {queue: lane for queue, lane in lanes.items() if lane is not None}
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        lane = self.lane(queue)
+        if lane is None:
+            super()._put(queue, message, **kwargs)
+            return
+        priority = self._get_message_priority(message)
+        self._run(scripts.PUBLISH, [lane.key], priority, _due_ms(message), dumps(message))
+
+    def _get(self, queue: str) -> dict[str, Any]:
+        lane = self.lane(queue)
+        if lane is None:
+            return super()._get(queue)  # type: ignore[no-any-return]
+        for entry in self._take(lane, 1):
+            if (message := self._read(queue, lane, entry)) is not None:
+                return message
+        raise Empty
+
+    def _size(self, queue: str) -> int:
+        lane = self.lane(queue)
+        return int(super()._size(queue) if lane is None else self._run(scripts.SIZE, [lane.key]))
+
+    def _purge(self, queue: str) -> int:
+        lane = self.lane(queue)
+        return int(super()._purge(queue) if lane is None else self._run(scripts.PURGE, [lane.key]))
+
+    def queue_delete(
+        self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
+    ) -> None:
+        """Delete a queue with everything in it."""
+        lane = self.lane(queue)
+        if lane is not None and not (if_empty and self._size(queue)):
+            self._run(scripts.DELETE, [lane.key])
+        super().queue_delete(queue, if_unused, if_empty, **kwargs)
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        lane = self.lane(queue)
+        if lane is None:
+            return bool(super()._has_queue(queue, **kwargs))
+        # A stream exists while it holds messages, its consumers while someone listens.
+        return bool(self._size(queue) or self.commands.exists(f"{lane.key}:consumers"))
+
+    def pause(self, queue: str) -> None:
+        """Hand out nothing more of a queue; what is in someone's hands is finished."""
+        self.commands.set(self._stream(queue).paused, 1)
+
+    def resume(self, queue: str) -> None:
+        """Hand out a paused queue again."""
+        lane = self._stream(queue)
+        with self.commands.pipeline() as pipe:
+            pipe.delete(lane.paused)
+            pipe.lpush(lane.bell, 1)
+            pipe.execute()
+
+    def _stream(self, queue: str) -> Lane:
+        lane = self.lane(queue)
+        if lane is None:
+            raise ValueError(f"the queue {queue!r} is no stream")
+        return lane
+
+    # Messages in our hands
+
+    def release(self, entries: Iterable[tuple[str, str]]) -> int:
+        """Acknowledge and delete entries; returns how many were still ours."""
+        flat = [part for entry in entries for part in entry]
+        return int(self._run(scripts.RELEASE, [], consumer_name(), *flat))
+
+    def requeue(self, message: virtual.Message) -> None:
+        """Put a message at the end of its line, as redelivered, if it is still ours."""
+        payload = message._raw
+        info = payload["properties"]["delivery_info"]
+        lane = self._stream(info.pop("queue"))
+        stream, entry = info.pop("stream"), info.pop("entry")
+        info["redelivered"] = True
+        self._run(
+            scripts.REQUEUE,
+            [lane.key],
+            consumer_name(),
+            stream,
+            entry,
+            self._get_message_priority(payload),
+            dumps(payload),
+        )
+
+    def forget(self, delivery_tag: str) -> None:
+        """Free the place of a message that a script has settled, or that is no longer ours."""
+        self.qos.forget(delivery_tag)
+
+    def leave(self, queue: str) -> int:
+        """Give back what this process holds of a queue, to be handed out first.
+
+        For the end of a process; otherwise others find out by themselves, a little later.
+
+        Returns:
+          how many messages were given back.
+        """
+        return int(self._run(scripts.LEAVE, [self._stream(queue).key], consumer_name()))
+
+    def fetch(self) -> bool:
+        """Hand out what waits, as far as there is credit; returns whether there was anything."""
+        return self._fetch(self._lanes)
+
+    @property
+    def _lease_ms(self) -> int:
+        return round(self.lease * 1000)
+
+    def _credit(self) -> int:
+        credit = self.qos.can_consume_max_estimate()
+        return UNLIMITED_FETCH if credit is None else credit
+
+    def _fetch(self, lanes: dict[str, Lane]) -> bool:
+        found = False
+        for queue, lane in lanes.items():
+            found |= self._hand_out(queue, lane, self._take(lane, self._credit()))
+        return found
+
+    def _take(self, lane: Lane, most: int) -> list[Any]:
+        entries: list[Any] = self._run(
+            scripts.FETCH, [lane.key], consumer_name(), self._lease_ms, most
+        )
+        return entries
+
+    def _open(self, queue: str, lane: Lane) -> None:
+        """Begin to consume: with what an earlier channel of this process held, then what waits."""
+        self._opened.add(queue)
+        held = self._run(scripts.HELD, [lane.key], consumer_name())
+        self._hand_out(queue, lane, held, redelivered=True)
+        self._fetch({queue: lane})
+
+    def _hand_out(
+        self, queue: str, lane: Lane, entries: list[Any], redelivered: bool = False
+    ) -> bool:
+        for entry in entries:
+            message = self._read(queue, lane, entry)
+            if message is not None:
+                if redelivered:
+                    message["properties"]["delivery_info"]["redelivered"] = True
+                self.connection._deliver(message, queue)
+        return bool(entries)
+
+    def _read(self, queue: str, lane: Lane, entry: list[bytes]) -> dict[str, Any] | None:
+        stream, entry_id, payload = entry
+        try:
+            message: dict[str, Any] = loads(bytes_to_str(payload))
+            info = message["properties"].setdefault("delivery_info", {})
+        except (ValueError, TypeError, LookupError, AttributeError):
+            # Kept, but out of the way: it would come back for ever.
+            logger.exception(
+                "A message of %s cannot be read; see %s:unreadable", lane.key, lane.key
+            )
+            self.commands.xadd(f"{lane.key}:unreadable", {"message": payload}, maxlen=1000)
+            self.release([(bytes_to_str(stream), bytes_to_str(entry_id))])
+            return None
+        info["queue"] = queue
+        info["stream"] = bytes_to_str(stream)
+        info["entry"] = bytes_to_str(entry_id)
+        return message
+
+    # Waiting: one BRPOP for the bells of streams and the ordinary lists
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if fresh := {q: lane for q, lane in self._lanes.items() if q not in self._opened}:
+            self._beat()
+            for queue, lane in fresh.items():
+                self._open(queue, lane)
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        keys = [key for queue in queues for key in self._wait_keys(queue)]
+        seconds = self.brpop_timeout if timeout is None else timeout
+        self.client.connection.send_command("BRPOP", *keys, seconds or 0)
+
+    def _wait_keys(self, queue: str) -> list[str]:
+        lane = self.lane(queue)
+        if lane is not None:
+            return [lane.bell]
+        return [f"{self.global_keyprefix}{self._q_for_pri(queue, p)}" for p in self.priority_steps]
+
+    def _brpop_read(self, **options: Any) -> bool:
+        try:
+            try:
+                reply = self.client.parse_response(self.client.connection, "BRPOP", **options)
+            except self.connection_errors:
+                self.client.connection.disconnect()
+                raise
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        if self._closing:
+            return self._put_back(reply)
+        key, item = map(bytes_to_str, reply or (b"", b""))
+        # The client has taken the prefix off.
+        bell = self.global_keyprefix + key
+        rung = {queue: lane for queue, lane in self._lanes.items() if lane.bell == bell}
+        if not reply or rung:
+            for queue in rung:
+                self._queue_cycle.rotate(queue)
+            # Without a bell too: it is lost with a consumer that dies just after it took it.
+            if not self._fetch(rung or self._lanes):
+                raise Empty
+            return True
+        queue = key.rsplit(self.sep, 1)[0]
+        self._queue_cycle.rotate(queue)
+        self.connection._deliver(loads(item), queue)
+        return True
+
+    def _put_back(self, reply: list[bytes] | None) -> bool:
+        """Hand on what arrives while we close: the bell, or the message of a list."""
+        if reply:
+            self.commands.rpush(self.global_keyprefix + bytes_to_str(reply[0]), reply[1])
+        return False
+
+    # Who lives
+
+    def tend(self) -> None:
+        """Report, move what is due, and take over what dead consumers held; in due time only."""
+        if self._lanes and monotonic() >= self._tended_at + self.heartbeat_interval:
+            self._beat()
+
+    def _beat(self) -> None:
+        lanes, now = self._lanes, monotonic()
+        first = self._tended_at == float("-inf")
+        self._tended_at = now
+        redis_ms, consumers = self._run(
+            scripts.TEND,
+            [lane.key for lane in lanes.values()],
+            consumer_name(),
+            self._lease_ms,
+        )
+        reports = [
+            dict(zip(map(bytes_to_str, flat[::2]), flat[1::2], strict=True)) for flat in consumers
+        ]
+        returning = [r.pop(consumer_name(), None) is not None for r in reports]
+        if first and any(returning):
+            self._patient_until = now + self.grace
+        dead = self._dead(reports, redis_ms)
+        for (queue, lane), others in zip(lanes.items(), reports, strict=True):
+            for name in others.keys() & dead:
+                self._take_over(queue, lane, name, others[name])
+
+    def _dead(self, reports: list[dict[str, bytes]], redis_ms: int) -> set[str]:
+        """Return which consumers are dead, given what each reported last."""
+        suspects, dead = set(), set()
+        for name, report in (item for lane in reports for item in lane.items()):
+            reported_ms, lease_ms = map(int, report.split())
+            silence_ms = redis_ms - reported_ms
+            if silence_ms > lease_ms:
+                dead.add(name)
+            elif silence_ms > self.SUSPICIOUS_BEATS * self.heartbeat_interval * 1000:
+                suspects.add(name)
+        if suspects:
+            suspects -= {client["name"] for client in self.commands.client_list()}
+        self._absent = {name: self._absent.get(name, 0) + 1 for name in suspects}
+        dead |= {name for name, times in self._absent.items() if times >= self.ABSENCES}
+        return set() if dead and self._everyone_is_returning() else dead
+
+    def _everyone_is_returning(self) -> bool:
+        if monotonic() < self._patient_until:
+            return True
+        return int(self.commands.info("server")["uptime_in_seconds"]) < self.grace
+
+    def _take_over(self, queue: str, lane: Lane, dead: str, report: bytes) -> None:
+        # What has waited longest should not wait for credit; the rest follows with the next beat.
+        most = self.qos.prefetch_count or UNLIMITED_FETCH
+        if self._credit() == 0 and len(self.qos._delivered) > 2 * most:
+            return
+        claimed = self._run(scripts.CLAIM, [lane.key], dead, report, consumer_name(), most)
+        if claimed:
+            logger.warning("%s is gone; %d messages of %s taken over", dead, len(claimed), queue)
+        self._hand_out(queue, lane, claimed, redelivered=True)
+
+
+def _entry(message: virtual.Message | None) -> tuple[str, str] | None:
+    """Return the stream and id of a delivered message, or None when it came out of a list."""
+    info = message.delivery_info if message is not None else {}
+    return (info["stream"], info["entry"]) if "entry" in info else None
+
+
+def _due_ms(message: dict[str, Any]) -> int:
+    """Return when a message may be handed out, in milliseconds since the epoch; 0: at once."""
+    eta = (message.get("headers") or {}).get("eta")
+    if not eta:
+        return 0
+    due = datetime.fromisoformat(eta)
+    return round((due if due.tzinfo else due.replace(tzinfo=UTC)).timestamp() * 1000)
