@@ -32,6 +32,8 @@ class Deadlines:
 
     #: Pause before another try when Redis does not answer, in seconds.
     RETRY_S = 1.0
+    #: Shortest pause between two looks, so that deadlines close together cost one, in seconds.
+    TICK_S = 0.02
     #: So many are kept before those that nobody waits for any more are looked for.
     KEPT = 1000
 
@@ -107,7 +109,7 @@ class Deadlines:
                     task_ids.append(heapq.heappop(self._due)[1])
                 if task_ids:
                     return task_ids
-                self._changed.wait(self._due[0][0] - now if self._due else None)
+                self._changed.wait(max(self._due[0][0] - now, self.TICK_S) if self._due else None)
             return None
 
     def _expire(self, task_ids: list[str]) -> None:

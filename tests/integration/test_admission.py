@@ -39,9 +39,12 @@ def app_client(settings: Settings) -> Iterator[FlaskClient]:
     app.extensions["inferno"].close()
 
 
-def submit(web: FlaskClient, text: str, **options):
+KEY = {"Idempotency-Key": "late"}
+
+
+def submit(web: FlaskClient, text: str, headers: dict[str, str] | None = None, **options):
     body = {"model": "slow", "inputs": {"text": text}, **options}
-    return web.post("/infer", json=body)
+    return web.post("/infer", json=body, headers=headers)
 
 
 def test_what_could_not_start_in_time_is_refused(web, tolerant, repository, start_worker, client):
@@ -61,7 +64,7 @@ def test_what_could_not_start_in_time_is_refused(web, tolerant, repository, star
             assert submit(web, "sleep:0").status_code == 202
 
         keys = set(client.scan_iter())
-        refused = submit(web, "late", timeout_ms=2000)
+        refused = submit(web, "late", KEY, timeout_ms=2000)
         assert refused.status_code == 429
         problem = refused.get_json(force=True)
         assert (problem["code"], problem["field"]) == ("overloaded", "timeout_ms")
@@ -73,6 +76,8 @@ def test_what_could_not_start_in_time_is_refused(web, tolerant, repository, star
         )
         assert predict.status_code == 429
 
+        # The refused request has left its key free.
+        assert submit(web, "late", KEY, timeout_ms=600_000).status_code == 202
         # More time, more urgency, no deadline, or an operator who wants it so.
         assert submit(web, "patient", timeout_ms=600_000).status_code == 202
         assert submit(web, "urgent", timeout_ms=2000, priority=9).status_code == 202
