@@ -28,6 +28,7 @@ import websocket
 
 from inferno.errors import (
     InfernoError,
+    InvalidRequest,
     ModelNotFound,
     PlatformUnreachable,
     RequestError,
@@ -78,6 +79,8 @@ class Request:
     priority: int = 0
     #: The forward pass must start within this many milliseconds.
     timeout_ms: float | None = None
+    #: Of `stream`: the same request with the same key is done once, however often it is sent.
+    idempotency_key: str | None = None
 
     def options(self) -> dict[str, Any]:
         """Return what is not said by default: version, outputs, priority and timeout_ms."""
@@ -182,6 +185,7 @@ class Client:
         outputs: list[str] | None = None,
         priority: int = 0,
         timeout_ms: float | None = None,
+        idempotency_key: str | None = None,
     ) -> Task:
         """Hand in a task and return at once.
 
@@ -192,13 +196,16 @@ class Client:
           outputs: those to return; default all.
           priority: 0 to 9; higher is sooner.
           timeout_ms: the forward pass must start within it.
+          idempotency_key: the same call with the same key makes one task, however often it is
+            repeated; printable ASCII.
 
         Raises:
           RequestError: the request is wrong; nothing was queued.
           ServingError: the platform cannot take it.
         """
         request = Request(model, inputs, version, outputs, priority, timeout_ms)
-        answer = self._call("POST", "/infer", self._body(request))
+        headers = _key_header(idempotency_key)
+        answer = self._call("POST", "/infer", self._body(request), headers=headers)
         return Task(self, answer["task_id"])
 
     def task(self, task_id: str, wait_s: float = 0.0) -> dict[str, Any]:
@@ -243,6 +250,7 @@ class Client:
         priority: int = 0,
         timeout_ms: float | None = None,
         timeout_s: float = 30.0,
+        idempotency_key: str | None = None,
     ) -> Result:
         """Hand in a task and wait for its result.
 
@@ -254,9 +262,12 @@ class Client:
           priority: 0 to 9; higher is sooner.
           timeout_ms: the forward pass must start within it.
           timeout_s: how long to wait for the result.
+          idempotency_key: the same call with the same key makes one task, and returns its result
+            again; printable ASCII.
 
         Raises:
           TimeoutError: the task is not over yet; it goes on.
+          RequestInProgress: the first call with this key still waits for its result.
           InfernoError: the one that the task ended with, or that the platform answers.
         """
         deadline = time.monotonic() + timeout_s
@@ -264,8 +275,8 @@ class Client:
         body = {name: value for name, value in self._body(request).items() if name != "model"}
         path = f"/v1/models/{quote(model, safe='')}:predict"
         # Whole seconds are all that the header can say.
-        prefer = {"Prefer": f"wait={min(timeout_s, POLL_S):.0f}"}
-        answer = self._call("POST", path, body, wait_s=POLL_S, headers=prefer)
+        headers = {"Prefer": f"wait={min(timeout_s, POLL_S):.0f}", **_key_header(idempotency_key)}
+        answer = self._call("POST", path, body, wait_s=POLL_S, headers=headers)
         if "outputs" in answer:
             return _result(answer | {"status": TaskState.SUCCEEDED})
         # The platform's patience ended before ours; the task goes on.
@@ -303,6 +314,8 @@ class Client:
                             "id": ref,
                             **self._body(item),
                         }
+                        if item.idempotency_key is not None:
+                            message["idempotency_key"] = item.idempotency_key
                     else:
                         task_id = item.id if isinstance(item, Task) else item
                         accepted[task_id] = None
@@ -463,6 +476,16 @@ class Client:
         except (httpx.HTTPError, websocket.WebSocketException, OSError) as exc:
             reason = str(exc) or type(exc).__name__
             raise ServingError(f"the connection to {self.url} failed: {reason}") from exc
+
+
+def _key_header(key: str | None) -> dict[str, str]:
+    """Write an idempotency key as the string of a structured field."""
+    if key is None:
+        return {}
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidRequest(f"expected printable ASCII, got {key!r}", "idempotency_key")
+    escaped = key.replace("\\", "\\\\").replace('"', '\\"')
+    return {"Idempotency-Key": f'"{escaped}"'}
 
 
 def rebuild(problem: Any, status: int = 500) -> InfernoError:

@@ -217,6 +217,8 @@ class Overloaded(ServingError):
     code = "overloaded"
     title = "Overloaded"
     retry_after_s: int = 1
+    #: Tasks that are ahead of it.
+    waiting: int = 0
 
 
 class ModelUnavailable(ServingError):

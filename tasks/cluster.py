@@ -9,6 +9,7 @@ import msgspec
 import redis
 
 from inferno import names
+from inferno.pace import Speed
 from inferno.settings import Settings
 from tasks.connection import translated
 
@@ -26,6 +27,8 @@ class WorkerReport(msgspec.Struct, frozen=True):
     pid: int
     #: Seconds since the epoch.
     reported_at: float
+    #: How fast it is, by model; those that have answered nothing yet are missing.
+    speeds: dict[str, Speed] = {}
 
 
 _encode = msgspec.json.Encoder().encode
@@ -62,6 +65,21 @@ class Cluster:
                 self._read_at = time.monotonic()
         oldest = time.time() - self._ttl
         return [report for report in self._workers if report.reported_at >= oldest]
+
+    def speed(self, model: str) -> Speed | None:
+        """Return what all ready workers of a model can do, or None when that is not known of all.
+
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        total = None
+        for report in self.workers():
+            if report.state == "ready" and model in report.models:
+                speed = report.speeds.get(model)
+                if speed is None:
+                    return None
+                total = speed if total is None else total + speed
+        return total
 
     def report(self, report: WorkerReport) -> None:
         """Leave a report, and remove those of workers that are long gone."""

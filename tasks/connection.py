@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -64,7 +65,7 @@ def translated() -> Iterator[None]:
     except redis.ResponseError as exc:
         if not is_refusal(exc):
             raise
-        raise BrokerUnavailable(f"Redis cannot write to its disk: {exc}") from exc
+        raise BrokerUnavailable(f"Redis takes no writes: {exc}") from exc
 
 
 def never_sent(exc: Exception) -> bool:
@@ -75,5 +76,8 @@ def never_sent(exc: Exception) -> bool:
 
 
 def is_refusal(exc: Exception) -> bool:
-    """Return whether Redis refused a write because it cannot save it."""
-    return str(exc).startswith("MISCONF")
+    """Return whether Redis refused a write for want of memory, or because it cannot save it.
+
+    Redis 6 wraps what a script was refused in an error of the script's.
+    """
+    return re.search(r"(^|-)(MISCONF|OOM) ", str(exc)) is not None

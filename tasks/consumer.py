@@ -36,6 +36,7 @@ from inferno.errors import (
     ModelNotFound,
     TaskCancelled,
 )
+from inferno.pace import Pace
 from inferno.protocol.signature import Limits
 from inferno.repository import Model, Package
 from tasks import events
@@ -68,6 +69,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         executors: int,
         former: BatchFormer[Member],
         watch: Watch,
+        pace: Pace,
     ) -> None:
         """Serve one model.
 
@@ -79,6 +81,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
           executors: forward passes at the same time.
           former: decides which tasks leave together.
           watch: guards against a model that hangs.
+          pace: measures how fast it is.
         """
         super().__init__()
         self.name = names.task_name(model.name)
@@ -89,6 +92,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._executors = executors
         self._former = former
         self._watch = watch
+        self._pace = pace
         self._running = 0
         #: Messages in the batches that run, each with those that the broker handed over again
         #: meanwhile, after a reconnect.
@@ -290,7 +294,11 @@ class InferenceTask(Batches):  # type: ignore[misc]
         except InfernoError as exc:
             logger.error("batch %s: %s", batch.id, exc)
             return self._settler.fail(members, exc)
-        return self._settler.settle(answer(engine, batch, members, self._watch))
+        started = time.monotonic()
+        answers = answer(engine, batch, members, self._watch)
+        rows = sum(member.rows for member in members)
+        self._pace.note(len(members), rows, time.monotonic() - started)
+        return self._settler.settle(answers)
 
     def _alone(self, member: Member, last: Begun) -> list[Settled]:
         """Run a member that was in a forward pass during which its worker ended."""

@@ -198,6 +198,7 @@ class Records:
         """
         self._redis = client
         self._prefix = settings.redis.prefix
+        self._fetch = client.register_script(_FETCH)
 
     def fetch(self, task_id: str) -> tuple[Record | None, Outcome | None]:
         """Return a task's record and outcome, as far as they are there.
@@ -205,12 +206,11 @@ class Records:
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
-        with translated(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.hgetall(names.record_key(self._prefix, task_id))
-            pipe.get(names.result_key(task_id))
-            fields, payload = pipe.execute()
+        keys = [names.record_key(self._prefix, task_id), names.result_key(task_id)]
+        with translated():
+            flat, payload = cast(tuple[list[bytes], bytes | None], self._fetch(keys=keys))
         return (
-            Record.read(task_id, fields) if fields else None,
+            Record.read(task_id, dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None,
             decode_outcome(payload) if payload else None,
         )
 
@@ -258,3 +258,8 @@ class Records:
                 Record.read(task_id, fields) if fields else None
                 for task_id, fields in zip(task_ids, pipe.execute(), strict=True)
             ]
+
+
+#: KEYS: record, result. Both as they are at one time; a full Redis refuses transactions, also those
+#: that only read.
+_FETCH = "return {redis.call('HGETALL', KEYS[1]), redis.call('GET', KEYS[2])}"

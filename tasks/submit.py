@@ -44,6 +44,8 @@ class Accepted:
     version: int | None
     #: Seconds since the epoch.
     accepted_at: float
+    #: The forward pass must have started by then; seconds since the epoch.
+    deadline: float | None = None
     #: An earlier request with the same Idempotency-Key has made it.
     replayed: bool = False
 
@@ -86,12 +88,12 @@ class Submitter:
           inputs: what `InferRequest.arrays` made of its inputs.
           task_id: chosen beforehand by a caller who waits for it already.
           idempotency: returns the earlier task if there is one.
-          most_waiting: refuse if more tasks are in the lane; only streams can tell.
+          most_waiting: refuse if more tasks are ahead of it in its lane; only streams can tell.
         Raises:
           BrokerUnavailable: Redis does not answer; the task was not accepted.
           FateUnknown: Redis was lost before it answered.
           KeyReused: the idempotency key belongs to another request.
-          Overloaded: more tasks are in the lane.
+          Overloaded: more tasks are ahead of it.
         """
         kwargs: dict[str, Any] = {
             "inputs": {
@@ -120,6 +122,16 @@ class Submitter:
             idempotency=idempotency,
             most_waiting=most_waiting,
         )
+
+    def earlier(self, idempotency: Idempotency) -> str | None:
+        """Return the id of the task that an Idempotency-Key has made, or None.
+
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+          KeyReused: the idempotency key belongs to another request.
+        """
+        with translated():
+            return self._transitions.earlier(idempotency)
 
     def repeat(self, record: Record, kwargs: dict[str, Any]) -> Accepted:
         """Publish again, as a new task, what an earlier one was asked.
@@ -183,9 +195,9 @@ class Submitter:
                 # Redis may have done it before the connection was lost; repeating does no harm.
                 task_id = self._accept_again(accept, message.task_id)
         if task_id == message.task_id and not lane:
-            self._publish(message)
+            self._publish(message, idempotency)
         replayed = task_id != message.task_id
-        return Accepted(task_id, record.model, record.version, now, replayed)
+        return Accepted(task_id, record.model, record.version, now, record.deadline, replayed)
 
     def _accept_again(self, accept: Callable[[], str], task_id: str) -> str:
         try:
@@ -196,18 +208,18 @@ class Submitter:
                 f"/tasks/{task_id}"
             ) from exc
 
-    def _publish(self, message: Message) -> None:
+    def _publish(self, message: Message, idempotency: Idempotency | None) -> None:
         """Publish after the record was written, on a broker that cannot do both in one step."""
         try:
             self._lanes.send(message)
         except BrokerUnavailable:
-            self._withdraw(message.task_id)
+            self._withdraw(message.task_id, idempotency)
             raise
 
-    def _withdraw(self, task_id: str) -> None:
+    def _withdraw(self, task_id: str, idempotency: Idempotency | None) -> None:
         try:
             with translated():
-                self._transitions.forget(task_id)
+                self._transitions.forget(task_id, idempotency)
         except BrokerUnavailable:
             # The record expires by itself; it says `queued` until then.
             logger.warning("task %s was not accepted, but its record remains", task_id)

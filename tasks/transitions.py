@@ -126,12 +126,13 @@ class Transitions:
           lane: as `Lanes.key`; "" leaves the publishing to the caller.
           payload: as `Lanes.pack`.
           idempotency: makes the task once, however often it is asked for.
-          most_waiting: refuse if more tasks are in the lane.
+          most_waiting: refuse if more tasks are ahead of it: they wait in its lane or are in
+            workers' hands, with the same priority or a higher one.
         Returns:
           the id of the task: an earlier one's when the idempotency key has made it already.
         Raises:
           KeyReused: the idempotency key has made a task of another request.
-          Overloaded: more tasks are in the lane.
+          Overloaded: more tasks are ahead of it.
           redis.RedisError: Redis does not take it, or it is unknown whether it did.
         """
         fields = record.fields()
@@ -158,21 +159,29 @@ class Transitions:
         )
         answer, value = cast(list[bytes], reply)
         if answer == b"overloaded":
-            raise Overloaded(f"{int(value)} tasks wait already")
+            error = Overloaded(f"{int(value)} tasks are ahead of it")
+            error.waiting = int(value)
+            raise error
         if answer == b"made":
             assert idempotency is not None
-            fingerprint, _, task_id = value.decode().partition(" ")
-            if fingerprint != idempotency.fingerprint:
-                raise KeyReused(
-                    "this Idempotency-Key was used for another request; choose a new one for each",
-                    "Idempotency-Key",
-                )
-            return task_id
+            return _made(value, idempotency)
         return record.task_id
 
-    def forget(self, task_id: str) -> None:
-        """Delete the record of a task that was never published."""
-        self._redis.delete(names.record_key(self._prefix, task_id))
+    def earlier(self, idempotency: Idempotency) -> str | None:
+        """Return the id of the task that an idempotency key has made, or None.
+
+        Raises:
+          KeyReused: it has made a task of another request.
+        """
+        value = self._redis.get(names.idempotency_key(self._prefix, idempotency.digest))
+        return None if value is None else _made(cast(bytes, value), idempotency)
+
+    def forget(self, task_id: str, idempotency: Idempotency | None) -> None:
+        """Delete the record of a task that was never published, and free its idempotency key."""
+        keys = [names.record_key(self._prefix, task_id)]
+        if idempotency is not None:
+            keys.append(names.idempotency_key(self._prefix, idempotency.digest))
+        self._redis.delete(*keys)
 
     def begin(
         self, riders: Sequence[Rider], batch_id: str, *, alone: bool = False
@@ -285,12 +294,34 @@ class Transitions:
         return [["SET", key, payload, "EX", self._tasks.result_ttl_s]]
 
 
+def _made(value: bytes, idempotency: Idempotency) -> str:
+    """Return the task of what is stored under an idempotency key."""
+    fingerprint, _, task_id = value.decode().partition(" ")
+    if fingerprint != idempotency.fingerprint:
+        raise KeyReused(
+            "this Idempotency-Key was used for another request; choose a new one for each",
+            "Idempotency-Key",
+        )
+    return task_id
+
+
 _IS_OVER = "local over = {" + ", ".join(f"['{state}'] = true" for state in sorted(TERMINAL)) + "}\n"
 
 #: KEYS: record, index, idempotency key. ARGV: see `accept`.
 _ACCEPT = (
     scripts.LIBRARY
     + """
+local function ahead(lane, priority)
+  local count = 0
+  for _, name in ipairs(STREAMS) do
+    count = count + redis.call('XLEN', lane .. ':' .. name)
+    if name == priority then
+      break
+    end
+  end
+  return count
+end
+
 local record, index, key = KEYS[1], KEYS[2], KEYS[3]
 local task_id, accepted_at, ttl, listed = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local made, key_ttl, lane, most = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
@@ -304,7 +335,7 @@ if redis.call('EXISTS', record) == 1 then
   return {'accepted', ''}
 end
 if most >= 0 and lane ~= '' then
-  local count = backlog(lane)
+  local count = ahead(lane, ARGV[9])
   if count > most then
     return {'overloaded', tostring(count)}
   end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -94,3 +95,21 @@ def worker(model: str, env: Mapping[str, str], log: Path) -> Iterator[subprocess
         wait_until(lambda: ready in log.read_text(errors="replace") or popen.poll() is not None, 60)
         assert popen.poll() is None, log.read_text(errors="replace")
         yield popen
+
+
+@contextmanager
+def web(env: Mapping[str, str], log: Path) -> Iterator[str]:
+    """Run the web tier as it is deployed, in one process; yields its address."""
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "--config", "web/gunicorn_conf.py"]
+    settings = {"INFERNO_SERVER__PORT": str(port), "INFERNO_SERVER__PROCESSES": "1"}
+
+    def answers() -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return True
+        return False
+
+    with process([*command, "web.app:create_app()"], {**settings, **env}, log) as popen:
+        wait_until(lambda: answers() or popen.poll() is not None)
+        assert popen.poll() is None, log.read_text(errors="replace")
+        yield f"127.0.0.1:{port}"

@@ -169,6 +169,10 @@ class Bridge:
                 if not subscriptions:
                     self._leave(subscription.channel)
 
+    def awaits(self, task_id: str) -> bool:
+        """Return whether somebody in this process waits for a task."""
+        return names.result_key(task_id).encode() in self._waiting
+
     def _leave(self, channel: bytes) -> None:
         del self._waiting[channel]
         self._left.append(channel)

@@ -9,13 +9,15 @@ from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.wrappers import Response as AnyResponse
 
-from inferno.errors import InfernoError, PayloadTooLarge
+from inferno.errors import InfernoError, Overloaded, PayloadTooLarge, RequestInProgress
 from web import documents
 
 log = logging.getLogger(__name__)
 
 #: When a client may try again after a 503, in seconds.
 RETRY_AFTER_S = 2
+#: When a request may be over that is in progress, in seconds.
+IN_PROGRESS_S = 1
 #: What clients are told of an error that nobody foresaw.
 UNEXPECTED = InfernoError("something went wrong; the log of the server says what")
 
@@ -36,7 +38,12 @@ def problem(error: InfernoError, **extensions: Any) -> Response:
     """
     if error.status >= 500:
         log.warning("%s %s: %s", request.method, request.path, error)
-    return _respond(error.problem() | extensions)
+    response = _respond(error.problem() | extensions)
+    if isinstance(error, Overloaded):
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    elif isinstance(error, RequestInProgress):
+        response.headers["Retry-After"] = str(IN_PROGRESS_S)
+    return response
 
 
 def _http_problem(error: HTTPException) -> AnyResponse:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgspec
 from flask import Blueprint, Response, request
 
-from inferno.errors import DeadlineExceeded, ModelUnavailable
+from inferno.errors import BrokerUnavailable, ModelUnavailable, RequestInProgress
 from inferno.protocol.requests import InferRequest, parse_predict, parse_submit
-from inferno.protocol.tasks import TaskState
 from tasks.records import Outcome
 from tasks.submit import Accepted, new_task_id
-from web import documents
+from tasks.transitions import Idempotency
+from web import disconnect, documents, idempotency
 from web.bridge import Waiter
 from web.errors import problem
 from web.preference import Preference, prefer
@@ -20,9 +20,8 @@ blueprint = Blueprint("infer", __name__)
 
 #: When a pending task is worth asking for, in seconds.
 RETRY_AFTER_S = 1
-
-#: How long after a deadline its worker may still say so, in seconds.
-LATE_S = 0.1
+#: The status of a request whose client has left, as nginx has it; nobody receives it.
+CLIENT_CLOSED_REQUEST = 499
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -34,18 +33,22 @@ def infer() -> Response:
     # Clients send JSON without saying so; `get_json` would refuse them.
     body = request.get_data()
     wanted = parse_submit(body)
+    key = idempotency.from_header("infer", body)
     preference = prefer(request.headers.get("Prefer"), 0.0)
     if not preference.wait_s:
-        return _accepted(here.submit(wanted), body, preference)
+        return _accepted(here.submit(wanted, key), body, preference)
     package, inputs = here.validate(wanted)
     task_id = new_task_id()
     with Waiter(here.bridge, task_id) as waiter:
-        task = here.submitter.submit(wanted, package, inputs, task_id)
-        outcome = waiter.wait(preference.wait_s)
-    if outcome is None:
-        return _accepted(task, body, preference)
-    document = documents.task(task_id, *here.records.fetch(task_id))
-    return _respond(document, 200, preference)
+        task = here.publish(wanted, package, inputs, task_id, key)
+        outcome = None if task.replayed else _wait(waiter, task, wanted, preference, key)
+    if outcome is not None or task.replayed:
+        # An earlier task may be over for long, or have to be waited for.
+        record, outcome = here.fetch(task.task_id, preference.wait_s if task.replayed else 0.0)
+        document = documents.task(task.task_id, record, outcome)
+        if outcome is not None:
+            return _respond(document, 200, preference, task.replayed)
+    return _accepted(task, body, preference)
 
 
 @blueprint.post("/models/<model>:predict")
@@ -54,8 +57,9 @@ def predict(model: str) -> Response:
     here = services()
     body = request.get_data()
     wanted = parse_predict(body, model)
+    key = idempotency.from_header(f"predict {model}", body)
     package, inputs = here.validate(wanted)
-    if model not in here.loaded():
+    if model not in here.loaded() and not (key and here.submitter.earlier(key)):
         raise ModelUnavailable(
             f"no live worker serves {model}; start one with: inferno worker {model}", "model"
         )
@@ -63,50 +67,75 @@ def predict(model: str) -> Response:
     preference = prefer(request.headers.get("Prefer"), default_s)
     task_id = new_task_id()
     with Waiter(here.bridge, task_id) as waiter:
-        task = here.submitter.submit(wanted, package, inputs, task_id)
-        outcome = _wait(waiter, task, wanted, preference)
+        task = here.publish(wanted, package, inputs, task_id, key)
+        outcome = None if task.replayed else _wait(waiter, task, wanted, preference, key)
+    if task.replayed:
+        record, outcome = here.fetch(task.task_id)
+        documents.task(task.task_id, record, outcome)  # Raises if its result is gone.
+        if outcome is None and preference.wait_s:
+            running = RequestInProgress("the first request with this Idempotency-Key still runs")
+            return problem(running, task_id=task.task_id)
     if outcome is None:
         return _accepted(task, body, preference)
-    return _finished(outcome, preference)
+    return _finished(outcome, preference, task.replayed)
+
+
+@blueprint.errorhandler(disconnect.Disconnected)
+def _hung_up(exc: disconnect.Disconnected) -> Response:
+    here = services()
+    try:
+        disconnect.cancel_unwanted(exc.task_id, here.client, here.control)
+    except BrokerUnavailable as error:
+        return problem(error)
+    return Response(status=CLIENT_CLOSED_REQUEST)
 
 
 def _wait(
-    waiter: Waiter, task: Accepted, wanted: InferRequest, preference: Preference
+    waiter: Waiter,
+    task: Accepted,
+    wanted: InferRequest,
+    preference: Preference,
+    key: Idempotency | None,
 ) -> Outcome | None:
-    """Wait for as long as the caller wants to, or until the task's deadline has passed in its lane.
+    """Wait for as long as the caller wants to.
 
-    A worker that holds the task says itself that it is too late; one that never comes cannot.
+    Raises:
+      Disconnected: the caller has hung up, and the settings say that this matters.
     """
     here = services()
-    timeout_ms = wanted.timeout_ms or here.settings.tasks.timeout_ms
-    if timeout_ms is None or timeout_ms / 1000 + LATE_S >= preference.wait_s:
+    here.deadlines.watch(task.task_id, task.deadline)
+    # Who gave a key may come back with it, and a webhook is somebody else who waits.
+    wanted_anyway = key is not None or wanted.webhook is not None
+    if wanted_anyway or not here.settings.tasks.cancel_on_disconnect:
         return waiter.wait(preference.wait_s)
-    first_s = timeout_ms / 1000 + LATE_S
-    outcome = waiter.wait(first_s)
-    if outcome is None:
-        record, _ = here.records.fetch(task.task_id)
-        if record is not None and record.state is TaskState.QUEUED:
-            late = DeadlineExceeded("the forward pass did not start in time", "timeout_ms")
-            return Outcome(task.task_id, msgspec.Raw(b""), late)
-        outcome = waiter.wait(preference.wait_s - first_s)
-    return outcome
+    return disconnect.wait(waiter, task.task_id, preference.wait_s, request.environ)
 
 
-def _finished(outcome: Outcome, preference: Preference) -> Response:
-    if outcome.error is not None:
-        return problem(outcome.error, task_id=outcome.task_id)
-    return _respond(documents.answer(outcome), 200, preference)
+def _finished(outcome: Outcome, preference: Preference, replayed: bool) -> Response:
+    if outcome.error is None:
+        return _respond(documents.answer(outcome), 200, preference, replayed)
+    response = problem(outcome.error, task_id=outcome.task_id)
+    return _marked(response, replayed)
 
 
 def _accepted(task: Accepted, body: bytes, preference: Preference) -> Response:
-    response = _respond(documents.accepted(task, _members(body)), 202, preference)
+    document = documents.accepted(task, _members(body))
+    response = _respond(document, 202, preference, task.replayed)
     response.headers["Location"] = f"/tasks/{task.task_id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return response
 
 
-def _respond(document: dict[str, object], status: int, preference: Preference) -> Response:
+def _respond(
+    document: dict[str, object], status: int, preference: Preference, replayed: bool
+) -> Response:
     response = Response(documents.encode(document), status, mimetype="application/json")
     if preference.applied is not None:
         response.headers["Preference-Applied"] = preference.applied
+    return _marked(response, replayed)
+
+
+def _marked(response: Response, replayed: bool) -> Response:
+    if replayed:
+        response.headers[idempotency.REPLAYED_HEADER] = "true"
     return response

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import redis
 from flask import current_app
 
-from inferno.errors import InvalidInput
+from inferno.errors import InvalidInput, Overloaded
 from inferno.protocol.requests import InferRequest
 from inferno.protocol.signature import Limits
 from inferno.protocol.tensors import Tensors
@@ -17,9 +18,12 @@ from inferno.settings import Settings
 from tasks.celery import app as celery_app
 from tasks.cluster import Cluster
 from tasks.connection import connect
-from tasks.records import Records
+from tasks.control import Control
+from tasks.records import Outcome, Record, Records
 from tasks.submit import Accepted, Submitter
-from web.bridge import Bridge
+from tasks.transitions import Idempotency
+from web.bridge import Bridge, Waiter
+from web.deadlines import Deadlines, is_late
 from web.peer import Peers
 
 #: A socket that takes no data for so many ping intervals is cut off.
@@ -36,8 +40,10 @@ class Services:
     client: redis.Redis
     records: Records
     submitter: Submitter
+    control: Control
     cluster: Cluster
     bridge: Bridge
+    deadlines: Deadlines
     peers: Peers
 
     @classmethod
@@ -49,6 +55,8 @@ class Services:
         """
         client = connect(settings)
         records = Records(client, settings)
+        control = Control(celery_app, client, settings)
+        bridge = Bridge(client, records)
         sizes = settings.limits
         return cls(
             settings=settings,
@@ -57,8 +65,10 @@ class Services:
             client=client,
             records=records,
             submitter=Submitter(celery_app, client, settings),
+            control=control,
             cluster=Cluster(client, settings),
-            bridge=Bridge(client, records),
+            bridge=bridge,
+            deadlines=Deadlines(bridge, records, control),
             peers=Peers(
                 settings.websocket.max_queued_messages,
                 STALLED_PINGS * settings.websocket.ping_interval_s,
@@ -68,6 +78,7 @@ class Services:
     def close(self) -> None:
         """Close every socket and connection."""
         self.peers.close()
+        self.deadlines.stop()
         self.bridge.stop()
         self.client.close()
 
@@ -90,15 +101,91 @@ class Services:
                 raise InvalidInput(f"expected at most {most} rows, got {rows}", "inputs")
         return package, inputs
 
-    def submit(self, request: InferRequest) -> Accepted:
+    def submit(self, request: InferRequest, idempotency: Idempotency | None = None) -> Accepted:
         """Validate a request and publish its task.
 
         Raises:
           RequestError: it is wrong.
-          BrokerUnavailable: Redis does not answer; the task was not accepted.
+          ServingError: as `publish`.
         """
         package, inputs = self.validate(request)
-        return self.submitter.submit(request, package, inputs)
+        return self.publish(request, package, inputs, idempotency=idempotency)
+
+    def publish(
+        self,
+        request: InferRequest,
+        package: Package,
+        inputs: Tensors,
+        task_id: str | None = None,
+        idempotency: Idempotency | None = None,
+    ) -> Accepted:
+        """Publish the task of a validated request, unless it could not start in time.
+
+        Args:
+          request: what the client asked for.
+          package: as `validate` returned it.
+          inputs: likewise.
+          task_id: chosen beforehand by a caller who waits for it already.
+          idempotency: returns the earlier task if there is one.
+        Raises:
+          KeyReused: the idempotency key belongs to another request.
+          Overloaded: the predicted wait is longer than the deadline.
+          BrokerUnavailable: Redis does not answer; the task was not accepted.
+        """
+        tasks = self.settings.tasks
+        deadline_s = (request.timeout_ms or tasks.timeout_ms or 0.0) / 1000
+        hopeless = deadline_s and tasks.refuse_hopeless
+        speed = self.cluster.speed(package.name) if hopeless else None
+        try:
+            task = self.submitter.submit(
+                request,
+                package,
+                inputs,
+                task_id,
+                idempotency=idempotency,
+                most_waiting=None if speed is None else speed.most_waiting(deadline_s),
+            )
+        except Overloaded as exc:
+            assert speed is not None
+            wait_s = speed.wait_s(exc.waiting)
+            error = Overloaded(
+                f"{exc.waiting} tasks are ahead of it: it would wait for about {wait_s:.1f} s, "
+                f"and has to start within {deadline_s:g} s",
+                "timeout_ms",
+            )
+            error.retry_after_s = max(math.ceil(wait_s - deadline_s), 1)
+            raise error from None
+        if not task.replayed:
+            return task
+        record, _ = self.records.fetch(task.task_id)
+        if record is None:
+            return task
+        return replace(
+            task,
+            version=record.version,
+            accepted_at=record.accepted_at,
+            deadline=record.deadline,
+        )
+
+    def fetch(self, task_id: str, wait_s: float = 0.0) -> tuple[Record | None, Outcome | None]:
+        """Return a task's record and outcome, as far as they are there.
+
+        Args:
+          task_id: which; if its deadline has passed while no worker had it, it is ended first.
+          wait_s: how long to wait for its end, in seconds.
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        record, outcome = self.records.fetch(task_id)
+        if record is not None and is_late(record):
+            self.control.expire(record)
+            record, outcome = self.records.fetch(task_id)
+        if wait_s and outcome is None and record is not None and not record.state.terminal:
+            with Waiter(self.bridge, task_id) as waiter:
+                self.deadlines.watch(task_id, record.deadline)
+                waiter.wait(wait_s)
+            record, outcome = self.records.fetch(task_id)
+        return record, outcome
 
     def loaded(self) -> dict[str, set[int]]:
         """Return the loaded versions of each model that a ready worker serves.

@@ -24,6 +24,7 @@ from tasks.records import Outcome
 from web import documents
 from web.bridge import Subscription
 from web.errors import UNEXPECTED
+from web.idempotency import from_field
 from web.peer import Peer
 from web.preference import wait_parameter
 from web.services import Services, services
@@ -45,7 +46,8 @@ def one_task(ws: Server, task_id: str) -> None:
     with here.peers.open(ws) as peer:
         try:
             wait_s = wait_parameter(wait, default_s=WAIT_S, most_s=WAIT_S)
-            document = documents.task(task_id, *here.records.fetch(task_id))
+            record, outcome = here.fetch(task_id)
+            document = documents.task(task_id, record, outcome)
         except InfernoError as exc:
             peer.put(_error(task_id, exc))
             return
@@ -58,6 +60,7 @@ def one_task(ws: Server, task_id: str) -> None:
             peer.close()
 
         subscription = here.bridge.subscribe(task_id, arrived)
+        here.deadlines.watch(task_id, None if record is None else record.deadline)
         try:
             deadline = time.monotonic() + wait_s
             while (remaining_s := deadline - time.monotonic()) > 0:
@@ -148,7 +151,10 @@ class Conversation:
     def _submit_one(self, reference: Any, message: dict[str, Any]) -> None:
         try:
             self._check_room()
-            task = self._here.submit(convert_submit(message))
+            key = message.pop("idempotency_key", None)
+            said = msgspec.json.encode(message, order="sorted")
+            idempotency = from_field(key, "submit", said)
+            task = self._here.submit(convert_submit(message), idempotency)
         except InfernoError as exc:
             self._say(reference, {"type": "error", "data": exc.problem()})
         except Exception:
@@ -156,8 +162,13 @@ class Conversation:
             self._say(reference, {"type": "error", "data": UNEXPECTED.problem()})
         else:
             # Subscribed only then, so that the result comes after this; nothing is missed by it.
-            self._say(reference, {"type": "accepted", "data": documents.accepted(task, message)})
-            self._wait_for(task.task_id)
+            answer = {"type": "accepted", "data": documents.accepted(task, message)}
+            if task.replayed:
+                self._say(reference, answer | {"replayed": True})
+                self._join(task.task_id)
+            else:
+                self._say(reference, answer)
+                self._wait_for(task.task_id, task.deadline)
         finally:
             self._submitting.release()
 
@@ -169,7 +180,8 @@ class Conversation:
 
     def _join(self, task_id: str) -> None:
         try:
-            document = documents.task(task_id, *self._here.records.fetch(task_id))
+            record, outcome = self._here.fetch(task_id)
+            document = documents.task(task_id, record, outcome)
         except InfernoError as exc:
             self._peer.put(_error(task_id, exc))
             return
@@ -180,7 +192,7 @@ class Conversation:
                 self._remember(task_id)
             self._peer.put(_envelope(document))
         else:
-            self._wait_for(task_id)
+            self._wait_for(task_id, None if record is None else record.deadline)
 
     def _unsubscribe(self, _: Any, message: dict[str, Any]) -> None:
         for task_id in _task_ids(message):
@@ -196,13 +208,14 @@ class Conversation:
         if len(self._waiting) >= self._most:
             raise InvalidRequest(f"one socket can wait for at most {self._most} tasks")
 
-    def _wait_for(self, task_id: str) -> None:
+    def _wait_for(self, task_id: str, deadline: float | None) -> None:
         # The lock keeps `_arrived` from running before the subscription is noted, and a client that
         # subscribes to what it has just submitted from being told twice.
         with self._lock:
             known = task_id in self._waiting or task_id in self._delivered
             if not self._ended and not known:
                 self._waiting[task_id] = self._here.bridge.subscribe(task_id, self._arrived)
+                self._here.deadlines.watch(task_id, deadline)
 
     def _arrived(self, outcome: Outcome) -> None:
         task_id = outcome.task_id

@@ -18,10 +18,7 @@ def show(task_id: str) -> Response:
     """Answer with everything that is known of a task; `?wait=<seconds>` waits for its end."""
     here = services()
     wait_s = wait_parameter(request.args.get("wait"))
-    record, outcome = here.records.fetch(task_id)
-    if wait_s and outcome is None and record is not None and not record.state.terminal:
-        here.bridge.wait(task_id, wait_s)
-        record, outcome = here.records.fetch(task_id)
+    record, outcome = here.fetch(task_id, wait_s)
     response = Response(
         documents.encode(documents.task(task_id, record, outcome)), mimetype="application/json"
     )

@@ -69,6 +69,7 @@ class Heartbeat:
             device=self._device,
             pid=os.getpid(),
             reported_at=time.time(),
+            speeds={h.model.name: speed for h in self._hosted if (speed := h.pace.speed)},
         )
         try:
             self._cluster.report(report)

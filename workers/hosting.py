@@ -12,6 +12,7 @@ from celery import Celery
 from inferno.batching import BatchFormer
 from inferno.engine import Engine
 from inferno.errors import ConfigurationError, PackageError
+from inferno.pace import Pace
 from inferno.repository import Model, Repository
 from inferno.settings import Settings
 from tasks.consumer import InferenceTask
@@ -44,6 +45,7 @@ class HostedModel:
             settings.batching.max_batch_delay_ms if delay_ms is None else delay_ms
         ) / 1000
         self.executors = manifest.concurrency.max_concurrency
+        self.pace = Pace(self.max_batch_size, self.executors)
         #: Limit of one forward pass, by version.
         self.timeout_s = {
             version: package.timeout_s(settings.inference.timeout_s)
@@ -120,6 +122,7 @@ class HostedModel:
             executors=self.executors,
             former=former,
             watch=self.watch,
+            pace=self.pace,
         )
 
 

@@ -17,6 +17,7 @@ from inferno.errors import (
     ForwardFailed,
     InfernoError,
     InvalidInput,
+    InvalidRequest,
     ModelNotFound,
     PlatformUnreachable,
     ServingError,
@@ -39,6 +40,8 @@ class ScriptedPlatform:
     def __init__(self) -> None:
         #: The bodies of submits and predicts, as they came.
         self.bodies: list[dict] = []
+        #: The idempotency keys of submits and predicts.
+        self.keys: list[str | None] = []
         #: Tasks that a predict leaves unfinished, and how often they are asked for before they end.
         self.patience = 0
         self.asked = 0
@@ -59,10 +62,12 @@ class ScriptedPlatform:
         if body["model"] == "nope":
             return ModelNotFound("no such model", "model").problem(), 404
         self.bodies.append(body)
+        self.keys.append(request.headers.get("Idempotency-Key"))
         return {"task_id": f"task-{len(self.bodies) - 1}", "status": "queued"}, 202
 
     def predict(self, model):
         self.bodies.append(request.get_json())
+        self.keys.append(request.headers.get("Idempotency-Key"))
         if self.patience:
             return {"task_id": "task-0", "status": "queued"}, 202
         return self.view("task-0")
@@ -228,6 +233,18 @@ def test_options_are_sent_when_they_are_given(client, platform) -> None:
 
     options = {"version": 2, "outputs": ["y"], "priority": 9, "timeout_ms": 50}
     assert platform.bodies == [{"model": "echo", "inputs": "a"} | options]
+
+
+def test_idempotency_keys_are_sent_with_each_kind_of_call(client, platform) -> None:
+    client.submit("echo", {"text": "hi"}, idempotency_key='a "b" \\')
+    client.predict("echo", {"text": "hi"}, idempotency_key="c")
+    client.submit("echo", {"text": "hi"})
+    assert platform.keys == ['"a \\"b\\" \\\\"', '"c"', None]
+    assert all("idempotency_key" not in body for body in platform.bodies)
+    list(client.stream([Request("echo", {"text": "hi"}, idempotency_key="d")]))
+    assert platform.bodies[-1]["idempotency_key"] == "d"
+    with pytest.raises(InvalidRequest):
+        client.submit("echo", {"text": "hi"}, idempotency_key="é")
 
 
 def test_result_has_arrays_of_the_declared_dtypes(client) -> None:

@@ -24,7 +24,7 @@ from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks.celery import app as celery_app
 from tasks.cluster import Cluster, WorkerReport
-from tasks.lanes import Held
+from tasks.lanes import Held, Lanes
 from tasks.records import Records, encode_outcome
 from tasks.submit import Accepted, Submitter
 from tasks.transitions import Step, Transitions
@@ -228,6 +228,19 @@ def answering(worker: FakeWorker) -> Iterator[FakeWorker]:
     yield worker
     worker.published.put(None)
     thread.join()
+
+
+@pytest.fixture
+def lane(broker: Celery, store: redis.Redis, settings: Settings) -> Callable[[str], int]:
+    """Counts the messages in a model's lane."""
+    lanes = Lanes(broker, store, settings)
+    return lambda model: lanes.backlog(model).total
+
+
+@pytest.fixture
+def records(store: redis.Redis, settings: Settings) -> Records:
+    """The records of the tests' own Redis."""
+    return Records(store, settings)
 
 
 @pytest.fixture

@@ -296,7 +296,14 @@ def test_predict_whose_deadline_passes_in_the_lane_is_504(client, worker):
     assert answer.status_code == 504
     assert answer.json["code"] == "deadline_exceeded"
     assert answer.json["field"] == "timeout_ms"
-    assert answer.json["task_id"]
+    shown = client.get(f"/tasks/{answer.json['task_id']}").json
+    assert shown["status"] == "expired"
+
+
+def test_submit_that_waits_hears_of_its_deadline(client):
+    body = NATIVE | {"timeout_ms": 50}
+    answer = client.post("/infer", json=body, headers={"Prefer": "wait=20"})
+    assert (answer.status_code, answer.json["status"]) == (200, "expired")
 
 
 def test_impatient_predict_leaves_with_the_task(client, worker):

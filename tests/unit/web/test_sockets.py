@@ -331,3 +331,54 @@ def test_plain_http_on_a_socket_s_path_is_a_problem(client):
     response = client.get("/ws")
     assert response.status_code == 400
     assert response.mimetype == "application/problem+json"
+
+
+def test_submit_with_a_key_is_done_once(connect, worker, lane):
+    ws = connect("/ws")
+    submit = NATIVE | {"type": "submit", "idempotency_key": "once"}
+    say(ws, id=1, **submit)
+    first = hear(ws)
+    assert (first["type"], first["id"], "replayed" in first) == ("accepted", 1, False)
+    say(ws, id=2, **submit)
+    again = hear(ws)
+    assert (again["type"], again["id"], again["replayed"]) == ("accepted", 2, True)
+    assert again["data"] == first["data"]
+    assert lane("sentiment") == 1
+    # Also on another socket, and when the task is over.
+    other = connect("/ws")
+    say(other, id=3, **submit)
+    assert hear(other)["data"] == first["data"]
+    task_id = first["data"]["task_id"]
+    worker.succeed(task_id)
+    assert hear(ws)["task_id"] == hear(other)["task_id"] == task_id
+    late = connect("/ws")
+    say(late, **submit)
+    assert [hear(late)["type"] for _ in range(2)] == ["accepted", "result"]
+
+
+def test_key_of_another_submit_is_refused(connect):
+    ws = connect("/ws")
+    say(ws, type="submit", idempotency_key="mine", **NATIVE)
+    assert hear(ws)["type"] == "accepted"
+    say(ws, type="submit", idempotency_key="mine", priority=2, **NATIVE)
+    assert hear(ws)["data"]["code"] == "idempotency_key_reused"
+    for key in ("", "x" * 256, 7):
+        say(ws, type="submit", idempotency_key=key, **NATIVE)
+        assert hear(ws)["data"]["field"] == "idempotency_key"
+
+
+@pytest.mark.parametrize("path", ["/ws", "/ws/{}"])
+def test_socket_hears_that_a_deadline_has_passed_without_a_worker(client, connect, path, records):
+    task_id = client.post("/infer", json=NATIVE | {"timeout_ms": 500}).json["task_id"]
+    ws = connect(path.format(task_id))
+    if path == "/ws":
+        say(ws, type="subscribe", task_id=task_id)
+    answer = hear(ws)
+    assert (answer["type"], answer["data"]["status"]) == ("error", "expired")
+    assert records.fetch(task_id)[0].state is TaskState.EXPIRED
+
+
+def test_submit_on_a_socket_hears_that_its_deadline_has_passed(connect):
+    ws = connect("/ws")
+    say(ws, type="submit", timeout_ms=1, **NATIVE)
+    assert [hear(ws)["type"] for _ in range(2)] == ["accepted", "error"]

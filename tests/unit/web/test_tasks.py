@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from inferno import names
 from inferno.errors import DeadlineExceeded, ForwardFailed
 from inferno.protocol.tasks import TaskState
+from tasks.lanes import Held
+from tasks.transitions import Rider
+from web.deadlines import LATE_S
 
 
 @pytest.fixture
@@ -101,3 +105,30 @@ def test_wait_that_is_no_number_is_refused(client, task_id, wait):
     response = client.get(f"/tasks/{task_id}?wait={wait}")
     assert response.status_code == 400
     assert response.get_json(force=True)["field"] == "wait"
+
+
+def test_task_whose_deadline_passed_without_a_worker_is_expired(client, records, until, lane):
+    form = {"model": "sentiment", "inputs": {"text": "Good."}, "timeout_ms": 1}
+    task_id = client.post("/infer", json=form).json["task_id"]
+    until(lambda: client.get(f"/tasks/{task_id}").json["status"] == "expired")
+    body = client.get(f"/tasks/{task_id}").json
+    assert body["error"]["code"] == "deadline_exceeded"
+    assert body["finished_at"]
+    assert lane("sentiment") == 0, "no worker gets it any more"
+    assert records.fetch(task_id)[0].state is TaskState.EXPIRED
+
+
+def test_long_poll_ends_with_the_deadline(client, records):
+    form = {"model": "sentiment", "inputs": {"text": "Good."}, "timeout_ms": 300}
+    task_id = client.post("/infer", json=form).json["task_id"]
+    assert client.get(f"/tasks/{task_id}?wait=60").json["status"] == "expired"
+    assert records.fetch(task_id)[0].state is TaskState.EXPIRED
+
+
+def test_running_task_is_not_late(client, worker, task_id, until):
+    form = {"model": "sentiment", "inputs": {"text": "Good."}, "timeout_ms": 1}
+    task_id = client.post("/infer", json=form).json["task_id"]
+    rider = Rider(task_id, Held(), "sentiment", 2, 0.0, 0)
+    worker.transitions.begin([rider], "batch")
+    until(lambda: time.time() > worker.records.fetch(task_id)[0].deadline + LATE_S)
+    assert client.get(f"/tasks/{task_id}").json["status"] == "running"
