@@ -17,6 +17,8 @@ from inferno.settings import Settings
 from tasks.celery import app as celery_app
 from tasks.cluster import Cluster
 from tasks.connection import connect
+from tasks.control import Control
+from tasks.dead import DeadLetters
 from tasks.records import Records
 from tasks.submit import Accepted, Submitter
 from web.bridge import Bridge
@@ -36,6 +38,8 @@ class Services:
     client: redis.Redis
     records: Records
     submitter: Submitter
+    control: Control
+    dead: DeadLetters
     cluster: Cluster
     bridge: Bridge
     peers: Peers
@@ -57,6 +61,8 @@ class Services:
             client=client,
             records=records,
             submitter=Submitter(celery_app, client, settings),
+            control=Control(celery_app, client, settings),
+            dead=DeadLetters(celery_app, client, settings),
             cluster=Cluster(client, settings),
             bridge=Bridge(client, records),
             peers=Peers(
