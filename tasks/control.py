@@ -151,10 +151,7 @@ class Control:
             for waiting in self.lanes.postponed(record.model, record.retry_at):
                 if waiting.task_id == record.task_id:
                     return _Target(record, waiting)
-        message = b""
-        if self._settings.tasks.keep_payloads != "never":
-            message = self.lanes.at(record.held)
-        return _Target(record, Waiting(record.task_id, message, record.held))
+        return _Target(record, Waiting(record.task_id, record.held))
 
     def _known(self, task_id: str) -> Record:
         (record,) = self._records.records([task_id])
@@ -190,8 +187,9 @@ class Control:
         payload = encode_outcome(record.task_id, error)
         facts = {"model": record.model, "accepted_at": record.accepted_at}
         commands = self._transitions.ended(facts, record.task_id, state, payload)
-        if self._settings.tasks.keep_payloads != "never" and (asked := _asked(waiting.message)):
-            commands += self._transitions.kept(record.task_id, asked)
+        if self._settings.tasks.keep_payloads != "never":
+            asked = _asked(waiting.message or self.lanes.at(waiting.held))
+            commands += self._transitions.kept(record.task_id, asked) if asked else []
         if waiting.removal:
             commands.append(waiting.removal)
         if call is not None and self.lanes.streams:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import redis
 from celery import Celery
@@ -84,7 +84,12 @@ class DeadLetters:
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
-        return len(self._ids())
+        index = names.dead_index_key(self._prefix)
+        with translated(), self._redis.pipeline() as pipe:
+            # The letters themselves expire by their own time to live.
+            pipe.zremrangebyscore(index, "-inf", time.time() - self._ttl_s)
+            pipe.zcard(index)
+            return int(pipe.execute()[1])
 
     def newest(
         self, most: int, wanted: Callable[[DeadLetter], bool], after: Place | None = None
@@ -112,12 +117,9 @@ class DeadLetters:
             yield from filter(None, self._read(ids[start : start + CHUNK]))
 
     def _ids(self) -> list[str]:
-        index = names.dead_index_key(self._prefix)
-        with translated(), self._redis.pipeline() as pipe:
-            # The letters themselves expire by their own time to live.
-            pipe.zremrangebyscore(index, "-inf", time.time() - self._ttl_s)
-            pipe.zrange(index, 0, -1, desc=True)
-            return [task_id.decode() for task_id in pipe.execute()[1]]
+        with translated():
+            ids = self._redis.zrange(names.dead_index_key(self._prefix), 0, -1, desc=True)
+        return [task_id.decode() for task_id in cast(list[bytes], ids)]
 
     def _read(self, task_ids: Sequence[str]) -> list[DeadLetter | None]:
         with translated(), self._redis.pipeline(transaction=False) as pipe:
@@ -173,7 +175,9 @@ class DeadLetters:
           NotConfirmed: there are more or fewer.
           BrokerUnavailable: Redis does not answer.
         """
-        ids = self._ids()
+        found = self.count()
+        # Only those that were counted: what dies meanwhile comes before them.
+        ids = self._ids()[-found:] if found else []
         if len(ids) != count:
             raise NotConfirmed(f"{len(ids)} dead letters would be discarded", "confirm")
         return self._discard(ids) if ids else 0

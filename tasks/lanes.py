@@ -64,10 +64,10 @@ class Waiting:
     """A message that is in nobody's hands."""
 
     task_id: str
-    #: As `Lanes.pack` returns it.
-    message: bytes
     #: Its entry; empty while it is delayed.
     held: Held
+    #: What it says, while it is delayed; else `Lanes.at` tells.
+    message: bytes = b""
     #: The Redis command that takes it from among the delayed.
     removal: tuple[str | bytes, ...] = ()
 
@@ -279,7 +279,7 @@ class Lanes:
             # The first byte is the priority.
             message = member[1:]
             if task_id := _task_id(message):
-                yield Waiting(task_id, message, Held(), ("ZREM", delayed, member))
+                yield Waiting(task_id, Held(), message, ("ZREM", delayed, member))
 
     def _waiting(self, stream: str) -> Iterator[Waiting]:
         with translated():
@@ -294,9 +294,8 @@ class Lanes:
                     self._redis.xrange(stream, min=b"(" + last, count=100),
                 )
             for entry, fields in entries:
-                message = fields[b"message"]
-                if task_id := _task_id(message):
-                    yield Waiting(task_id, message, Held(stream, entry.decode()))
+                if task_id := _task_id(fields[b"message"]):
+                    yield Waiting(task_id, Held(stream, entry.decode()))
             if not entries:
                 return
             last = entries[-1][0]

@@ -56,7 +56,12 @@ def cancel(task_id: str) -> Response:
 @blueprint.post("/tasks/<task_id>/retry")
 def retry(task_id: str) -> Response:
     """Run again, as a new task, what a finished one was asked."""
-    return repeated(services().control.retry(task_id), task_id)
+    here = services()
+    record, _ = here.records.fetch(task_id)
+    if record is not None:
+        # Without its model, the new task would wait for ever.
+        here.repository.model(record.model)
+    return repeated(here.control.retry(task_id), task_id)
 
 
 def repeated(task: Accepted, replay_of: str) -> Response:

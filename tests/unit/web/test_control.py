@@ -258,6 +258,14 @@ def test_finished_task_is_retried_as_a_new_one(client, worker, store, settings, 
     assert client.get(f"/tasks/{task_id}").get_json()["status"] == "failed"
 
 
+def test_task_whose_model_is_gone_cannot_be_retried(client, worker, submit):
+    task_id = submit()
+    worker.fail(task_id, ForwardFailed("it broke"), model="gone")
+    response = client.post(f"/tasks/{task_id}/retry")
+    assert response.status_code == 404
+    assert problem(response)["code"] == "model_not_found"
+
+
 def test_task_under_way_cannot_be_retried(client, submit):
     response = client.post(f"/tasks/{submit()}/retry")
     assert response.status_code == 409
