@@ -1,7 +1,7 @@
 """The `inferno` command.
 
 `up`, `worker`, `models`, `doctor` and `settings` work on the project's directory and this machine's
-environment; `submit` and `watch` use a running platform through its HTTP API, from anywhere.
+environment; the others use a running platform through its HTTP API, from anywhere.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from inferno import embedded_redis
+from inferno import embedded_redis, operations
 from inferno.client import Client, Result
 from inferno.doctor import examine
 from inferno.errors import (
@@ -30,10 +30,16 @@ from inferno.errors import (
     InfernoError,
     InvalidInput,
     ModelNotFound,
+    NotConfirmed,
+    NotSupported,
     PackageError,
+    PayloadGone,
     PlatformUnreachable,
+    TaskNotFound,
+    WrongState,
 )
 from inferno.guard import Stage
+from inferno.operations import InOrder, platform, url_option
 from inferno.ports import check_port
 from inferno.project import (
     enter_project,
@@ -57,6 +63,11 @@ from inferno.supervisor import ProcessSpec, Supervisor
 HINTS: dict[type[InfernoError], str] = {
     ModelNotFound: "`inferno models` lists the models that there are.",
     InvalidInput: "`inferno models show <model>` tells what a model takes.",
+    TaskNotFound: "`inferno tasks list` and `inferno dead list` show those that there are.",
+    WrongState: "`inferno tasks show <task>` tells where it stands.",
+    PayloadGone: "Submit it again with its inputs.",
+    NotConfirmed: "It has changed meanwhile; try again. `inferno lanes pause` keeps workers out.",
+    NotSupported: "Leave INFERNO_BROKER__URL unset to have lanes on Redis Streams.",
     PlatformUnreachable: "`inferno up` starts the platform; --url says where another one is.",
 }
 
@@ -77,12 +88,8 @@ class _Failure(click.ClickException):
             err.print(f"  {escape(self.hint)}", soft_wrap=True)
 
 
-class _Commands(click.Group):
+class _Commands(InOrder):
     """Shows our errors as people want them, without a traceback."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        # As they are needed, not by the alphabet.
-        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -330,8 +337,6 @@ def _describe_spec(spec: TensorSpec) -> str:
 
 # -- Using a running platform ----------------------------------------------------------------------
 
-_url_option = click.option("--url", help="Of the platform; default: as the settings say.")
-
 
 @main.command(
     epilog="""\b
@@ -344,8 +349,9 @@ inferno submit digits @seven.png --wait --json"""
 @click.option("--version", type=int, help="Of the model; default: the active one.")
 @click.option("--priority", type=click.IntRange(0, 9), default=0, help="Higher is sooner.")
 @click.option("--timeout-ms", type=float, help="The forward pass must start within it.")
+@click.option("--webhook", metavar="URL", help="To be called when the task is over.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON as the platform sent it.")
-@_url_option
+@url_option
 def submit(
     model: str,
     value: str,
@@ -353,6 +359,7 @@ def submit(
     version: int | None,
     priority: int,
     timeout_ms: float | None,
+    webhook: str | None,
     as_json: bool,
     url: str | None,
 ) -> None:
@@ -361,9 +368,14 @@ def submit(
     The input is the TEXT itself, the content of a file (@FILE) or of the standard input (-). JSON
     objects are inputs by name, JSON lists are numbers; what is no text is sent as an image.
     """
-    with Client(url or local_url(load())) as client:
+    with platform(url) as client:
         task = client.submit(
-            model, _read_input(value), version=version, priority=priority, timeout_ms=timeout_ms
+            model,
+            _read_input(value),
+            version=version,
+            priority=priority,
+            timeout_ms=timeout_ms,
+            webhook=webhook,
         )
         if wait:
             _print_result(client, task.id, as_json=as_json)
@@ -376,14 +388,14 @@ def submit(
 @main.command()
 @click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON as the platform sent it.")
-@_url_option
+@url_option
 def watch(task_ids: tuple[str, ...], as_json: bool, url: str | None) -> None:
     """Print the results of tasks as they arrive.
 
     All come over one WebSocket. The exit code is 1 when one of the tasks has failed.
     """
     failed = False
-    with Client(url or local_url(load())) as client:
+    with platform(url) as client:
         for result in client.stream(task_ids):
             failed |= result.error is not None
             if as_json:
@@ -391,6 +403,11 @@ def watch(task_ids: tuple[str, ...], as_json: bool, url: str | None) -> None:
             else:
                 _print_outputs(result)
     sys.exit(1 if failed else 0)
+
+
+main.add_command(operations.tasks)
+main.add_command(operations.dead)
+main.add_command(operations.lanes)
 
 
 def _read_input(value: str) -> Any:

@@ -47,6 +47,10 @@ POLL_S = 30.0
 ANSWER_S = 30.0
 #: Who asks for health wants to hear of its absence soon.
 HEALTH_S = 5.0
+#: Further time for what is done to many tasks.
+MANY_S = 300.0
+#: Tasks that one request lists.
+PAGE = 100
 #: Tasks of one stream that are under way at the same time: enough for full batches, and few enough
 #: that the server never has to hold more results than a socket may queue.
 STREAM_WINDOW = 256
@@ -81,14 +85,20 @@ class Request:
     timeout_ms: float | None = None
     #: Of `stream`: the same request with the same key is done once, however often it is sent.
     idempotency_key: str | None = None
+    #: A URL to call about the task.
+    webhook: str | None = None
+    #: What to call it for, `start` or `completed`; None for `completed` alone.
+    webhook_events: list[str] | None = None
 
     def options(self) -> dict[str, Any]:
-        """Return what is not said by default: version, outputs, priority and timeout_ms."""
+        """Return what is not said by default."""
         options: dict[str, Any] = {
             "version": self.version,
             "outputs": self.outputs,
             "priority": self.priority or None,
             "timeout_ms": self.timeout_ms,
+            "webhook": self.webhook,
+            "webhook_events": self.webhook_events,
         }
         return {name: value for name, value in options.items() if value is not None}
 
@@ -145,6 +155,10 @@ class Task:
         """Wait for the result; see `Client.result`."""
         return self._client.result(self.id, timeout_s)
 
+    def cancel(self) -> None:
+        """Take the task back; see `Client.cancel`."""
+        self._client.cancel(self.id)
+
 
 class Client:
     """A connection pool to one platform. Safe to share between threads."""
@@ -186,6 +200,8 @@ class Client:
         priority: int = 0,
         timeout_ms: float | None = None,
         idempotency_key: str | None = None,
+        webhook: str | None = None,
+        webhook_events: list[str] | None = None,
     ) -> Task:
         """Hand in a task and return at once.
 
@@ -198,12 +214,16 @@ class Client:
           timeout_ms: the forward pass must start within it.
           idempotency_key: the same call with the same key makes one task, however often it is
             repeated; printable ASCII.
+          webhook: a URL to call about the task.
+          webhook_events: what to call it for, `start` or `completed`; default `completed` alone.
 
         Raises:
           RequestError: the request is wrong; nothing was queued.
           ServingError: the platform cannot take it.
         """
-        request = Request(model, inputs, version, outputs, priority, timeout_ms)
+        request = Request(
+            model, inputs, version, outputs, priority, timeout_ms, None, webhook, webhook_events
+        )
         headers = _key_header(idempotency_key)
         answer = self._call("POST", "/infer", self._body(request), headers=headers)
         return Task(self, answer["task_id"])
@@ -282,6 +302,30 @@ class Client:
         # The platform's patience ended before ours; the task goes on.
         return self.result(answer["task_id"], max(deadline - time.monotonic(), 0.0))
 
+    def cancel(self, task_id: str) -> dict[str, Any]:
+        """Take a task back, wherever it is; if it runs, its result is discarded.
+
+        Returns:
+          what the platform knows of it.
+
+        Raises:
+          TaskNotFound: there is no such task.
+          WrongState: it has ended otherwise.
+        """
+        view: dict[str, Any] = self._call("DELETE", f"/tasks/{quote(task_id, safe='')}")
+        return view
+
+    def retry(self, task_id: str) -> Task:
+        """Run again, as a new task, what a finished one was asked.
+
+        Raises:
+          TaskNotFound: there is no such task.
+          WrongState: it is not over.
+          PayloadGone: what it was asked was not kept.
+        """
+        answer = self._call("POST", f"/tasks/{quote(task_id, safe='')}/retry")
+        return Task(self, answer["task_id"])
+
     # -- Many tasks -------------------------------------------------------------------------------
 
     def stream(self, items: Iterable[Request | Task | str]) -> Iterator[Result]:
@@ -340,6 +384,118 @@ class Client:
                     yield _without_task(data, "", sent.pop(message["id"]))
                 elif kind == "error":
                     raise rebuild(data)
+
+    def tasks(
+        self, *, status: Iterable[str] = (), model: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield what the platform knows of the newest tasks, newest first.
+
+        Args:
+          status: the states to choose; none for all.
+          model: whose tasks to choose.
+        """
+        return self._pages("/tasks", "tasks", {"status": ",".join(status), "model": model})
+
+    # -- Dead letters -----------------------------------------------------------------------------
+
+    def dead_letters(self, *, model: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the tasks that were given up, newest first."""
+        return self._pages("/dead", "dead", {"model": model})
+
+    def dead_letter(self, task_id: str) -> dict[str, Any]:
+        """Return a dead letter with its `traceback` and `payload`.
+
+        Raises:
+          TaskNotFound: there is none.
+        """
+        letter: dict[str, Any] = self._call("GET", f"/dead/{quote(task_id, safe='')}")
+        return letter
+
+    def count_dead_letters(self) -> int:
+        """Return how many dead letters there are."""
+        count: int = self._call("GET", "/dead", params={"limit": "1"})["count"]
+        return count
+
+    def replay(self, task_id: str) -> Task:
+        """Run a dead task again, as a new task, and discard its letter.
+
+        Raises:
+          TaskNotFound: there is no such letter.
+          ModelNotFound: its model is gone.
+        """
+        answer = self._call("POST", f"/dead/{quote(task_id, safe='')}/replay")
+        return Task(self, answer["task_id"])
+
+    def replay_all(self, *, model: str | None = None) -> dict[str, Any]:
+        """Run all dead tasks again, or those of one model.
+
+        Returns:
+          `replayed` and `left`, how many were and were not, and `tasks`, the new ones.
+        """
+        params = {} if model is None else {"model": model}
+        answer: dict[str, Any] = self._call("POST", "/dead/replay", params=params, wait_s=MANY_S)
+        return answer
+
+    def discard(self, task_id: str) -> None:
+        """Delete a dead letter.
+
+        Raises:
+          TaskNotFound: there is none.
+        """
+        self._call("DELETE", f"/dead/{quote(task_id, safe='')}")
+
+    def discard_all(self, count: int) -> None:
+        """Delete all dead letters.
+
+        Args:
+          count: how many there are.
+
+        Raises:
+          NotConfirmed: there are more or fewer.
+        """
+        self._call("DELETE", "/dead", params={"confirm": str(count)})
+
+    # -- Lanes ------------------------------------------------------------------------------------
+
+    def lanes(self) -> list[dict[str, Any]]:
+        """Return how much is in each lane: `model`, `waiting`, `held`, `delayed` and `paused`."""
+        lanes: list[dict[str, Any]] = self._call("GET", "/lanes")["lanes"]
+        return lanes
+
+    def lane(self, model: str) -> dict[str, Any]:
+        """Return how much is in the lane of one model.
+
+        Raises:
+          ModelNotFound: there is none of this name.
+        """
+        lane: dict[str, Any] = self._call("GET", f"/lanes/{quote(model, safe='')}")
+        return lane
+
+    def pause(self, model: str) -> None:
+        """Hand out nothing more of a lane; tasks are accepted, and those in workers' hands end."""
+        self._call("POST", f"/lanes/{quote(model, safe='')}/pause")
+
+    def resume(self, model: str) -> None:
+        """Hand out a paused lane again."""
+        self._call("POST", f"/lanes/{quote(model, safe='')}/resume")
+
+    def purge(self, model: str, count: int) -> int:
+        """Cancel the tasks that wait in a lane, or for their next attempt.
+
+        Args:
+          model: whose lane it is.
+          count: how many there are: `waiting` and `delayed`.
+
+        Returns:
+          how many were cancelled.
+
+        Raises:
+          NotConfirmed: there are more or fewer.
+        """
+        path = f"/lanes/{quote(model, safe='')}/purge"
+        answer = self._call("POST", path, params={"confirm": str(count)}, wait_s=MANY_S)
+        cancelled: int = answer["cancelled"]
+        return cancelled
 
     # -- The platform -----------------------------------------------------------------------------
 
@@ -408,6 +564,18 @@ class Client:
         if model not in self._signatures:
             self._signatures[model] = Signature.model_validate(self.model(model)["signature"])
         return self._signatures[model]
+
+    def _pages(
+        self, path: str, name: str, chosen: Mapping[str, str | None]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the items of a list, page by page."""
+        params = {"limit": str(PAGE), **{key: value for key, value in chosen.items() if value}}
+        while True:
+            page = self._call("GET", path, params=params)
+            yield from page[name]
+            if page["next"] is None:
+                return
+            params["cursor"] = page["next"]
 
     def _call(
         self,

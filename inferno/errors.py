@@ -10,6 +10,7 @@
     │   ├── TaskNotFound         404  no such task
     │   ├── TaskCancelled        409  its client took the task back
     │   ├── WrongState           409  the task is not in a state that allows this
+    │   ├── NotConfirmed         409  it would happen to more or fewer than the caller thinks
     │   ├── KeyReused            422  another request was made with this Idempotency-Key
     │   ├── RequestInProgress    409  the first request with this Idempotency-Key still runs
     │   ├── ResultExpired        410  the task is known, its result is gone
@@ -147,6 +148,14 @@ class WrongState(RequestError):
     status = 409
     code = "wrong_state"
     title = "Wrong state"
+
+
+class NotConfirmed(RequestError):
+    """The caller must say to how many this happens, and there are more or fewer."""
+
+    status = 409
+    code = "not_confirmed"
+    title = "Not confirmed"
 
 
 class KeyReused(RequestError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import orjson
 import redis
@@ -15,6 +16,7 @@ from inferno import names
 from inferno.errors import (
     DeadlineExceeded,
     InfernoError,
+    NotConfirmed,
     PayloadGone,
     TaskCancelled,
     TaskNotFound,
@@ -24,10 +26,18 @@ from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks import webhooks
 from tasks.connection import translated
-from tasks.lanes import Lanes, Message
+from tasks.lanes import Lanes, Message, Waiting
 from tasks.records import Record, Records, encode_outcome
 from tasks.submit import Accepted, Submitter
 from tasks.transitions import Command, Step, Transitions, Verdict
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A task that is to be ended, and its message."""
+
+    record: Record
+    waiting: Waiting
 
 
 class Control:
@@ -63,7 +73,7 @@ class Control:
         """
         record = self._known(task_id)
         error = TaskCancelled("it was cancelled")
-        if record.state is TaskState.CANCELLED or self._end([record], error):
+        if record.state is TaskState.CANCELLED or self._end([self._target(record)], error):
             return
         state = self._known(task_id).state
         if state is not TaskState.CANCELLED:
@@ -78,7 +88,7 @@ class Control:
           BrokerUnavailable: Redis does not answer.
         """
         late = DeadlineExceeded("no worker took it within timeout_ms", "timeout_ms")
-        return bool(self._end([record], late))
+        return bool(self._end([self._target(record)], late))
 
     def retry(self, task_id: str) -> Accepted:
         """Run again, as a new task, what a finished one was asked.
@@ -104,25 +114,44 @@ class Control:
             )
         return self._submitter.repeat(record, loads(cast(bytes, payload)))
 
-    def purge(self, model: str) -> int:
-        """Cancel every task that waits in a model's lane; those in workers' hands go on.
+    def purge(self, model: str, count: int | None) -> int:
+        """Cancel every task that waits in a model's lane, or for its next attempt.
 
+        Those in workers' hands go on.
+
+        Args:
+          model: whose lane it is.
+          count: how many the caller takes them for.
         Returns:
           how many were cancelled.
         Raises:
+          NotConfirmed: there are more or fewer.
           NotSupported: the lane is no stream.
           BrokerUnavailable: Redis does not answer.
         """
         error = TaskCancelled("its lane was purged")
-        # All ids first: cancelling changes what there is to read.
+        # All of them first: cancelling changes what there is to read.
         waiting = list(self.lanes.waiting(model))
-        return sum(self._end(records, error) for records in self._read(waiting))
+        if len(waiting) != count:
+            raise NotConfirmed(f"{len(waiting)} tasks of {model} would be cancelled", "confirm")
+        ended = 0
+        for start in range(0, len(waiting), self.CHUNK):
+            part = waiting[start : start + self.CHUNK]
+            known = self._records.records([one.task_id for one in part])
+            targets = [
+                _Target(record or _unrecorded(one.task_id, model), one)
+                for record, one in zip(known, part, strict=True)
+            ]
+            ended += self._end(targets, error)
+        return ended
 
-    def _read(self, task_ids: Iterable[str]) -> Iterator[list[Record]]:
-        ids = list(task_ids)
-        for start in range(0, len(ids), self.CHUNK):
-            found = self._records.records(ids[start : start + self.CHUNK])
-            yield [record for record in found if record is not None]
+    def _target(self, record: Record) -> _Target:
+        """Find the message of a task that is to be ended."""
+        if record.state is TaskState.RETRYING and record.retry_at is not None:
+            for waiting in self.lanes.postponed(record.model, record.retry_at):
+                if waiting.task_id == record.task_id:
+                    return _Target(record, waiting)
+        return _Target(record, Waiting(record.task_id, record.held))
 
     def _known(self, task_id: str) -> Record:
         (record,) = self._records.records([task_id])
@@ -130,46 +159,42 @@ class Control:
             raise TaskNotFound(f"no task has the id {task_id!r}")
         return record
 
-    def _end(self, records: list[Record], error: InfernoError) -> int:
+    def _end(self, targets: list[_Target], error: InfernoError) -> int:
         """Give tasks that are not over this outcome; returns how many there were."""
         state = TaskState.EXPIRED if isinstance(error, DeadlineExceeded) else TaskState.CANCELLED
-        messages = [self._webhook(record) for record in records]
+        calls = [self._webhook(target.record) for target in targets]
         steps = [
-            Step(record.task_id, record.held, self._commands(record, state, error, message))
-            for record, message in zip(records, messages, strict=True)
+            Step(
+                target.record.task_id,
+                target.waiting.held,
+                self._commands(target, state, error, call),
+            )
+            for target, call in zip(targets, calls, strict=True)
         ]
         with translated():
             verdicts = self._transitions.finish(steps, fenced=False)
         ended = [verdict is Verdict.DONE for verdict in verdicts]
         if not self.lanes.streams:
-            for message, done in zip(messages, ended, strict=True):
-                if message is not None and done:
-                    self.lanes.send(message)
+            for call, done in zip(calls, ended, strict=True):
+                if call is not None and done:
+                    self.lanes.send(call)
         return sum(ended)
 
     def _commands(
-        self, record: Record, state: TaskState, error: InfernoError, webhook: Message | None
+        self, target: _Target, state: TaskState, error: InfernoError, call: Message | None
     ) -> list[Command]:
+        record, waiting = target.record, target.waiting
         payload = encode_outcome(record.task_id, error)
-        commands = self._transitions.ended({}, record.task_id, state, payload)
-        if self._settings.tasks.keep_payloads != "never" and (asked := self._asked(record)):
-            commands += self._transitions.kept(record.task_id, asked)
-        if webhook is not None and self.lanes.streams:
-            commands.append(self.lanes.enqueue(webhook))
+        facts = {"model": record.model, "accepted_at": record.accepted_at}
+        commands = self._transitions.ended(facts, record.task_id, state, payload)
+        if self._settings.tasks.keep_payloads != "never":
+            asked = _asked(waiting.message or self.lanes.at(waiting.held))
+            commands += self._transitions.kept(record.task_id, asked) if asked else []
+        if waiting.removal:
+            commands.append(waiting.removal)
+        if call is not None and self.lanes.streams:
+            commands.append(self.lanes.enqueue(call))
         return commands
-
-    def _asked(self, record: Record) -> bytes | None:
-        """Return what a waiting task is asked, from its message, where that can be found."""
-        if not record.held.entry:
-            return None
-        with translated():
-            found: Any = self._redis.xrange(
-                record.held.stream, record.held.entry, record.held.entry
-            )
-        if not found:
-            return None
-        _, kwargs, _ = loads(loads(found[0][1][b"message"])["body"])
-        return orjson.dumps(kwargs)
 
     def _webhook(self, record: Record) -> Message | None:
         if record.webhook is None or "completed" not in record.webhook_events:
@@ -182,3 +207,20 @@ class Control:
             record.version,
             time.time(),
         )
+
+
+def _unrecorded(task_id: str, model: str) -> Record:
+    """Return a record of a task that another client has sent, and no worker has seen."""
+    return Record(task_id, model, None, TaskState.QUEUED, time.time())
+
+
+def _asked(text: bytes) -> bytes | None:
+    """Return the keyword arguments of a message as JSON, or None where it has none to be read."""
+    try:
+        envelope = loads(text)
+        body = envelope["body"]
+        if envelope["properties"].get("body_encoding") == "base64":
+            body = base64.b64decode(body)
+        return orjson.dumps(loads(body)[1])
+    except (ValueError, LookupError, TypeError):
+        return None

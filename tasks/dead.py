@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,12 +12,14 @@ from celery import Celery
 from kombu.utils.json import loads
 
 from inferno import names
-from inferno.errors import TaskNotFound
+from inferno.errors import NotConfirmed, TaskNotFound
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks.connection import translated
+from tasks.listing import CHUNK, Page, Place, read_page
 from tasks.records import Record
 from tasks.submit import Accepted, Submitter
+from tasks.transitions import Idempotency
 
 
 @dataclass(frozen=True)
@@ -90,22 +92,42 @@ class DeadLetters:
             pipe.zcard(index)
             return int(pipe.execute()[1])
 
-    def newest(self, offset: int = 0, count: int = 100) -> list[DeadLetter]:
+    def newest(
+        self, most: int, wanted: Callable[[DeadLetter], bool], after: Place | None = None
+    ) -> Page[DeadLetter]:
         """Return some, newest first.
 
+        Args:
+          most: letters of the page; see `tasks.listing.read_page`.
+          wanted: which.
+          after: the last place of the page before.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
         index = names.dead_index_key(self._prefix)
+        return read_page(self._redis, index, self._read, wanted, most, after)
+
+    def all(self) -> Iterator[DeadLetter]:
+        """Yield those that there are now, newest first.
+
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        ids = self._ids()
+        for start in range(0, len(ids), CHUNK):
+            yield from filter(None, self._read(ids[start : start + CHUNK]))
+
+    def _ids(self) -> list[str]:
         with translated():
-            ids = cast(
-                list[bytes], self._redis.zrange(index, offset, offset + count - 1, desc=True)
-            )
+            ids = self._redis.zrange(names.dead_index_key(self._prefix), 0, -1, desc=True)
+        return [task_id.decode() for task_id in cast(list[bytes], ids)]
+
+    def _read(self, task_ids: Sequence[str]) -> list[DeadLetter | None]:
         with translated(), self._redis.pipeline(transaction=False) as pipe:
-            for task_id in ids:
-                pipe.hgetall(names.dead_key(self._prefix, task_id.decode()))
-            found = zip(ids, pipe.execute(), strict=True)
-        return [DeadLetter.read(task_id.decode(), fields) for task_id, fields in found if fields]
+            for task_id in task_ids:
+                pipe.hgetall(names.dead_key(self._prefix, task_id))
+            found = zip(task_ids, pipe.execute(), strict=True)
+        return [DeadLetter.read(task_id, fields) if fields else None for task_id, fields in found]
 
     def show(self, task_id: str) -> DeadLetter:
         """Return the dead letter of a task.
@@ -114,35 +136,57 @@ class DeadLetters:
           TaskNotFound: there is none.
           BrokerUnavailable: Redis does not answer.
         """
-        with translated():
-            fields = self._redis.hgetall(names.dead_key(self._prefix, task_id))
-        if not fields:
+        (letter,) = self._read([task_id])
+        if letter is None:
             raise TaskNotFound(f"no dead letter has the id {task_id!r}")
-        return DeadLetter.read(task_id, cast(dict[bytes, bytes], fields))
+        return letter
 
-    def replay(self, task_id: str) -> Accepted:
+    def replay(self, letter: DeadLetter) -> Accepted:
         """Run a dead task again, as a new task, and discard its letter.
 
         Raises:
-          TaskNotFound: there is no such letter.
           BrokerUnavailable: Redis does not answer.
         """
-        letter = self.show(task_id)
         record = Record(
-            task_id, letter.model, letter.version, TaskState.FAILED, letter.accepted_at,
+            letter.task_id, letter.model, letter.version, TaskState.FAILED, letter.accepted_at,
             priority=letter.priority,
         )  # fmt: skip
-        accepted = self._submitter.repeat(record, letter.payload)
-        self.discard(task_id)
+        # Two who replay the same letter at once make one task.
+        once = Idempotency(f"replay:{letter.task_id}", letter.task_id)
+        accepted = self._submitter.repeat(record, letter.payload, once)
+        self._discard([letter.task_id])
         return accepted
 
-    def discard(self, task_id: str) -> bool:
-        """Delete a dead letter; returns whether there was one.
+    def discard(self, task_id: str) -> None:
+        """Delete a dead letter.
 
         Raises:
+          TaskNotFound: there is none.
           BrokerUnavailable: Redis does not answer.
         """
+        if not self._discard([task_id]):
+            raise TaskNotFound(f"no dead letter has the id {task_id!r}")
+
+    def discard_all(self, count: int | None) -> int:
+        """Delete all of them.
+
+        Args:
+          count: how many the caller takes them for.
+        Returns:
+          how many there were.
+        Raises:
+          NotConfirmed: there are more or fewer.
+          BrokerUnavailable: Redis does not answer.
+        """
+        found = self.count()
+        # Only those that were counted: what dies meanwhile comes before them.
+        ids = self._ids()[-found:] if found else []
+        if len(ids) != count:
+            raise NotConfirmed(f"{len(ids)} dead letters would be discarded", "confirm")
+        return self._discard(ids) if ids else 0
+
+    def _discard(self, task_ids: Sequence[str]) -> int:
         with translated(), self._redis.pipeline() as pipe:
-            pipe.delete(names.dead_key(self._prefix, task_id))
-            pipe.zrem(names.dead_index_key(self._prefix), task_id)
-            return bool(pipe.execute()[0])
+            pipe.delete(*(names.dead_key(self._prefix, task_id) for task_id in task_ids))
+            pipe.zrem(names.dead_index_key(self._prefix), *task_ids)
+            return int(pipe.execute()[0])

@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from inferno.errors import DeadlineExceeded, ResultExpired, TaskNotFound
+from inferno.errors import DeadlineExceeded, ResultExpired, TaskCancelled, TaskNotFound
 from inferno.protocol.tasks import TaskState
+from tasks.dead import DeadLetter
 from tasks.records import Outcome, Record
 
 
@@ -56,7 +57,7 @@ def task(task_id: str, record: Record | None, outcome: Outcome | None) -> dict[s
         raise TaskNotFound(f"no task has the id {task_id!r}")
     document: dict[str, Any] = {"task_id": task_id}
     if record is not None:
-        document |= {"model": record.model, "version": record.version, "status": record.state}
+        document |= summary(record)
     if outcome is None:
         assert record is not None
         if record.state.terminal:
@@ -67,21 +68,51 @@ def task(task_id: str, record: Record | None, outcome: Outcome | None) -> dict[s
         document |= answer(outcome) | {"status": TaskState.SUCCEEDED}
     else:
         document |= {"status": _failed_state(record, outcome), "error": outcome.error.problem()}
-    if record is not None:
-        document |= {
-            "attempts": record.attempts,
-            "priority": record.priority,
-            "accepted_at": time(record.accepted_at),
-            "started_at": time(record.started_at),
-            "finished_at": time(record.finished_at),
-        }
     document["links"] = links(task_id)
     return document
+
+
+def summary(record: Record) -> dict[str, Any]:
+    """Return what a list says of a task."""
+    retry_at = record.retry_at if record.state is TaskState.RETRYING else None
+    some = {"retry_at": time(retry_at), "batch_id": record.batch_id, "replay_of": record.replay_of}
+    return {
+        "task_id": record.task_id,
+        "model": record.model,
+        "version": record.version,
+        "status": record.state,
+        "attempts": record.attempts,
+        "retries": record.retries,
+        "priority": record.priority,
+        "accepted_at": time(record.accepted_at),
+        "started_at": time(record.started_at),
+        "finished_at": time(record.finished_at),
+        **{name: value for name, value in some.items() if value is not None},
+        "links": links(record.task_id),
+    }
+
+
+def dead_letter(letter: DeadLetter) -> dict[str, Any]:
+    """Return what a list says of a dead letter."""
+    return {
+        "task_id": letter.task_id,
+        "model": letter.model,
+        "version": letter.version,
+        "priority": letter.priority,
+        "retries": letter.retries,
+        "accepted_at": time(letter.accepted_at),
+        "died_at": time(letter.died_at),
+        "batch_id": letter.batch_id,
+        "error": {"code": letter.code, "detail": letter.error},
+        "links": {"self": f"/dead/{letter.task_id}", "task": f"/tasks/{letter.task_id}"},
+    }
 
 
 def _failed_state(record: Record | None, outcome: Outcome) -> TaskState:
     if record is not None and record.state.terminal:
         return record.state
+    if isinstance(outcome.error, TaskCancelled):
+        return TaskState.CANCELLED
     expired = isinstance(outcome.error, DeadlineExceeded)
     return TaskState.EXPIRED if expired else TaskState.FAILED
 

@@ -60,6 +60,19 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A message that is in nobody's hands."""
+
+    task_id: str
+    #: Its entry; empty while it is delayed.
+    held: Held
+    #: What it says, while it is delayed; else `Lanes.at` tells.
+    message: bytes = b""
+    #: The Redis command that takes it from among the delayed.
+    removal: tuple[str | bytes, ...] = ()
+
+
+@dataclass(frozen=True)
 class Backlog:
     """How much is in a lane."""
 
@@ -224,22 +237,51 @@ class Lanes:
         with translated():
             return self.streams and bool(self._redis.exists(Lane.of(queue).paused))
 
-    def waiting(self, queue: str) -> Iterator[str]:
-        """Yield the ids of the tasks that wait in a lane or for their time.
+    def waiting(self, queue: str) -> Iterator[Waiting]:
+        """Yield what waits in a lane or for its time.
 
         Raises:
           NotSupported: the lane is no stream.
           BrokerUnavailable: Redis does not answer.
         """
         key = self._key(queue)
-        with translated():
-            delayed = cast(list[bytes], self._redis.zrange(f"{key}:delayed", 0, -1))
-        # The first byte is the priority.
-        yield from filter(None, (_task_id(message[1:]) for message in delayed))
+        yield from self._delayed(key, "-inf", "+inf")
         for name in scripts.STREAMS:
             yield from self._waiting(f"{key}:{name}")
 
-    def _waiting(self, stream: str) -> Iterator[str]:
+    def postponed(self, queue: str, due: float) -> Iterator[Waiting]:
+        """Yield what waits for that very time, in seconds since the epoch, where lanes are streams.
+
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        if self.streams:
+            at = round(due * 1000)
+            yield from self._delayed(self.key(queue), at, at)
+
+    def at(self, held: Held) -> bytes:
+        """Return the message of an entry, or b"" when there is none.
+
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        if not held.entry:
+            return b""
+        with translated():
+            found: Any = self._redis.xrange(held.stream, held.entry, held.entry)
+        return found[0][1][b"message"] if found else b""
+
+    def _delayed(self, key: str, earliest: int | str, latest: int | str) -> Iterator[Waiting]:
+        delayed = f"{key}:delayed"
+        with translated():
+            members = cast(list[bytes], self._redis.zrangebyscore(delayed, earliest, latest))
+        for member in members:
+            # The first byte is the priority.
+            message = member[1:]
+            if task_id := _task_id(message):
+                yield Waiting(task_id, Held(), message, ("ZREM", delayed, member))
+
+    def _waiting(self, stream: str) -> Iterator[Waiting]:
         with translated():
             if not self._redis.exists(stream):
                 return
@@ -251,7 +293,9 @@ class Lanes:
                     list[tuple[bytes, dict[bytes, bytes]]],
                     self._redis.xrange(stream, min=b"(" + last, count=100),
                 )
-            yield from filter(None, (_task_id(fields[b"message"]) for _, fields in entries))
+            for entry, fields in entries:
+                if task_id := _task_id(fields[b"message"]):
+                    yield Waiting(task_id, Held(stream, entry.decode()))
             if not entries:
                 return
             last = entries[-1][0]
@@ -264,9 +308,9 @@ class Lanes:
         return self.key(queue)
 
 
-def _task_id(payload: bytes) -> str | None:
+def _task_id(message: bytes) -> str | None:
     try:
-        return str(loads(payload)["headers"]["id"])
+        return str(loads(message)["headers"]["id"])
     except (ValueError, LookupError, TypeError):
         return None  # Nothing of ours; the worker that is handed it puts it aside.
 

@@ -7,7 +7,7 @@ own format, so that `celery.result.AsyncResult` reads them.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -21,6 +21,7 @@ from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks.connection import translated
 from tasks.lanes import Held
+from tasks.listing import Page, Place, read_page
 
 
 @dataclass(frozen=True)
@@ -229,21 +230,20 @@ class Records:
         }
         return {task_id: outcome for task_id, outcome in decoded.items() if outcome is not None}
 
-    def newest(self, offset: int, count: int) -> list[Record]:
+    def newest(
+        self, most: int, wanted: Callable[[Record], bool], after: Place | None = None
+    ) -> Page[Record]:
         """Return records of the newest tasks, newest first; those that are forgotten are left out.
 
         Args:
-          offset: how many of the newest to pass over.
-          count: how many to look at.
+          most: records of the page; see `tasks.listing.read_page`.
+          wanted: which.
+          after: the last place of the page before.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
-        with translated():
-            ids = self._redis.zrange(
-                names.index_key(self._prefix), offset, offset + count - 1, desc=True
-            )
-        found = self.records([task_id.decode() for task_id in cast(list[bytes], ids)])
-        return [record for record in found if record is not None]
+        index = names.index_key(self._prefix)
+        return read_page(self._redis, index, self.records, wanted, most, after)
 
     def records(self, task_ids: Sequence[str]) -> list[Record | None]:
         """Return the records of tasks, None for each that is not known.

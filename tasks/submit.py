@@ -133,12 +133,15 @@ class Submitter:
         with translated():
             return self._transitions.earlier(idempotency)
 
-    def repeat(self, record: Record, kwargs: dict[str, Any]) -> Accepted:
+    def repeat(
+        self, record: Record, kwargs: dict[str, Any], idempotency: Idempotency | None = None
+    ) -> Accepted:
         """Publish again, as a new task, what an earlier one was asked.
 
         Args:
           record: of the earlier task.
           kwargs: of its message.
+          idempotency: returns the task that it has made before, if there is one.
         Raises:
           BrokerUnavailable: Redis does not answer; the task was not accepted.
           FateUnknown: Redis was lost before it answered.
@@ -151,7 +154,9 @@ class Submitter:
             priority=record.priority,
             kwargsrepr=f"replay of {record.task_id}",
         )
-        return self._accept(message, timeout_ms=self._timeout_ms, replay_of=record.task_id)
+        return self._accept(
+            message, timeout_ms=self._timeout_ms, idempotency=idempotency, replay_of=record.task_id
+        )
 
     def _accept(
         self,

@@ -5,11 +5,19 @@ from __future__ import annotations
 from flask import Flask
 
 from inferno.settings import Settings, load
-from web import errors, health, infer, models, pages, sockets, tasks
+from web import dead, errors, health, infer, lanes, models, pages, sockets, tasks
 from web.services import Services
 
 #: The families of routes.
-API = (infer.blueprint, tasks.blueprint, models.blueprint, health.blueprint, sockets.blueprint)
+API = (
+    infer.blueprint,
+    tasks.blueprint,
+    dead.blueprint,
+    lanes.blueprint,
+    models.blueprint,
+    health.blueprint,
+    sockets.blueprint,
+)
 #: All of them are found under each of these, so that clients of other servers find what they know.
 PREFIXES = ("", "/v1", "/api/v1")
 

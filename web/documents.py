@@ -6,12 +6,13 @@ from collections.abc import Container
 from typing import Any
 
 import msgspec
+from flask import Response
 
 from inferno.protocol.tasks import TaskState
-from tasks.documents import answer, links, task, time
+from tasks.documents import answer, dead_letter, links, summary, task, time
 from tasks.submit import Accepted
 
-__all__ = ["accepted", "answer", "encode", "task"]
+__all__ = ["accepted", "answer", "dead_letter", "encode", "respond", "summary", "task"]
 
 _encode = msgspec.json.Encoder().encode
 
@@ -19,6 +20,11 @@ _encode = msgspec.json.Encoder().encode
 def encode(document: Any) -> bytes:
     """Write a document as JSON, with a newline for terminals."""
     return _encode(document) + b"\n"
+
+
+def respond(document: dict[str, Any], status: int = 200) -> Response:
+    """Answer with a document."""
+    return Response(encode(document), status, mimetype="application/json")
 
 
 def accepted(task: Accepted, members: Container[str]) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from flask import Blueprint, Response
 
 from inferno.errors import BrokerUnavailable
@@ -21,20 +19,20 @@ def health() -> Response:
         workers = len(here.cluster.workers())
         missing = _missing(here)
     except BrokerUnavailable as exc:
-        return _respond({"status": "degraded", "redis": "down", "detail": exc.detail}, 503)
+        return documents.respond({"status": "degraded", "redis": "down", "detail": exc.detail}, 503)
     document = {
         "status": "degraded" if missing else "ok",
         "redis": "ok",
         "models": {name: name not in missing for name in here.repository.models},
         "workers_active": workers,
     }
-    return _respond(document, 200)
+    return documents.respond(document)
 
 
 @blueprint.get("/health/live")
 def live() -> Response:
     """Say that this process answers."""
-    return _respond({"status": "live"}, 200)
+    return documents.respond({"status": "live"})
 
 
 @blueprint.get("/health/ready")
@@ -44,17 +42,15 @@ def ready() -> Response:
     try:
         missing = _missing(here)
     except BrokerUnavailable as exc:
-        return _respond({"status": "not ready", "redis": "down", "detail": exc.detail}, 503)
+        return documents.respond(
+            {"status": "not ready", "redis": "down", "detail": exc.detail}, 503
+        )
     if missing:
         detail = f"no live worker serves {', '.join(missing)}"
-        return _respond({"status": "not ready", "missing": missing, "detail": detail}, 503)
-    return _respond({"status": "ready"}, 200)
+        return documents.respond({"status": "not ready", "missing": missing, "detail": detail}, 503)
+    return documents.respond({"status": "ready"})
 
 
 def _missing(here: Services) -> list[str]:
     loaded = here.loaded()
     return [name for name in here.repository.models if name not in loaded]
-
-
-def _respond(document: dict[str, Any], status: int) -> Response:
-    return Response(documents.encode(document), status, mimetype="application/json")

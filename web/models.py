@@ -26,7 +26,7 @@ def index() -> Response:
         "models": models,
         "broken": here.repository.errors,
     }
-    return _respond(document)
+    return documents.respond(document)
 
 
 @blueprint.get("/models/<name>")
@@ -34,7 +34,7 @@ def show(name: str) -> Response:
     """Describe one model with its full signature."""
     here = services()
     model = here.repository.model(name)
-    return _respond(detail(model, here.loaded(), here.settings.batching))
+    return documents.respond(detail(model, here.loaded(), here.settings.batching))
 
 
 @blueprint.get("/models/<name>/active")
@@ -43,7 +43,9 @@ def active(name: str) -> Response:
     here = services()
     model = here.repository.model(name)
     versions = here.loaded().get(name, set())
-    return _respond({"name": name, "version": model.active, "loaded": model.active in versions})
+    return documents.respond(
+        {"name": name, "version": model.active, "loaded": model.active in versions}
+    )
 
 
 def summary(model: Model, loaded: dict[str, set[int]]) -> dict[str, Any]:
@@ -93,7 +95,3 @@ def batching(package: Package, defaults: BatchingSettings) -> dict[str, Any]:
         "max_batch_delay_ms": defaults.max_batch_delay_ms if delay is None else delay,
         "oversized": own.oversized,
     }
-
-
-def _respond(document: dict[str, Any]) -> Response:
-    return Response(documents.encode(document), mimetype="application/json")

@@ -43,7 +43,7 @@ class Peer:
         self._ws = ws
         self._limit = limit
         self._changed = threading.Condition()
-        self._queue: deque[Callable[[], bytes]] = deque()
+        self._queue: deque[Callable[[], bytes | None]] = deque()
         self._close: tuple[int, str] | None = None
         self._thread = threading.Thread(target=self._run, name="peer-writer", daemon=True)
         self._thread.start()
@@ -70,12 +70,12 @@ class Peer:
                 self._queue.append(lambda: text)
                 self._changed.notify_all()
 
-    def push(self, message: Callable[[], bytes]) -> None:
+    def push(self, message: Callable[[], bytes | None]) -> None:
         """Have sent what nobody can wait for; without room, the client is closed instead.
 
         Args:
-          message: returns the JSON text; called when it is the message's turn, so that what waits
-            in the queue stays small.
+          message: returns the JSON text, or None for nothing after all; called when it is the
+            message's turn, so that what waits in the queue stays small.
         """
         with self._changed:
             if self._close is None:
@@ -102,7 +102,9 @@ class Peer:
     def _run(self) -> None:
         try:
             while (message := self._next()) is not None:
-                self._ws.send(message().decode())
+                text = message()
+                if text is not None:
+                    self._ws.send(text.decode())
             code, reason = self._close or (NORMAL, "")
             self._ws.close(code, reason)
         except (ConnectionClosed, LocalProtocolError, OSError):
@@ -116,7 +118,7 @@ class Peer:
         self._ws.event.set()
         self._ws.sock.resume()
 
-    def _next(self) -> Callable[[], bytes] | None:
+    def _next(self) -> Callable[[], bytes | None] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._close)
             self._changed.notify_all()

@@ -19,6 +19,7 @@ from tasks.celery import app as celery_app
 from tasks.cluster import Cluster
 from tasks.connection import connect
 from tasks.control import Control
+from tasks.dead import DeadLetters
 from tasks.records import Outcome, Record, Records
 from tasks.submit import Accepted, Submitter
 from tasks.transitions import Idempotency
@@ -41,6 +42,7 @@ class Services:
     records: Records
     submitter: Submitter
     control: Control
+    dead: DeadLetters
     cluster: Cluster
     bridge: Bridge
     deadlines: Deadlines
@@ -66,6 +68,7 @@ class Services:
             records=records,
             submitter=Submitter(celery_app, client, settings),
             control=control,
+            dead=DeadLetters(celery_app, client, settings),
             cluster=Cluster(client, settings),
             bridge=bridge,
             deadlines=Deadlines(bridge, records, control),

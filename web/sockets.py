@@ -1,7 +1,7 @@
 """WebSockets: one task on a socket of its own, or any number of tasks on one.
 
 WS /ws/<task_id>   one envelope when the task is over, then closed
-WS /ws             submit, subscribe, unsubscribe, ping; results as they come
+WS /ws             submit, subscribe, unsubscribe, cancel, ping; results as they come
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flask import Blueprint, request
 from flask_sock import Sock
 from simple_websocket import Server  # type: ignore[import-untyped]
 
-from inferno.errors import InfernoError, InvalidField, InvalidRequest
+from inferno.errors import BrokerUnavailable, InfernoError, InvalidField, InvalidRequest
 from inferno.protocol.requests import convert_submit
 from inferno.protocol.tasks import TaskState
 from tasks.records import Outcome
@@ -55,8 +55,14 @@ def one_task(ws: Server, task_id: str) -> None:
             peer.put(_envelope(document))
             return
 
+        def last_word() -> bytes:
+            try:
+                return _outcome(here, task_id)
+            except BrokerUnavailable as exc:
+                return _error(task_id, exc)
+
         def arrived(_: Outcome) -> None:
-            peer.push(lambda: _outcome(here, task_id))
+            peer.push(last_word)
             peer.close()
 
         subscription = here.bridge.subscribe(task_id, arrived)
@@ -89,7 +95,7 @@ _sock.route("/ws/<task_id>", bp=blueprint)(one_task)
 
 
 class _TaskIds(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of `subscribe` and `unsubscribe`."""
+    """The body of `subscribe`, `unsubscribe` and `cancel`."""
 
     task_id: str | None = None
     task_ids: list[str] = []
@@ -116,6 +122,7 @@ class Conversation:
             "submit": self._submit,
             "subscribe": self._subscribe,
             "unsubscribe": self._unsubscribe,
+            "cancel": self._cancel,
             "ping": self._ping,
         }
 
@@ -201,6 +208,17 @@ class Conversation:
             if subscription is not None:
                 subscription.close()
 
+    def _cancel(self, reference: Any, message: dict[str, Any]) -> None:
+        for task_id in _task_ids(message):
+            try:
+                self._here.control.cancel(task_id)
+            except InfernoError as exc:
+                # Not under the task's id: its outcome may still be on its way.
+                problem = exc.problem() | {"task_id": task_id}
+                self._say(reference, {"type": "error", "data": problem})
+            else:
+                self._say(reference, {"type": "cancelled", "task_id": task_id})
+
     def _ping(self, reference: Any, _: dict[str, Any]) -> None:
         self._say(reference, {"type": "pong"})
 
@@ -222,7 +240,17 @@ class Conversation:
         with self._lock:
             self._waiting.pop(task_id, None)
             self._remember(task_id)
-        self._peer.push(lambda: _outcome(self._here, task_id))
+        self._peer.push(lambda: self._deliver(task_id))
+
+    def _deliver(self, task_id: str) -> bytes | None:
+        try:
+            return _outcome(self._here, task_id)
+        except BrokerUnavailable:
+            # It arrives again when the bridge has its connection back.
+            with self._lock:
+                self._delivered.pop(task_id, None)
+            self._wait_for(task_id, None)
+            return None
 
     def _remember(self, task_id: str) -> None:
         self._delivered[task_id] = None
@@ -236,8 +264,14 @@ class Conversation:
 
 
 def _outcome(here: Services, task_id: str) -> bytes:
+    """Return the envelope of a task that is over.
+
+    Raises:
+      BrokerUnavailable: Redis does not answer.
+    """
+    parts = here.records.fetch(task_id)
     try:
-        return _envelope(documents.task(task_id, *here.records.fetch(task_id)))
+        return _envelope(documents.task(task_id, *parts))
     except InfernoError as exc:
         return _error(task_id, exc)
 

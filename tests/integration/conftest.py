@@ -54,6 +54,8 @@ def build(context):
                 raise Transient("not yet")
             if text.startswith("never"):
                 raise Transient("never")
+            if text.startswith("until:") and not pathlib.Path(text[6:]).exists():
+                raise Transient("not yet")
         if texts[0] != "warm" and len(texts) > context.parameters.get("memory", 10**9):
             raise MemoryError
         return {"text": inputs["text"]}

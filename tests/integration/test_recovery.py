@@ -13,7 +13,7 @@ import pytest
 from celery.result import AsyncResult
 
 from inferno import names
-from inferno.errors import ForwardFailed, WorkerLost
+from inferno.errors import ForwardFailed, TaskNotFound, WorkerLost
 from inferno.protocol.tasks import TaskState
 from tasks.celery import app
 from tasks.dead import DeadLetters
@@ -130,7 +130,8 @@ def test_a_task_that_kills_its_worker_dies_alone(repository, start_worker, celer
         assert letter.batch_id == record.batch_id
         assert letter.payload["inputs"] == {"text": "kill"}
         repository.mended.touch()
-        again = dead.replay(deadly.id)
+        again = dead.replay(letter)
+        assert dead.replay(letter).task_id == again.task_id
         wait_until(lambda: records.fetch(again.task_id)[1])
         record, outcome = records.fetch(again.task_id)
     assert outcome.succeeded
@@ -166,9 +167,10 @@ def test_a_task_out_of_retries_is_a_dead_letter(repository, start_worker, celery
     letter = dead.show(task.id)
     assert letter.retries == 2
     assert "Transient: never" in letter.traceback
-    assert [found.task_id for found in dead.newest() if found.model == "spent"] == [task.id]
-    assert dead.discard(task.id)
-    assert not dead.discard(task.id)
+    assert dead.newest(10, lambda found: found.model == "spent").items == [letter]
+    dead.discard(task.id)
+    with pytest.raises(TaskNotFound):
+        dead.discard(task.id)
 
 
 def test_outcomes_wait_for_a_redis_that_is_full(repository, start_worker, celery, client):

@@ -353,10 +353,12 @@ def url(platform: ScriptedPlatform) -> str:  # noqa: F811
 
 
 def test_submit_prints_the_id(platform: ScriptedPlatform, url: str) -> None:  # noqa: F811
-    result = invoke("submit", "echo", "hello", "--priority", "9", "--url", url)
+    options = ["--priority", "9", "--webhook", "http://a.example/"]
+    result = invoke("submit", "echo", "hello", *options, "--url", url)
 
     assert result.stdout == "task-0\n"
-    assert platform.bodies == [{"model": "echo", "inputs": "hello", "priority": 9}]
+    body = {"model": "echo", "inputs": "hello", "priority": 9, "webhook": "http://a.example/"}
+    assert platform.bodies == [body]
 
 
 def test_submit_and_wait_prints_the_outputs(url: str) -> None:
@@ -487,8 +489,9 @@ def test_doctor_names_what_is_wrong(project: Project, monkeypatch: pytest.Monkey
 def test_help_lists_the_commands_as_they_are_needed() -> None:
     output = invoke("--help").output
 
-    names = ["up", "worker", "models", "submit", "watch", "settings", "doctor"]
-    assert [line.split()[0] for line in output.split("Commands:\n")[1].splitlines()[:7]] == names
+    names = ["up", "worker", "models", "submit", "watch", "tasks", "dead", "lanes"]
+    names += ["settings", "doctor"]
+    assert [line.split()[0] for line in output.split("Commands:\n")[1].splitlines()[:10]] == names
 
 
 def test_module_is_the_command_too() -> None:

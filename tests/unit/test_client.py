@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from flask import Flask, request
+from flask import Flask, abort, request
 from flask_sock import Sock
 from simple_websocket import Server  # type: ignore[import-untyped]
 from werkzeug.serving import make_server
@@ -46,6 +46,9 @@ class ScriptedPlatform:
         self.patience = 0
         self.asked = 0
         self.most_under_way = 0
+        #: What else it answers, by method and path; and what was asked of that, with its query.
+        self.answers: dict[str, dict | InfernoError] = {}
+        self.calls: list[str] = []
         app = Flask(__name__)
         app.post("/infer")(self.infer)
         app.post("/v1/models/<model>:predict")(self.predict)
@@ -53,6 +56,8 @@ class ScriptedPlatform:
         app.get("/v1/models")(self.models)
         app.get("/v1/models/<name>")(self.model)
         app.get("/health")(self.health)
+        app.route("/<path:path>", methods=["GET", "POST", "DELETE"])(self.scripted)
+        app.delete("/tasks/<path>")(self.scripted)
         Sock(app).route("/ws")(self.socket)
         self.server = make_server("127.0.0.1", 0, app, threaded=True)
         self.url = f"http://127.0.0.1:{self.server.port}"
@@ -91,6 +96,16 @@ class ScriptedPlatform:
             "thumb": {"dtype": "bytes", "shape": [1], "data": ["aGk="]},
         }
         return head | {"status": "succeeded", "outputs": outputs}
+
+    def scripted(self, path):
+        asked = f"{request.method} {request.full_path.rstrip('?')}"
+        answer = self.answers.get(asked)
+        if answer is None:
+            abort(404)
+        self.calls.append(asked)
+        if isinstance(answer, InfernoError):
+            return answer.problem(), answer.status
+        return answer
 
     def health(self):
         return {"status": "degraded"}, 503
@@ -229,9 +244,10 @@ def test_bytes_alone_are_an_image(client, platform) -> None:
 
 
 def test_options_are_sent_when_they_are_given(client, platform) -> None:
-    client.submit("echo", "a", version=2, outputs=["y"], priority=9, timeout_ms=50)
-
     options = {"version": 2, "outputs": ["y"], "priority": 9, "timeout_ms": 50}
+    options |= {"webhook": "http://a.example/", "webhook_events": ["start"]}
+    client.submit("echo", "a", **options)
+
     assert platform.bodies == [{"model": "echo", "inputs": "a"} | options]
 
 
@@ -349,6 +365,80 @@ def test_stream_of_nothing_is_empty(client) -> None:
 def test_connection_that_the_platform_closes_is_one_clear_error(client) -> None:
     with pytest.raises(ServingError, match="closed the connection: stopping"):
         list(client.stream([Request("close", "a")]))
+
+
+def test_task_is_cancelled_and_retried(client, platform) -> None:
+    platform.answers = {
+        "DELETE /tasks/task-0": {"task_id": "task-0", "status": "cancelled"},
+        "DELETE /tasks/over": errors.WrongState("the task is succeeded"),
+        "POST /tasks/task-0/retry": {"task_id": "task-1"},
+        "POST /tasks/lost/retry": errors.PayloadGone("it was deleted"),
+    }
+    client.submit("echo", "a").cancel()
+
+    assert client.cancel("task-0")["status"] == "cancelled"
+    assert client.retry("task-0").id == "task-1"
+    with pytest.raises(errors.WrongState):
+        client.cancel("over")
+    with pytest.raises(errors.PayloadGone):
+        client.retry("lost")
+
+
+def test_lists_are_read_page_by_page(client, platform) -> None:
+    first, second = [{"task_id": "c"}, {"task_id": "b"}], [{"task_id": "a"}]
+    chosen = "limit=100&status=queued%2Crunning&model=echo"
+    platform.answers = {
+        f"GET /tasks?{chosen}": {"tasks": first, "next": "x="},
+        f"GET /tasks?{chosen}&cursor=x%3D": {"tasks": second, "next": None},
+        "GET /dead?limit=100": {"dead": first, "next": "y"},
+        "GET /dead?limit=100&cursor=y": {"dead": second, "next": None},
+    }
+
+    found = list(client.tasks(status=["queued", "running"], model="echo"))
+
+    assert found == first + second == list(client.dead_letters())
+
+
+def test_dead_letters_are_replayed_and_discarded(client, platform) -> None:
+    letter = {"task_id": "task-0", "traceback": "...", "payload": {}}
+    answer = {"replayed": 1, "left": 0, "tasks": [{"task_id": "n", "replay_of": "o"}]}
+    platform.answers = {
+        "GET /dead/task-0": letter,
+        "GET /dead?limit=1": {"dead": [letter], "count": 3, "next": None},
+        "POST /dead/task-0/replay": {"task_id": "task-1"},
+        "POST /dead/replay": answer,
+        "POST /dead/replay?model=echo": answer,
+        "DELETE /dead/task-0": {"discarded": 1},
+        "DELETE /dead?confirm=2": {"discarded": 2},
+        "DELETE /dead?confirm=1": errors.NotConfirmed("2 would be discarded"),
+    }
+
+    assert client.dead_letter("task-0") == letter
+    assert client.count_dead_letters() == 3
+    assert client.replay("task-0").id == "task-1"
+    assert client.replay_all() == client.replay_all(model="echo") == answer
+    client.discard("task-0")
+    client.discard_all(2)
+    with pytest.raises(errors.NotConfirmed):
+        client.discard_all(1)
+    assert platform.calls == list(platform.answers)
+
+
+def test_lanes_are_paused_resumed_and_purged(client, platform) -> None:
+    lane = {"model": "echo", "waiting": 2, "held": 0, "delayed": 1, "paused": False}
+    platform.answers = {
+        "GET /lanes": {"lanes": [lane]},
+        "GET /lanes/echo": lane,
+        "POST /lanes/echo/pause": lane,
+        "POST /lanes/echo/resume": lane,
+        "POST /lanes/echo/purge?confirm=3": {"model": "echo", "cancelled": 3},
+    }
+
+    assert client.lanes() == [client.lane("echo")] == [lane]
+    client.pause("echo")
+    client.resume("echo")
+    assert client.purge("echo", 3) == 3
+    assert platform.calls == list(platform.answers)
 
 
 def test_models_and_health_are_told_as_they_are(client) -> None:

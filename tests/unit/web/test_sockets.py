@@ -12,7 +12,7 @@ import websocket
 from werkzeug.serving import make_server
 
 from inferno import names
-from inferno.errors import DeadlineExceeded, ForwardFailed
+from inferno.errors import BrokerUnavailable, DeadlineExceeded, ForwardFailed
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 
@@ -223,6 +223,54 @@ def test_unsubscribed_task_stays_silent(connect, worker, task_id, until):
     assert hear(ws) == {"type": "pong"}
 
 
+def test_cancelled_task_is_told_to_all_who_wait(connect, worker, task_id, until):
+    alone, ws = connect(f"/ws/{task_id}"), connect("/ws")
+    say(ws, type="subscribe", task_id=task_id)
+    until(lambda: subscribed(worker, task_id))
+    say(ws, type="cancel", id=1, task_id=task_id)
+    heard = {message["type"]: message for message in (hear(ws), hear(ws))}
+    assert heard["cancelled"] == {"type": "cancelled", "id": 1, "task_id": task_id}
+    for envelope in (heard["error"], hear(alone)):
+        assert (envelope["type"], envelope["task_id"]) == ("error", task_id)
+        assert envelope["data"]["status"] == "cancelled"
+        assert envelope["data"]["error"]["code"] == "task_cancelled"
+
+
+def test_what_cannot_be_cancelled_is_said_for_each(connect, client, worker, task_id):
+    worker.succeed(task_id)
+    waiting = client.post("/infer", json=NATIVE).get_json()["task_id"]
+    ws = connect("/ws")
+    say(ws, type="cancel", id="c", task_ids=["nobody", task_id, waiting])
+    answers = [hear(ws) for _ in range(3)]
+    assert [answer["id"] for answer in answers] == ["c"] * 3
+    assert [answer["data"]["code"] for answer in answers[:2]] == ["task_not_found", "wrong_state"]
+    assert [answer["data"]["task_id"] for answer in answers[:2]] == ["nobody", task_id]
+    assert answers[2] == {"type": "cancelled", "id": "c", "task_id": waiting}
+
+
+def test_result_that_redis_could_not_give_arrives_later(
+    app, connect, worker, task_id, until, monkeypatch
+):
+    records = app.extensions["inferno"].records
+    fetch, failures = records.fetch, [BrokerUnavailable("Redis does not answer")] * 2
+
+    def unsteady(task_id):
+        if failures:
+            raise failures.pop()
+        return fetch(task_id)
+
+    ws = connect("/ws")
+    say(ws, type="subscribe", task_id=task_id)
+    until(lambda: subscribed(worker, task_id))
+    monkeypatch.setattr(records, "fetch", unsteady)
+    worker.succeed(task_id)
+    assert (hear(ws)["type"], failures) == ("result", [])
+    # Nothing was said meanwhile, and the result comes once.
+    say(ws, type="subscribe", task_id=task_id)
+    say(ws, type="ping")
+    assert hear(ws) == {"type": "pong"}
+
+
 def test_unknown_task_is_told_by_its_id(connect):
     ws = connect("/ws")
     say(ws, type="subscribe", task_id="nobody")
@@ -244,6 +292,7 @@ def test_unknown_task_is_told_by_its_id(connect):
         ('{"id": 5, "type": "subscribe", "task_id": 7}', "invalid_field", None),
         ('{"id": 5, "type": "subscribe", "task_ids": "x"}', "invalid_field", None),
         ('{"id": 5, "type": "subscribe", "tasks": []}', "invalid_field", None),
+        ('{"id": 5, "type": "cancel", "task_id": 7}', "invalid_field", None),
         ('{"id": 5, "type": "submit"}', "invalid_field", "inputs"),
         ('{"id": 5, "type": "submit", "model": "no", "inputs": 1}', "model_not_found", "model"),
         (

@@ -1,0 +1,377 @@
+"""The commands for those who run a platform: tasks, dead letters and lanes, over its HTTP API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+
+from inferno.client import Client
+from inferno.project import local_url
+from inferno.protocol.tasks import TaskState
+from inferno.settings import load
+
+out = Console(highlight=False)
+
+url_option = click.option("--url", help="Of the platform; default: as the settings say.")
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_model_option = click.option("--model", help="Of this model alone.")
+_limit_option = click.option(
+    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Print at most so many."
+)
+_yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+_task_argument = click.argument("task_id")
+_tasks_argument = click.argument("task_ids", nargs=-1, metavar="[TASK_ID]...")
+
+#: How the states are shown.
+_COLOURS = {
+    TaskState.RUNNING: "cyan",
+    TaskState.RETRYING: "yellow",
+    TaskState.SUCCEEDED: "green",
+    TaskState.FAILED: "red",
+    TaskState.EXPIRED: "red",
+    TaskState.CANCELLED: "dim",
+}
+
+
+class InOrder(click.Group):
+    """Lists commands as they are needed, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return their names."""
+        return list(self.commands)
+
+
+@contextmanager
+def platform(url: str | None) -> Iterator[Client]:
+    """Connect to the platform at a URL, or to that of the settings."""
+    with Client(url or local_url(load())) as client:
+        yield client
+
+
+# -- Tasks -----------------------------------------------------------------------------------------
+
+
+@click.group(cls=InOrder)
+def tasks() -> None:
+    """List, show, cancel and retry tasks."""
+
+
+@tasks.command("list")
+@click.option(
+    "--status",
+    multiple=True,
+    type=click.Choice(list(map(str, TaskState))),
+    help="Of this state; may be repeated.",
+)
+@_model_option
+@_limit_option
+@_json_option
+@url_option
+def list_tasks(
+    status: Sequence[str], model: str | None, limit: int, as_json: bool, url: str | None
+) -> None:
+    """List the newest tasks, newest first."""
+    with platform(url) as client:
+        found = list(islice(client.tasks(status=status, model=model), limit))
+    if as_json:
+        _print_lines(found)
+        return
+    table = _table("Task", "Model", "Status", "Attempts", "Accepted")
+    for task in found:
+        state = task["status"]
+        table.add_row(
+            task["task_id"],
+            escape(_versioned(task)),
+            f"[{_COLOURS.get(TaskState(state), 'default')}]{state}[/]",
+            str(task["attempts"]),
+            _when(task["accepted_at"]),
+        )
+    _print_table(table, "No tasks.")
+
+
+@tasks.command("show")
+@_task_argument
+@_json_option
+@url_option
+def show_task(task_id: str, as_json: bool, url: str | None) -> None:
+    """Show what is known of a task."""
+    with platform(url) as client:
+        view = client.task(task_id)
+    if as_json:
+        _print_lines([view])
+        return
+    error = view.get("error")
+    _print_facts(
+        {
+            "task": view["task_id"],
+            "model": _versioned(view),
+            "status": view["status"],
+            "error": error and f"{error['code']}: {error['detail']}",
+            "attempts": view.get("attempts"),
+            "retries": view.get("retries") or None,
+            "next try": _when(view.get("retry_at")),
+            "priority": view.get("priority"),
+            "accepted": _when(view.get("accepted_at")),
+            "started": _when(view.get("started_at")),
+            "finished": _when(view.get("finished_at")),
+            "batch": view.get("batch_id"),
+            "repeats": view.get("replay_of"),
+        }
+    )
+    if "outputs" in view:
+        out.print(f"  `inferno watch {view['task_id']}` prints the outputs.", soft_wrap=True)
+
+
+@tasks.command()
+@click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
+@url_option
+def cancel(task_ids: Sequence[str], url: str | None) -> None:
+    """Take tasks back; the result of one that runs is discarded."""
+    with platform(url) as client:
+        for task_id in task_ids:
+            client.cancel(task_id)
+            out.print(f"Cancelled {task_id}.", soft_wrap=True)
+
+
+@tasks.command()
+@_task_argument
+@url_option
+def retry(task_id: str, url: str | None) -> None:
+    """Run a finished task again, as a new one, and print its id.
+
+    What it was asked must have been kept: INFERNO_TASKS__KEEP_PAYLOADS says of which tasks it is.
+    """
+    with platform(url) as client:
+        click.echo(client.retry(task_id).id)
+
+
+# -- Dead letters ----------------------------------------------------------------------------------
+
+
+@click.group(cls=InOrder)
+def dead() -> None:
+    """List, show, replay and discard tasks that were given up."""
+
+
+@dead.command("list")
+@_model_option
+@_limit_option
+@_json_option
+@url_option
+def list_dead(model: str | None, limit: int, as_json: bool, url: str | None) -> None:
+    """List the newest dead letters, newest first."""
+    with platform(url) as client:
+        found = list(islice(client.dead_letters(model=model), limit))
+        count = client.count_dead_letters()
+    if as_json:
+        _print_lines(found)
+        return
+    table = _table("Task", "Model", "Died", "Retries", "Error")
+    for letter in found:
+        table.add_row(
+            letter["task_id"],
+            escape(_versioned(letter)),
+            _when(letter["died_at"]),
+            str(letter["retries"]),
+            escape(letter["error"]["detail"]),
+        )
+    _print_table(table, "No dead letters.")
+    if len(found) < count:
+        out.print(f"{count} in all.")
+
+
+@dead.command("show")
+@_task_argument
+@_json_option
+@url_option
+def show_dead(task_id: str, as_json: bool, url: str | None) -> None:
+    """Show why a task was given up, and what it was asked."""
+    with platform(url) as client:
+        letter = client.dead_letter(task_id)
+    if as_json:
+        _print_lines([letter])
+        return
+    _print_facts(
+        {
+            "task": letter["task_id"],
+            "model": _versioned(letter),
+            "error": f"{letter['error']['code']}: {letter['error']['detail']}",
+            "retries": letter["retries"],
+            "accepted": _when(letter["accepted_at"]),
+            "died": _when(letter["died_at"]),
+            "batch": letter["batch_id"],
+        }
+    )
+    out.print(f"\n{escape(letter['traceback'].rstrip())}", soft_wrap=True)
+    out.print(f"\nIt was asked\n  {escape(json.dumps(letter['payload']))}", soft_wrap=True)
+
+
+@dead.command()
+@_tasks_argument
+@click.option("--all", "everything", is_flag=True, help="Replay all there are.")
+@_model_option
+@url_option
+def replay(task_ids: Sequence[str], everything: bool, model: str | None, url: str | None) -> None:
+    """Run dead tasks again, as new ones, and print their ids.
+
+    Which ones, the ids say, or --all, or --model. Their letters are discarded.
+    """
+    if bool(task_ids) == (everything or model is not None):
+        raise click.UsageError("give the ids of tasks, or --all, or --model")
+    with platform(url) as client:
+        for task_id in task_ids:
+            click.echo(client.replay(task_id).id)
+        if task_ids:
+            return
+        answer = client.replay_all(model=model)
+    for task in answer["tasks"]:
+        click.echo(task["task_id"])
+    if answer["left"]:
+        raise click.ClickException(
+            f"{answer['left']} are left: their models are not in the repository any more"
+        )
+
+
+@dead.command()
+@_tasks_argument
+@click.option("--all", "everything", is_flag=True, help="Discard all there are.")
+@_yes_option
+@url_option
+def discard(task_ids: Sequence[str], everything: bool, yes: bool, url: str | None) -> None:
+    """Delete dead letters for good."""
+    if bool(task_ids) == everything:
+        raise click.UsageError("give the ids of tasks, or --all")
+    with platform(url) as client:
+        for task_id in task_ids:
+            client.discard(task_id)
+            out.print(f"Discarded {task_id}.", soft_wrap=True)
+        if not everything:
+            return
+        count = client.count_dead_letters()
+        if count and not yes:
+            click.confirm(f"Discard {_counted(count, 'dead letter')}?", abort=True)
+        client.discard_all(count)
+    out.print(f"Discarded {_counted(count, 'dead letter')}.")
+
+
+# -- Lanes -----------------------------------------------------------------------------------------
+
+
+@click.group(cls=InOrder)
+def lanes() -> None:
+    """List, pause, resume and purge the lanes of the models."""
+
+
+@lanes.command("list")
+@_json_option
+@url_option
+def list_lanes(as_json: bool, url: str | None) -> None:
+    """Show how many tasks wait for each model."""
+    with platform(url) as client:
+        found = client.lanes()
+    if as_json:
+        _print_lines(found)
+        return
+    table = _table("Model", "Waiting", "In hand", "Delayed", "")
+    for lane in found:
+        counts = (str(lane[name]) for name in ("waiting", "held", "delayed"))
+        table.add_row(escape(lane["model"]), *counts, "[yellow]paused[/]" if lane["paused"] else "")
+    _print_table(table, "No models.")
+
+
+@lanes.command()
+@click.argument("model")
+@url_option
+def pause(model: str, url: str | None) -> None:
+    """Give workers no more tasks of MODEL; they are still accepted."""
+    with platform(url) as client:
+        client.pause(model)
+    out.print(f"Paused {model}; `inferno lanes resume {model}` goes on.", soft_wrap=True)
+
+
+@lanes.command()
+@click.argument("model")
+@url_option
+def resume(model: str, url: str | None) -> None:
+    """Give workers the tasks of MODEL again."""
+    with platform(url) as client:
+        client.resume(model)
+    out.print(f"Resumed {model}.", soft_wrap=True)
+
+
+@lanes.command()
+@click.argument("model")
+@_yes_option
+@url_option
+def purge(model: str, yes: bool, url: str | None) -> None:
+    """Cancel the tasks that wait for MODEL.
+
+    Those in workers' hands go on. Asks first, with the number of tasks.
+    """
+    with platform(url) as client:
+        lane = client.lane(model)
+        count = lane["waiting"] + lane["delayed"]
+        if count and not yes:
+            click.confirm(f"Cancel {_counted(count, 'task')} of {model}?", abort=True)
+        cancelled = client.purge(model, count)
+    out.print(f"Cancelled {_counted(cancelled, 'task')}.")
+
+
+# -- Printing --------------------------------------------------------------------------------------
+
+
+def _print_lines(documents: Iterable[Mapping[str, Any]]) -> None:
+    for document in documents:
+        click.echo(json.dumps(document))
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in titles:
+        # An id that is cut off is of no use.
+        table.add_column(title, no_wrap=title != "Error", overflow="fold")
+    return table
+
+
+def _print_table(table: Table, nothing: str) -> None:
+    if not table.row_count:
+        out.print(nothing)
+        return
+    if not out.is_terminal:
+        # In a pipe, each row is one line.
+        options = out.options.update(max_width=10_000)
+        table.width = Measurement.get(out, options, table).maximum
+    out.print(table, crop=False)
+
+
+def _print_facts(facts: Mapping[str, Any]) -> None:
+    for title, value in facts.items():
+        if value is not None and value != "":
+            out.print(f"  {title:<9} {escape(str(value))}", soft_wrap=True)
+
+
+def _versioned(document: Mapping[str, Any]) -> str:
+    version = document.get("version")
+    return f"{document.get('model', '')}{'' if version is None else f' v{version}'}"
+
+
+def _when(at: str | None) -> str:
+    """Return a time of the platform in this machine's time zone."""
+    if at is None:
+        return ""
+    return datetime.fromisoformat(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,72 @@
+"""Dead letters: tasks that were given up after every attempt."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, request
+
+from tasks.dead import DeadLetter
+from web import documents, paging
+from web.services import services
+from web.tasks import repeated
+
+blueprint = Blueprint("dead", __name__)
+
+
+@blueprint.get("/dead")
+def index() -> Response:
+    """List the newest dead letters."""
+    here = services()
+    page = here.dead.newest(paging.limit(), _wanted, paging.place())
+    letters = [documents.dead_letter(letter) for letter in page.items]
+    return documents.respond(
+        {"dead": letters, "count": here.dead.count(), "next": paging.cursor(page)}
+    )
+
+
+@blueprint.get("/dead/<task_id>")
+def show(task_id: str) -> Response:
+    """Show one with its traceback and what the task was asked."""
+    letter = services().dead.show(task_id)
+    more = {"traceback": letter.traceback, "payload": letter.payload}
+    return documents.respond(documents.dead_letter(letter) | more)
+
+
+@blueprint.post("/dead/<task_id>/replay")
+def replay(task_id: str) -> Response:
+    """Run one again, as a new task, and discard its letter."""
+    here = services()
+    letter = here.dead.show(task_id)
+    # Without its model, the new task would wait for ever.
+    here.repository.model(letter.model)
+    return repeated(here.dead.replay(letter), task_id)
+
+
+@blueprint.post("/dead/replay")
+def replay_all() -> Response:
+    """Run all again, or those of one model; those whose model is gone stay where they are."""
+    here = services()
+    tasks, left = [], 0
+    for letter in filter(_wanted, here.dead.all()):
+        if letter.model in here.repository.models:
+            task = here.dead.replay(letter)
+            tasks.append({"task_id": task.task_id, "replay_of": letter.task_id})
+        else:
+            left += 1
+    return documents.respond({"replayed": len(tasks), "left": left, "tasks": tasks}, 202)
+
+
+@blueprint.delete("/dead/<task_id>")
+def discard(task_id: str) -> Response:
+    """Delete one."""
+    services().dead.discard(task_id)
+    return documents.respond({"discarded": 1})
+
+
+@blueprint.delete("/dead")
+def discard_all() -> Response:
+    """Delete all, if there are as many as the client thinks."""
+    return documents.respond({"discarded": services().dead.discard_all(paging.confirmed())})
+
+
+def _wanted(letter: DeadLetter) -> bool:
+    return request.args.get("model") in (None, letter.model)
