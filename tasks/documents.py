@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from inferno.errors import DeadlineExceeded, ResultExpired, TaskNotFound
+from inferno.errors import DeadlineExceeded, ResultExpired, TaskCancelled, TaskNotFound
 from inferno.protocol.tasks import TaskState
 from tasks.records import Outcome, Record
 
@@ -82,8 +82,9 @@ def task(task_id: str, record: Record | None, outcome: Outcome | None) -> dict[s
 def _failed_state(record: Record | None, outcome: Outcome) -> TaskState:
     if record is not None and record.state.terminal:
         return record.state
-    expired = isinstance(outcome.error, DeadlineExceeded)
-    return TaskState.EXPIRED if expired else TaskState.FAILED
+    if isinstance(outcome.error, TaskCancelled):
+        return TaskState.CANCELLED
+    return TaskState.EXPIRED if isinstance(outcome.error, DeadlineExceeded) else TaskState.FAILED
 
 
 def time(seconds: float | None) -> str | None:
