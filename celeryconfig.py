@@ -1,5 +1,6 @@
 """Celery's own settings, under Celery's names; their values come from `inferno.settings`."""
 
+from inferno.protocol.requests import MAX_PRIORITY as _MAX_PRIORITY
 from inferno.settings import load as _load
 
 _settings = _load()
@@ -22,12 +23,18 @@ broker_transport_options = {
     "socket_keepalive": True,
 }
 
+if broker_url.startswith(("amqp", "pyamqp")):
+    # Accepted is what RabbitMQ has confirmed; Redis answers each command anyway.
+    broker_transport_options = {"confirm_publish": True}
+
 # Messages.
 accept_content = ["json"]
 result_accept_content = ["json"]
 task_serializer = "json"
 result_serializer = "json"
 task_routes = ["tasks.celery.route"]
+# Queues of RabbitMQ have priorities only if they are declared so; other brokers do not look at it.
+task_queue_max_priority = _MAX_PRIORITY
 # A publish that fails is answered with 503 at once; the client decides when to try again.
 task_publish_retry = False
 

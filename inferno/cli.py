@@ -46,6 +46,7 @@ from inferno.project import (
     inferno_version,
     local_url,
     missing_artifact,
+    reach_broker,
     reach_redis,
     read_procfile,
     sample_inputs,
@@ -170,6 +171,9 @@ def _add_processes(
 ) -> None:
     """Tell the supervisor what to run: the Procfile, its worker line once for each model."""
     environment = {}
+    if settings.broker.scheme in ("amqp", "amqps"):
+        # A Redis that is a broker too may be ours, which is not started yet.
+        reach_broker(settings)
     if settings.redis.url is not None:
         reach_redis(settings.redis)
     else:

@@ -16,7 +16,7 @@ from inferno import embedded_redis
 from inferno.client import Client
 from inferno.errors import ConfigurationError, PackageError, ServingError
 from inferno.ports import check_port
-from inferno.project import local_url, missing_artifact
+from inferno.project import local_url, missing_artifact, reach_broker
 from inferno.redis_status import RedisStatus, ask
 from inferno.repository import Repository
 from inferno.settings import Settings, variable
@@ -183,6 +183,26 @@ def _free_space(folder: Path) -> tuple[State, str]:
     return "ok" if free_gb >= 1 else "warning", f"{free_gb:.0f} GB free"
 
 
+def _check_broker(settings: Settings) -> Iterator[Finding]:
+    if settings.broker.url is None:
+        return  # The Redis of the records.
+    try:
+        address = reach_broker(settings)
+    except ConfigurationError as exc:
+        yield Finding("failure", "Broker", str(exc))
+        return
+    detail = f"{address} is reached" if address else f"{settings.broker.scheme} is not checked"
+    if settings.broker.scheme in ("amqp", "amqps"):
+        yield Finding("ok", "Broker", f"{detail}; RabbitMQ's own lanes cannot be paused or counted")
+    else:
+        yield Finding(
+            "warning",
+            "Broker",
+            f"{detail}; a worker that is killed can lose a task there, and its others come back "
+            f"after an hour: leave {variable('broker', 'url')} unset for lanes that lose none",
+        )
+
+
 def _check_data(settings: Settings) -> Iterator[Finding]:
     folder = settings.data.dir.resolve()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -261,6 +281,7 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     _check_python,
     _check_packages,
     _check_redis,
+    _check_broker,
     _check_data,
     _check_models,
     _check_device,

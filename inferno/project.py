@@ -67,21 +67,40 @@ def local_url(settings: Settings) -> str:
     return f"http://{host}:{settings.server.port}"
 
 
+#: Where brokers listen that name no port, by scheme.
+_BROKER_PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379}
+
+
 def reach_redis(settings: RedisSettings) -> str:
     """Return the address of the Redis that the settings name.
 
     Raises:
       ConfigurationError: nothing listens there.
     """
-    parts = urlsplit(settings.url or "")
+    return _reach(settings.url or "", 6379, settings.connect_timeout_s, variable("redis", "url"))
+
+
+def reach_broker(settings: Settings) -> str | None:
+    """Return the address of the broker that the settings name; None for one we know nothing of.
+
+    Raises:
+      ConfigurationError: nothing listens there.
+    """
+    port = _BROKER_PORTS.get(settings.broker.scheme)
+    if settings.broker.url is None or port is None:
+        return None
+    timeout_s = settings.redis.connect_timeout_s
+    return _reach(settings.broker.url, port, timeout_s, variable("broker", "url"))
+
+
+def _reach(url: str, default_port: int, timeout_s: float, name: str) -> str:
+    parts = urlsplit(url)
     try:
-        address = (parts.hostname or "127.0.0.1", parts.port or 6379)
-        socket.create_connection(address, timeout=settings.connect_timeout_s).close()
+        address = (parts.hostname or "127.0.0.1", parts.port or default_port)
+        socket.create_connection(address, timeout=timeout_s).close()
     except (OSError, ValueError) as exc:
         # The whole URL may hold a password.
-        raise ConfigurationError(
-            f"{variable('redis', 'url')}: {parts.hostname} cannot be reached: {exc}"
-        ) from None
+        raise ConfigurationError(f"{name}: {parts.hostname} cannot be reached: {exc}") from None
     return f"{address[0]}:{address[1]}"
 
 

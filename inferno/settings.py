@@ -90,6 +90,22 @@ class BrokerSettings(Group):
         "`redis://...`: Celery's own lists. `amqp://...`: RabbitMQ.",
     )
 
+    @field_validator("url")
+    @classmethod
+    def _is_no_stream(cls, value: str | None) -> str | None:
+        # A task and its record are written in one step, which needs one Redis.
+        if value is not None and "-streams:" in value.partition("//")[0]:
+            raise ValueError(
+                "lanes on Redis Streams are in the Redis of the records; leave it unset, and name "
+                f"that Redis with {variable('redis', 'url')}"
+            )
+        return value
+
+    @property
+    def scheme(self) -> str:
+        """What the URL begins with, such as ``amqp``; "" when it is unset."""
+        return (self.url or "").partition("://")[0]
+
 
 class DataSettings(Group):
     """Where everything written while running goes."""
@@ -443,6 +459,6 @@ def _explain(error: object) -> str:
     assert isinstance(error, dict)
     name = "INFERNO_" + "__".join(str(part).upper() for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
-    # A secret is not repeated: what this says ends in logs.
-    value = "..." if error["loc"][-1] == "secret" else repr(error["input"])
+    # A secret is not repeated, nor a URL that may hold one: what this says ends in logs.
+    value = "..." if error["loc"][-1] in ("secret", "url") else repr(error["input"])
     return f"{name}={value}: {message[:1].lower()}{message[1:]}"

@@ -58,9 +58,10 @@ def translated() -> Iterator[None]:
     try:
         yield
     except UNAVAILABLE as exc:
+        who = "the broker" if isinstance(exc, OperationalError) else "Redis"
         what = "is full" if isinstance(exc, redis.OutOfMemoryError) else "does not answer"
         raise BrokerUnavailable(
-            f"Redis {what} ({type(exc).__name__}); try again in a moment"
+            f"{who} {what} ({type(exc).__name__}); try again in a moment"
         ) from exc
     except redis.ResponseError as exc:
         if not is_refusal(exc):

@@ -51,6 +51,9 @@ logger = logging.getLogger(__name__)
 #: A worker reads inputs that the web tier has already measured.
 _UNBOUNDED = Limits(text_bytes=2**31, image_bytes=2**31, rows=2**31)
 
+#: What Celery itself would run when a task is over. Refused, because whoever asks for it waits.
+_FOLLOWERS = ("callbacks", "errbacks", "chain", "chord")
+
 
 class InferenceTask(Batches):  # type: ignore[misc]
     """The Celery task `infer.<model>`."""
@@ -168,7 +171,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         package = self._model.package()
         try:
             if request.id in worker_state.revoked:
-                raise TaskCancelled("it was revoked by Celery's remote control")
+                raise _revoked()
             package = self._package(_arguments(request))
             member = _member(request, package, received_at, self._lanes)
         except InfernoError as error:
@@ -208,6 +211,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
             return
         now = time.monotonic()
         self._expire(now)
+        self._drop_revoked()
         while self._running < self._executors and (reason := self._former.next_reason(now)):
             if reason is not FlushReason.FULL and self._top_up():
                 now = time.monotonic()
@@ -244,6 +248,11 @@ class InferenceTask(Batches):  # type: ignore[misc]
         if deadline is not None and deadline <= now:
             late = self._former.drop(lambda w: w.deadline is not None and w.deadline <= now)
             self._refuse({waiting.task: _too_late() for waiting in late})
+
+    def _drop_revoked(self) -> None:
+        if worker_state.revoked:
+            revoked = self._former.drop(lambda w: w.task.request.id in worker_state.revoked)
+            self._refuse({waiting.task: _revoked() for waiting in revoked})
 
     def _refuse(self, errors: dict[Member, InfernoError]) -> None:
         try:
@@ -345,6 +354,10 @@ def _arguments(request: Request) -> dict[str, Any]:
         raise InvalidInput(f"the message cannot be read: {type(exc).__name__}: {exc}") from exc
     if not isinstance(kwargs, dict):
         raise InvalidInput("expected keyword arguments", "inputs")
+    _, _, embedded = request.message.payload
+    followers = [name for name in _FOLLOWERS if embedded.get(name)]
+    if followers:
+        raise InvalidInput(f"nothing can follow the task of a batch: {', '.join(followers)}")
     return kwargs
 
 
@@ -385,6 +398,10 @@ def _webhook(given: Any) -> Webhook | None:
         return msgspec.convert(given, Webhook | None)
     except msgspec.ValidationError as exc:
         raise InvalidInput(f"{exc}: expected a URL and events", "webhook") from None
+
+
+def _revoked() -> TaskCancelled:
+    return TaskCancelled("it was revoked by Celery's remote control")
 
 
 def _too_late() -> DeadlineExceeded:

@@ -113,8 +113,7 @@ def _failed_state(record: Record | None, outcome: Outcome) -> TaskState:
         return record.state
     if isinstance(outcome.error, TaskCancelled):
         return TaskState.CANCELLED
-    expired = isinstance(outcome.error, DeadlineExceeded)
-    return TaskState.EXPIRED if expired else TaskState.FAILED
+    return TaskState.EXPIRED if isinstance(outcome.error, DeadlineExceeded) else TaskState.FAILED
 
 
 def time(seconds: float | None) -> str | None:

@@ -17,7 +17,7 @@ from celery import Celery
 from kombu import serialization
 from kombu.utils.json import loads
 
-from inferno.errors import NotSupported
+from inferno.errors import BrokerUnavailable, NotSupported
 from inferno.protocol.requests import MAX_PRIORITY
 from inferno.settings import Settings
 from tasks.connection import translated
@@ -25,6 +25,10 @@ from tasks.transport import Lane, consumer_name, pack, scripts
 
 #: Brokers on which 0 is the most urgent priority, as Celery documents it.
 _INVERTED = ("redis", "rediss", "sentinel")
+
+
+#: How long RabbitMQ may take to confirm a message, in seconds. It stops to read when it is full.
+CONFIRM_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ class Lanes:
         #: Whether lanes are streams.
         self.streams = settings.broker.url is None
         self._inverted = settings.broker_url.partition("://")[0] in _INVERTED
+        #: What a broker raises that is away; no Redis, when it is not one.
+        self._lost = app.connection_for_write().recoverable_connection_errors
         #: Queues that the broker knows of.
         self._declared: set[str] = set()
         self._size = client.register_script(_SIZES)
@@ -143,16 +149,24 @@ class Lanes:
         queue = self._app.amqp.queues[message.queue]
         # `send_task` would route again, and subscribe to the result on a connection that all
         # threads share.
-        with translated(), self._app.producer_or_acquire() as producer:
-            self._app.amqp.send_task_message(
-                producer,
-                message.name,
-                self._task(message),
-                queue=queue,
-                # Once is enough, and costs a quarter of a publish.
-                declare=[] if queue.name in self._declared else [queue],
-                priority=self.to_broker(message.priority),
-            )
+        try:
+            with translated(), self._app.producer_or_acquire() as producer:
+                self._app.amqp.send_task_message(
+                    producer,
+                    message.name,
+                    self._task(message),
+                    queue=queue,
+                    # Once is enough, and costs a quarter of a publish.
+                    declare=[] if queue.name in self._declared else [queue],
+                    priority=self.to_broker(message.priority),
+                    confirm_timeout=CONFIRM_TIMEOUT_S,
+                )
+        except self._lost as exc:
+            # It may come back without them.
+            self._declared.clear()
+            raise BrokerUnavailable(
+                f"the broker does not answer ({type(exc).__name__}); try again in a moment"
+            ) from exc
         self._declared.add(queue.name)
 
     def _task(self, message: Message) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import msgspec
 import redis
+from celery.exceptions import TaskRevokedError
 
 from inferno import names
 from inferno.errors import ForwardFailed, InfernoError, TaskCancelled
@@ -183,7 +184,9 @@ def _rebuild(failure: _Failure) -> InfernoError:
     if failure.exc_module == InfernoError.__module__:
         kind = getattr(importlib.import_module(InfernoError.__module__), failure.exc_type)
         return cast(InfernoError, kind(*arguments))
-    # Stored by Celery itself: a task that no worker knows, or one revoked by hand.
+    # Stored by Celery itself: a task that was revoked by hand, or that no worker knows.
+    if failure.exc_type == TaskRevokedError.__name__:
+        return TaskCancelled("it was revoked by Celery's remote control")
     return ForwardFailed(": ".join([failure.exc_type, *map(str, arguments)]))
 
 

@@ -7,13 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import redis_server
+from tests.processes import RABBITMQ, rabbitmq_server, redis_server
 
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A private Redis, one for the whole run; tests use model names and task ids of their own."""
     with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def amqp_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A private RabbitMQ, one for the whole run."""
+    if not RABBITMQ.is_file():
+        pytest.skip("RabbitMQ is not installed: apt-get install rabbitmq-server")
+    with rabbitmq_server(tmp_path_factory.mktemp("rabbitmq")) as url:
         yield url
 
 

@@ -113,3 +113,45 @@ def web(env: Mapping[str, str], log: Path) -> Iterator[str]:
         wait_until(lambda: answers() or popen.poll() is not None)
         assert popen.poll() is None, log.read_text(errors="replace")
         yield f"127.0.0.1:{port}"
+
+
+#: The program itself; what Debian puts on the path changes to another user first.
+RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+
+
+@contextmanager
+def rabbitmq_server(folder: Path, port: int = 0) -> Iterator[str]:
+    """Run a RabbitMQ that shares nothing with an installed one; yields its URL.
+
+    With the same folder and port it goes on with what it has on disk.
+    """
+    port, epmd_port = port or free_port(), free_port()
+    env = {
+        "HOME": str(folder),  # Of the cookie by which nodes know each other.
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_EPMD_PORT": str(epmd_port),
+        "RABBITMQ_CONF_ENV_FILE": str(folder / "none.conf"),
+        "RABBITMQ_CONFIG_FILE": str(folder / "none"),
+        "RABBITMQ_DIST_PORT": str(free_port()),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "RABBITMQ_LOGS": "-",
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_NODENAME": f"test-{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_PID_FILE": str(folder / "pid"),
+    }
+    (folder / "enabled_plugins").write_text("[].")
+    log = folder / "rabbitmq.log"
+    log.unlink(missing_ok=True)
+    # Else RabbitMQ starts one that outlives it.
+    with (
+        process(["epmd"], env, folder / "epmd.log") as epmd,
+        process([str(RABBITMQ)], env, log) as popen,
+    ):
+        wait_until(
+            lambda: b"Server startup complete" in log.read_bytes() or popen.poll() is not None, 60
+        )
+        assert epmd.poll() is None, (folder / "epmd.log").read_text()
+        assert popen.poll() is None, log.read_text()
+        yield f"amqp://guest:guest@127.0.0.1:{port}//"

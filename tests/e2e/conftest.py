@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
@@ -40,14 +41,13 @@ def platform_env(data: Path) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="session")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """Run `inferno up` until the end of the tests."""
-    data = tmp_path_factory.mktemp("platform")
-    env = platform_env(data)
+@contextmanager
+def running(data: Path, env: dict[str, str], *options: str) -> Iterator[Platform]:
+    """Run `inferno up` on a directory until the end of the block."""
+    env = platform_env(data) | env
     url = f"http://127.0.0.1:{env['INFERNO_SERVER__PORT']}"
     log = data / "up.log"
-    with process([bin_path("inferno"), "up"], env, log) as popen:
+    with process([bin_path("inferno"), "up", *options], env, log) as popen:
         wait_until(lambda: popen.poll() is not None or is_ready(url), 120, "platform ready")
         assert popen.poll() is None, log.read_text()
         redis_url = running_url(data)
@@ -60,6 +60,13 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
             data=data,
             popen=popen,
         )
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Run the whole platform until the end of the tests."""
+    with running(tmp_path_factory.mktemp("platform"), {}) as platform:
+        yield platform
 
 
 def is_ready(url: str) -> bool:

@@ -16,12 +16,16 @@ import yaml
 from celery import Celery
 from celery.result import AsyncResult
 
+from inferno.protocol.requests import MAX_PRIORITY
 from inferno.settings import Settings
 from tasks.connection import connect
 from tasks.records import Records
 from tasks.transitions import Transitions
 from tasks.transport import register
 from tests.processes import wait_until, worker
+
+#: What lanes are on: Redis Streams, Celery's own lists in Redis, RabbitMQ.
+BROKERS = ("streams", "redis", "amqp")
 
 #: A model whose behaviour each text asks for; it notes every row that it runs in a ledger.
 CODE = """
@@ -138,9 +142,24 @@ def repository(tmp_path: Path) -> Repository:
 
 
 @pytest.fixture
-def env(repository: Repository, redis_url: str) -> dict[str, str]:
+def broker() -> str:
+    """The kind of broker, of `BROKERS`; modules whose tests should pass on all override this."""
+    return "streams"
+
+
+@pytest.fixture
+def broker_url(broker: str, redis_url: str, request: pytest.FixtureRequest) -> str | None:
+    """What `INFERNO_BROKER__URL` is set to, if anything."""
+    if broker == "amqp":
+        return str(request.getfixturevalue("amqp_url"))
+    return redis_url if broker == "redis" else None
+
+
+@pytest.fixture
+def env(repository: Repository, redis_url: str, broker_url: str | None) -> dict[str, str]:
     """The environment of the platform's processes."""
-    return {
+    named = {"INFERNO_BROKER__URL": broker_url} if broker_url else {}
+    return named | {
         "INFERNO_REDIS__URL": redis_url,
         "INFERNO_REPOSITORY__ROOT": str(repository.root),
         "INFERNO_WORKER__HEARTBEAT_INTERVAL_S": "0.2",
@@ -158,9 +177,13 @@ def start_worker(
 
 
 @pytest.fixture
-def settings(redis_url: str, repository: Repository) -> Settings:
+def settings(redis_url: str, repository: Repository, broker_url: str | None) -> Settings:
     """The settings that the worker has."""
-    return Settings(redis={"url": redis_url}, repository={"root": repository.root})
+    return Settings(
+        redis={"url": redis_url},
+        repository={"root": repository.root},
+        broker={"url": broker_url},
+    )
 
 
 @pytest.fixture
@@ -183,11 +206,12 @@ def transitions(client: redis.Redis, settings: Settings) -> Transitions:
 
 
 @pytest.fixture
-def celery(redis_url: str) -> Iterator[Celery]:
+def celery(settings: Settings) -> Iterator[Celery]:
     """A Celery client that knows nothing of Inferno but its transport, task and queue names."""
     register()
-    broker_url = redis_url.replace("redis:", "redis-streams:")
-    app = Celery("anyone", broker=broker_url, backend=redis_url)
+    app = Celery("anyone", broker=settings.broker_url, backend=settings.redis_url)
+    # RabbitMQ has queues with and without priorities, and refuses to declare one as the other.
+    app.conf.task_queue_max_priority = MAX_PRIORITY
     yield app
     # An AsyncResult unsubscribes when it is deleted, which needs the connection.
     gc.collect()

@@ -7,11 +7,19 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from celery.result import AsyncResult
 
 from inferno.errors import DeadlineExceeded, ForwardFailed, InvalidInput, ModelNotFound
 from inferno.protocol.tasks import TaskState
-from tests.integration.conftest import occupied, send
+from tasks.lanes import Lanes, Message
+from tests.integration.conftest import BROKERS, occupied, send
 from tests.processes import wait_until
+
+
+@pytest.fixture(params=BROKERS)
+def broker(request):
+    """Each test runs on each kind of broker: there is nothing here that one of them cannot do."""
+    return request.param
 
 
 def test_any_celery_client_gets_values_and_errors(repository, start_worker, celery):
@@ -153,13 +161,13 @@ def test_a_transient_error_is_tried_again_and_counted(repository, start_worker, 
     assert records.fetch(never.id)[0].attempts == 3
 
 
-def test_a_second_delivery_of_a_finished_task_is_not_run(repository, start_worker, celery):
+def test_a_second_delivery_of_a_finished_task_is_not_run(repository, start_worker, celery, broker):
     repository.add("twice")
     with start_worker("twice"):
         first = send(celery, "twice", "again").get(timeout=10)
-        task = send(celery, "twice", "again", task_id="the-same-id")
+        task = send(celery, "twice", "again", task_id=f"the-same-on-{broker}")
         task.get(timeout=10)
-        send(celery, "twice", "again", task_id="the-same-id")
+        send(celery, "twice", "again", task_id=f"the-same-on-{broker}")
         send(celery, "twice", "last").get(timeout=10)
     assert first["outputs"]["text"]["data"] == ["again"]
     assert repository.ran() == ["again", "again", "last"]
@@ -175,6 +183,26 @@ def test_a_task_in_the_future_waits_without_holding_others_up(repository, start_
         assert "later" not in repository.ran()
         later.get(timeout=10)
     assert repository.ran()[-1] == "later"
+
+
+def test_the_urgent_overtake_the_others(repository, start_worker, celery, client, settings, broker):
+    repository.add("urgent", batching={"max_batch_size": 1})
+    lanes = Lanes(celery, client, settings)
+
+    def publish(text: str, priority: int) -> AsyncResult:
+        kwargs = {"inputs": {"text": text}}
+        lanes.send(Message("urgent", "infer.urgent", f"{broker} {text}", kwargs, priority))
+        return celery.AsyncResult(f"{broker} {text}")
+
+    with start_worker("urgent"):
+        with occupied(celery, "urgent", repository) as wait_for:
+            # What is in the worker's hands is overtaken in its own way; the others in the lane.
+            tasks = [publish("first", 0)]
+            wait_for(1)
+            tasks += [publish(f"slow {n}", 0) for n in range(3)] + [publish("fast", 9)]
+        for task in tasks:
+            task.get(timeout=10)
+    assert repository.ran()[1:] == ["first", "fast", "slow 0", "slow 1", "slow 2"]
 
 
 def test_a_record_outlives_its_result(repository, start_worker, celery, records, client):

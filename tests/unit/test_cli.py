@@ -230,6 +230,19 @@ def test_up_serves_only_the_models_that_are_asked_for(project: Project) -> None:
     terminal.close()
 
 
+def test_broker_that_is_away_is_one_clear_line(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.add_model("echo")
+    monkeypatch.setenv("INFERNO_BROKER__URL", f"amqp://guest:password@127.0.0.1:{free_port()}//")
+
+    result = invoke("up")
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: INFERNO_BROKER__URL: 127.0.0.1 cannot be reached: ")
+    assert result.stderr.count("\n") == 1
+
+
 def test_taken_port_is_one_clear_line(project: Project) -> None:
     project.add_model("echo")
     with socket.create_server(("127.0.0.1", project.port)):

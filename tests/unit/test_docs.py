@@ -36,6 +36,9 @@ NOT_RUN = {
     "make chaos": "takes ten minutes; the chaos tier runs a short one",
     "inferno worker sentiment": "runs until it is stopped; the e2e tier starts the same command",
     "celery -A tasks worker -Q sentiment": "runs until it is stopped; as every worker in tests",
+    "INFERNO_BROKER__URL=amqp://user:password@rabbit.example.com:5672// inferno up": (
+        "runs until it is stopped; the e2e tier starts the same with a RabbitMQ of its own"
+    ),
     "inferno settings --markdown > docs/settings.md": "would write into the checkout",
     "inferno settings --env > .env.example": "would write into the checkout",
 }

@@ -234,3 +234,29 @@ def test_embedded_server_that_does_not_run_is_not_asked(tmp_path: Path) -> None:
     (finding,) = examine(None, data=tmp_path)
 
     assert "started by `inferno up`" in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("scheme", "state", "text"),
+    [("amqp", "ok", "RabbitMQ"), ("redis", "warning", "come back after an hour")],
+)
+def test_other_broker_is_reached_and_judged(scheme: str, state: str, text: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"{scheme}://guest:password@127.0.0.1:{listener.getsockname()[1]}//"
+        (finding,) = doctor._check_broker(Settings(broker={"url": url}))
+
+    assert finding.state == state
+    assert text in finding.detail
+    assert "password" not in finding.detail
+
+
+def test_broker_that_is_away_is_a_failure() -> None:
+    url = f"amqp://guest:password@127.0.0.1:{free_port()}//"
+    (finding,) = doctor._check_broker(Settings(broker={"url": url}))
+
+    assert finding.state == "failure"
+    assert finding.detail.startswith("INFERNO_BROKER__URL: 127.0.0.1 cannot be reached: ")
+
+
+def test_lanes_in_the_redis_of_the_records_are_not_checked_twice() -> None:
+    assert list(doctor._check_broker(Settings())) == []

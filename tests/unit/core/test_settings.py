@@ -103,6 +103,14 @@ def test_a_heartbeat_that_would_lapse_between_two_is_refused(
         load()
 
 
+@pytest.mark.parametrize("scheme", ["redis-streams", "rediss-streams"])
+def test_streams_are_not_named_as_a_broker(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    monkeypatch.setenv("INFERNO_BROKER__URL", f"{scheme}://:password@elsewhere/0")
+    with pytest.raises(ConfigurationError, match=r"leave it unset.*INFERNO_REDIS__URL") as raised:
+        load()
+    assert "password" not in raised.value.detail
+
+
 def test_every_error_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFERNO_SERVER__PORT", "x")
     monkeypatch.setenv("INFERNO_FLOWER__PORT", "y")
