@@ -21,6 +21,7 @@ broker_transport_options = {
     "lease": _settings.worker.lease_s,
     "socket_connect_timeout": _settings.redis.connect_timeout_s,
     "socket_keepalive": True,
+    "socket_timeout": _settings.redis.timeout_s,
 }
 
 if broker_url.startswith(("amqp", "pyamqp")):

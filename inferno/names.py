@@ -15,6 +15,10 @@ TASK_PREFIX = "infer."
 
 #: The queue of webhooks that wait for their delivery, and the Celery task that delivers one.
 WEBHOOK_QUEUE = "webhooks"
+
+#: Names of queues that are not lanes: that of webhooks, and those of Celery's remote control,
+#: events and replies.
+RESERVED = re.compile(rf"{WEBHOOK_QUEUE}|.*\.pidbox|celeryev\..*|[0-9a-f]{{8}}-[0-9a-f-]{{27}}")
 WEBHOOK_TASK = "webhooks.deliver"
 
 

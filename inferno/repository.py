@@ -207,7 +207,7 @@ class Package:
             manifest = Manifest.model_validate(content)
         except ValidationError as exc:
             raise PackageError("; ".join(f"{file}: {_explain(e)}" for e in exc.errors())) from None
-        if manifest.name == names.WEBHOOK_QUEUE:
+        if names.RESERVED.fullmatch(manifest.name):
             raise PackageError(
                 f"{file}: name: expected another name; the queue {manifest.name} is not a lane"
             )

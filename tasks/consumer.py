@@ -11,6 +11,7 @@ here. Everything in this module runs on the worker's event loop, so that it need
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any
 import msgspec
 import redis
 from celery import Celery
+from celery.platforms import EX_FAILURE
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request, create_request_cls
@@ -177,6 +179,12 @@ class InferenceTask(Batches):  # type: ignore[misc]
         except InfernoError as error:
             self._refuse({_stub(request, package, received_at): error})
             return
+        except Exception as exc:
+            # Any client may have sent it; it must not go from worker to worker.
+            logger.exception("task %s cannot be read", request.id)
+            odd = InvalidInput(f"the message cannot be read: {type(exc).__name__}: {exc}")
+            self._refuse({_stub(request, package, received_at): odd})
+            return
         now = time.monotonic()
         deadline = now + request.expires.timestamp() - received_at if request.expires else None
         pad = tuple(package.manifest.batching.pad)
@@ -209,6 +217,12 @@ class InferenceTask(Batches):  # type: ignore[misc]
             return
         if self._topping_up:
             return
+        try:
+            self._flush()
+        finally:
+            self._set_wake_up()
+
+    def _flush(self) -> None:
         now = time.monotonic()
         self._expire(now)
         self._drop_revoked()
@@ -218,17 +232,23 @@ class InferenceTask(Batches):  # type: ignore[misc]
             flush = self._former.flush(now)
             if flush is not None:
                 self._start(flush)
-        self._set_wake_up()
 
     def _top_up(self) -> bool:
         """Fetch once more for a batch that would leave with free seats; say whether any came."""
-        fetch = getattr(self._consumer.task_consumer.channel, "fetch", None)
         # One task alone is the only one of a lone client: nobody else is waiting.
-        if fetch is None or len(self._former) < 2:
+        return len(self._former) > 1 and self._fetch()
+
+    def _fetch(self) -> bool:
+        fetch = getattr(self._consumer.task_consumer.channel, "fetch", None)
+        if fetch is None:
             return False
         self._topping_up = True
         try:
             return bool(fetch())
+        except self._consumer.connection_errors as exc:
+            # The event loop finds out by itself, and the transport what was lost with the answer.
+            logger.warning("no more tasks can be fetched for now: %s", exc)
+            return False
         finally:
             self._topping_up = False
 
@@ -278,11 +298,22 @@ class InferenceTask(Batches):  # type: ignore[misc]
         settled: list[Settled] = []
         try:
             settled = self._answer(batch)
-        except Exception:
-            # Still in our hands; handed out again when this worker has ended.
+        except Exception as exc:
             logger.exception("batch %s of %s could not be settled", batch.id, self.name)
+            settled = self._abandon(batch, exc)
         finally:
             self._consumer.call_soon(self._finish, batch, settled)
+
+    def _abandon(self, batch: Batch, cause: Exception) -> list[Settled]:
+        """Settle what something unforeseen has happened to; if that fails too, end this worker."""
+        if worker_state.should_stop is not None:
+            return []  # Given back, for others to run.
+        try:
+            return self._settler.abandon(batch.members, cause)
+        except Exception:
+            logger.critical("this worker cannot settle tasks, and ends", exc_info=True)
+            worker_state.should_stop = EX_FAILURE
+            return []
 
     def _answer(self, batch: Batch) -> list[Settled]:
         begun = self._settler.begin(batch)
@@ -311,8 +342,8 @@ class InferenceTask(Batches):  # type: ignore[misc]
 
     def _alone(self, member: Member, last: Begun) -> list[Settled]:
         """Run a member that was in a forward pass during which its worker ended."""
-        if self._settler.exhausted(last.attempts):
-            return self._settler.bury(member, last.batch_id, last.attempts)
+        if self._settler.exhausted(last):
+            return self._settler.bury(member, last)
         batch = _batch(FlushReason.ISOLATED, [member])
         logger.warning(
             "task %s runs alone: its worker ended during batch %s", member.request.id, last.batch_id
@@ -329,7 +360,15 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._acknowledge(settled)
         for message in again if settled else ():
             message.channel.forget(message.delivery_tag)
+        if len(self._consumer.task_consumer.queues) > 1:
+            # What waits in this lane may have waited for its share of the prefetch count.
+            self._fetch()
         self._pump()
+
+    def give_back(self) -> int:
+        """Give back what waits in the buffer, for other workers; return how many that were."""
+        waiting = self._former.drop(lambda _: True)
+        return self._lanes.give_back(self._model.name, [item.task.held for item in waiting])
 
     def _acknowledge(self, settled: list[Settled]) -> None:
         for item in settled:
@@ -387,10 +426,16 @@ def _member(request: Request, package: Package, received_at: float, lanes: Lanes
         outputs=outputs,
         codec=kwargs.get("codec") or package.manifest.codecs.default,
         priority=lanes.from_broker(request.delivery_info.get("priority")),
-        accepted_at=float(kwargs.get("accepted_at") or received_at),
+        accepted_at=_time(kwargs.get("accepted_at"), received_at),
         received_at=received_at,
         webhook=_webhook(kwargs.get("webhook")),
     )
+
+
+def _time(given: Any, default: float) -> float:
+    """Return a time that a client may have sent, if it is one."""
+    is_time = isinstance(given, int | float) and math.isfinite(given) and given > 0
+    return float(given) if is_time else default
 
 
 def _webhook(given: Any) -> Webhook | None:

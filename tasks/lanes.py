@@ -7,7 +7,7 @@ a step of their own; what else they cannot do raises `NotSupported`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -18,10 +18,10 @@ from kombu import serialization
 from kombu.utils.json import loads
 
 from inferno.errors import BrokerUnavailable, NotSupported
-from inferno.protocol.requests import MAX_PRIORITY
+from inferno.protocol.requests import MAX_PRIORITY, MIN_PRIORITY
 from inferno.settings import Settings
 from tasks.connection import translated
-from tasks.transport import Lane, consumer_name, pack, scripts
+from tasks.transport import Lane, pack, scripts
 
 #: Brokers on which 0 is the most urgent priority, as Celery documents it.
 _INVERTED = ("redis", "rediss", "sentinel")
@@ -114,7 +114,6 @@ class Lanes:
         #: Queues that the broker knows of.
         self._declared: set[str] = set()
         self._size = client.register_script(_SIZES)
-        self._leave = client.register_script(scripts.LEAVE)
 
     def key(self, queue: str) -> str:
         """Return the key that scripts publish to, or "" when the queue is no stream."""
@@ -186,10 +185,11 @@ class Lanes:
         return MAX_PRIORITY - priority if self._inverted else priority
 
     def from_broker(self, priority: int | None) -> int:
-        """Turn the broker's priority into ours."""
+        """Turn the broker's priority, which any client may have chosen, into ours."""
         if priority is None:
             return 0
-        return MAX_PRIORITY - priority if self._inverted else priority
+        within = min(max(int(priority), MIN_PRIORITY), MAX_PRIORITY)
+        return MAX_PRIORITY - within if self._inverted else within
 
     def backlog(self, queue: str) -> Backlog:
         """Count what is in a lane.
@@ -216,7 +216,20 @@ class Lanes:
         if not self.streams:
             return 0
         with translated():
-            return int(cast(int, self._leave(keys=[self.key(queue)], args=[consumer_name()])))
+            return Lane.of(queue).leave(self._redis)
+
+    def give_back(self, queue: str, held: Iterable[Held]) -> int:
+        """Give back some messages of this process, for others to run first.
+
+        Returns:
+          how many were given back: none, where the broker does so when the connection closes.
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        if not self.streams:
+            return 0
+        with translated():
+            return Lane.of(queue).give_back(self._redis, [(h.stream, h.entry) for h in held])
 
     def pause(self, queue: str) -> None:
         """Hand out nothing more of a lane; tasks are accepted, and those in workers' hands end.
@@ -227,7 +240,7 @@ class Lanes:
         """
         self._key(queue)
         with translated():
-            self._redis.set(Lane.of(queue).paused, 1)
+            Lane.of(queue).pause(self._redis)
 
     def resume(self, queue: str) -> None:
         """Hand out a paused lane again.
@@ -237,10 +250,8 @@ class Lanes:
           BrokerUnavailable: Redis does not answer.
         """
         self._key(queue)
-        with translated(), self._redis.pipeline() as pipe:
-            pipe.delete(Lane.of(queue).paused)
-            pipe.lpush(Lane.of(queue).bell, 1)
-            pipe.execute()
+        with translated():
+            Lane.of(queue).resume(self._redis)
 
     def paused(self, queue: str) -> bool:
         """Return whether a lane is paused; only streams can be.

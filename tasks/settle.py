@@ -126,17 +126,26 @@ class Settler:
         """Settle members of a batch whose forward pass cannot be had."""
         return self._persist(lambda: self.refuse(dict.fromkeys(members, error)))
 
-    def bury(self, member: Member, batch_id: str, attempts: int) -> list[Settled]:
-        """Give up a member that was in so many forward passes whose worker ended."""
+    def bury(self, member: Member, last: Begun) -> list[Settled]:
+        """Give up a member that was in too many forward passes during which its worker ended."""
         name = member.package.name
-        error = WorkerLost(f"its worker ended during each of {attempts} forward passes of {name}")
+        error = WorkerLost(f"its worker ended during {last.lost} forward passes of {name}")
         logger.error("task %s is dead: %s", member.request.id, error)
-        outcome = self._ended(member, error, dead_in=batch_id)
+        outcome = self._ended(member, error, dead_in=last.batch_id)
         return self._persist(lambda: self._write([outcome]))
 
-    def exhausted(self, attempts: int) -> bool:
-        """Return whether a suspect has had all of its attempts."""
-        return attempts >= self._tasks.max_attempts
+    def exhausted(self, last: Begun) -> bool:
+        """Return whether a suspect has cost as many workers as it may."""
+        return last.lost >= self._tasks.max_attempts
+
+    def abandon(self, members: Sequence[Member], cause: Exception) -> list[Settled]:
+        """Settle members of a batch that something unforeseen has happened to, each by itself.
+
+        Raises:
+          Exception: one cannot be settled either.
+        """
+        error = ForwardFailed(f"something went wrong: {type(cause).__name__}: {cause}")
+        return [settled for member in members for settled in self.fail([member], error)]
 
     def _write(self, outcomes: list[_Outcome]) -> list[Settled]:
         verdicts = self._transitions.finish([outcome.step for outcome in outcomes])

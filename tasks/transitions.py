@@ -64,6 +64,8 @@ class Begun:
     verdict: Verdict
     #: Forward passes that have started with the task in it, this one included.
     attempts: int
+    #: Those of them that never ended, because the worker did.
+    lost: int
     #: The batch of the last of them.
     batch_id: str
 
@@ -215,10 +217,10 @@ class Transitions:
             ]
         keys = [names.index_key(self._prefix), names.counters_key(self._prefix)]
         keys += [names.record_key(self._prefix, rider.task_id) for rider in riders]
-        replies = cast(list[tuple[int, int, bytes]], self._begin(keys=keys, args=arguments))
+        replies = cast(list[tuple[int, int, int, bytes]], self._begin(keys=keys, args=arguments))
         return {
-            rider.task_id: Begun(Verdict(verdict), attempts, last.decode())
-            for rider, (verdict, attempts, last) in zip(riders, replies, strict=True)
+            rider.task_id: Begun(Verdict(verdict), attempts, lost, last.decode())
+            for rider, (verdict, attempts, lost, last) in zip(riders, replies, strict=True)
         }
 
     def finish(self, steps: Sequence[Step], *, fenced: bool = True) -> list[Verdict]:
@@ -280,11 +282,14 @@ class Transitions:
 
     def buried(self, task_id: str, fields: Mapping[str, Any]) -> list[Command]:
         """Return the commands that write a task's dead letter."""
-        key = names.dead_key(self._prefix, task_id)
+        key, index = names.dead_key(self._prefix, task_id), names.dead_index_key(self._prefix)
+        now = time.time()
         return [
             ["HSET", key, *(part for item in fields.items() for part in item)],
             ["EXPIRE", key, self._tasks.dead_ttl_s],
-            ["ZADD", names.dead_index_key(self._prefix), time.time(), task_id],
+            ["ZADD", index, now, task_id],
+            # The letters themselves expire by their own time to live.
+            ["ZREMRANGEBYSCORE", index, "-inf", now - self._tasks.dead_ttl_s],
             ["HINCRBY", names.counters_key(self._prefix), "dead", 1],
         ]
 
@@ -355,7 +360,8 @@ return {'accepted', ''}
 """
 )
 
-#: KEYS: index, counters, records. ARGV: see `begin`. Returns {verdict, attempts, batch} for each.
+#: KEYS: index, counters, records. ARGV: see `begin`. Returns verdict, attempts, lost and batch of
+#: each.
 _BEGIN = (
     scripts.LIBRARY
     + _IS_OVER
@@ -366,8 +372,11 @@ local replies = {}
 for i = 3, #KEYS do
   local record, at = KEYS[i], 7 + 7 * (i - 3)
   local stream, entry = ARGV[at], ARGV[at + 1]
-  local known = redis.call('HMGET', record, 'state', 'batch_id', 'attempts')
-  local state, attempts = known[1], tonumber(known[3] or 0)
+  local known = redis.call('HMGET', record, 'state', 'batch_id', 'attempts', 'lost')
+  local state, attempts, lost = known[1], tonumber(known[3] or 0), tonumber(known[4] or 0)
+  if state == 'running' and known[2] ~= batch then
+    lost = lost + 1
+  end
   local verdict = 1
   if state and over[state] then
     verdict = 0
@@ -382,7 +391,7 @@ for i = 3, #KEYS do
   elseif known[2] ~= batch or state ~= 'running' then
     attempts = attempts + 1
     redis.call('HSET', record, 'state', 'running', 'started_at', now, 'batch_id', batch,
-               'attempts', attempts, 'model', ARGV[at + 3], 'version', ARGV[at + 4])
+               'attempts', attempts, 'lost', lost, 'model', ARGV[at + 3], 'version', ARGV[at + 4])
     if not state then
       redis.call('HSET', record, 'accepted_at', ARGV[at + 5], 'priority', ARGV[at + 6])
       redis.call('ZADD', KEYS[1], ARGV[at + 5], ARGV[at + 2])
@@ -390,7 +399,7 @@ for i = 3, #KEYS do
     end
     redis.call('EXPIRE', record, ttl)
   end
-  replies[#replies + 1] = {verdict, attempts, verdict == 1 and batch or known[2] or ''}
+  replies[#replies + 1] = {verdict, attempts, lost, verdict == 1 and batch or known[2] or ''}
 end
 return replies
 """

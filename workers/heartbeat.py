@@ -7,6 +7,8 @@ import os
 import time
 from threading import Event, Thread
 
+import redis
+
 from inferno.settings import Settings
 from tasks.cluster import Cluster, WorkerReport
 from tasks.connection import UNAVAILABLE, connect
@@ -73,5 +75,5 @@ class Heartbeat:
         )
         try:
             self._cluster.report(report)
-        except UNAVAILABLE as exc:
+        except (*UNAVAILABLE, redis.ResponseError) as exc:
             logger.warning("heartbeat not sent: %s", exc)

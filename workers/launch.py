@@ -140,14 +140,19 @@ class Serving(bootsteps.StartStopStep):  # type: ignore[misc]
         _host.heartbeat.change("ready")
 
     def close(self, worker: Worker) -> None:
-        """Say that no more tasks are taken, and wait no longer for a Redis that is away."""
+        """Give back what waits for its turn, and wait no longer for a Redis that is away."""
         assert _host is not None
         _host.settler.stop()
+        for model in _host.models:
+            try:
+                app.tasks[names.task_name(model.model.name)].give_back()
+            except BrokerUnavailable as exc:
+                logger.warning("tasks of %s are not given back yet: %s", model.model.name, exc)
         if _host.heartbeat is not None:
             _host.heartbeat.change("draining")
 
     def stop(self, worker: Worker) -> None:
-        """Let running batches end, give the other tasks back, and sign off."""
+        """Let running batches end, give back whatever is left, and sign off."""
         if _host is None:
             return
         worker.pool.stop()

@@ -59,15 +59,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from kombu.log import get_logger
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as lists
 
 from tasks.transport.channel import Channel, Lane, consumer_name, pack
 
 __all__ = ("Channel", "Lane", "Transport", "consumer_name", "pack", "register")
-
-logger = get_logger(__name__)
 
 
 class Poller(lists.MultiChannelPoller):  # type: ignore[misc]
@@ -76,12 +73,7 @@ class Poller(lists.MultiChannelPoller):  # type: ignore[misc]
     def tend(self) -> None:
         """Tend every channel's lanes."""
         for channel in list(self._channels):
-            try:
-                channel.tend()
-            except channel.connection_errors:
-                # The main loop finds out by itself, and reconnects.
-                logger.debug("could not tend lanes, will retry", exc_info=True)
-                return
+            channel.tend()
 
     def get(self, callback: Any, timeout: float | None = None) -> Any:
         """Wait for one event, for consumers without an event loop."""

@@ -34,6 +34,9 @@ LISTS = re.compile(r".*\.pidbox|celeryev\..*|[0-9a-f]{8}-[0-9a-f-]{27}")
 #: Messages of one fetch when the prefetch count sets no limit.
 UNLIMITED_FETCH = 100
 
+#: How the errors of a Redis begin that refuses writes for a while: it is full, or cannot save them.
+REFUSALS = re.compile("OOM|MISCONF|READONLY|NOREPLICAS|MASTERDOWN|BUSY|LOADING|.*OOM command")
+
 _process: tuple[int, str] = (0, "")
 
 
@@ -70,6 +73,39 @@ class Lane:
     def paused(self) -> str:
         """While this key exists, nothing is handed out."""
         return f"{self.key}:paused"
+
+    def pause(self, client: redis.Redis) -> None:
+        """Hand out nothing more; what is in someone's hands is finished."""
+        client.set(self.paused, 1)
+
+    def resume(self, client: redis.Redis) -> None:
+        """Hand out what waits again."""
+        with client.pipeline() as pipe:
+            pipe.delete(self.paused)
+            pipe.lpush(self.bell, 1)
+            pipe.execute()
+
+    def leave(self, client: redis.Redis) -> int:
+        """Give back what this process holds, to be handed out first, and sign off.
+
+        For the end of a process; otherwise others find out by themselves, a little later.
+
+        Returns:
+          how many messages were given back.
+        """
+        return int(_run(client, scripts.LEAVE, [self.key], consumer_name()))
+
+    def give_back(self, client: redis.Redis, entries: Iterable[tuple[str, str]]) -> int:
+        """Give back some messages of this process, to be handed out first.
+
+        Args:
+          client: of their Redis.
+          entries: stream and id of each.
+        Returns:
+          how many were still ours.
+        """
+        flat = [part for entry in entries for part in entry]
+        return int(_run(client, scripts.GIVE_BACK, [self.key], consumer_name(), *flat))
 
 
 def pack(
@@ -141,6 +177,17 @@ class QoS(lists.QoS):  # type: ignore[misc]
         """Free the place of a message that was settled by a script, or is no longer ours."""
         self._quick_ack(delivery_tag)
 
+    def holds(self, delivery_tag: str) -> bool:
+        """Return whether a message is in our hands already."""
+        return delivery_tag in self._delivered and delivery_tag not in self._dirty
+
+    def held(self, queue: str) -> int:
+        """Return how many messages of a queue are in our hands."""
+        self._flush()
+        return sum(
+            message.delivery_info.get("queue") == queue for message in self._delivered.values()
+        )
+
     def restore_unacked(self, client: Any = None) -> None:
         """Put everything unacknowledged at the end of its line."""
         self._flush()
@@ -189,6 +236,7 @@ class Channel(lists.Channel):  # type: ignore[misc]
         #: Queues whose held messages have been handed out to this channel.
         self._opened: set[str] = set()
         self._tended_at = float("-inf")
+        self._reported_at = float("-inf")
         self._patient_until = float("-inf")
         self._absent: dict[str, int] = {}
         super().__init__(*args, **kwargs)
@@ -219,7 +267,7 @@ class Channel(lists.Channel):  # type: ignore[misc]
         super()._disconnect_pools()
 
     def _run(self, script: str, keys: Iterable[str], *args: Any) -> Any:
-        return self.commands.register_script(script)(keys=list(keys), args=args)
+        return _run(self.commands, script, keys, *args)
 
     # Queues
 
@@ -276,18 +324,6 @@ class Channel(lists.Channel):  # type: ignore[misc]
         # A stream exists while it holds messages, its consumers while someone listens.
         return bool(self._size(queue) or self.commands.exists(f"{lane.key}:consumers"))
 
-    def pause(self, queue: str) -> None:
-        """Hand out nothing more of a queue; what is in someone's hands is finished."""
-        self.commands.set(self._stream(queue).paused, 1)
-
-    def resume(self, queue: str) -> None:
-        """Hand out a paused queue again."""
-        lane = self._stream(queue)
-        with self.commands.pipeline() as pipe:
-            pipe.delete(lane.paused)
-            pipe.lpush(lane.bell, 1)
-            pipe.execute()
-
     def _stream(self, queue: str) -> Lane:
         lane = self.lane(queue)
         if lane is None:
@@ -322,16 +358,6 @@ class Channel(lists.Channel):  # type: ignore[misc]
         """Free the place of a message that a script has settled, or that is no longer ours."""
         self.qos.forget(delivery_tag)
 
-    def leave(self, queue: str) -> int:
-        """Give back what this process holds of a queue, to be handed out first.
-
-        For the end of a process; otherwise others find out by themselves, a little later.
-
-        Returns:
-          how many messages were given back.
-        """
-        return int(self._run(scripts.LEAVE, [self._stream(queue).key], consumer_name()))
-
     def fetch(self) -> bool:
         """Hand out what waits, as far as there is credit; returns whether there was anything."""
         return self._fetch(self._lanes)
@@ -340,24 +366,53 @@ class Channel(lists.Channel):  # type: ignore[misc]
     def _lease_ms(self) -> int:
         return round(self.lease * 1000)
 
-    def _credit(self) -> int:
+    def _credit(self, queue: str) -> int:
+        """Return how many messages of a queue may be taken.
+
+        Queues share the prefetch count evenly, so that a long one leaves room for the others.
+        """
         credit = self.qos.can_consume_max_estimate()
-        return UNLIMITED_FETCH if credit is None else credit
+        if credit is None:
+            return UNLIMITED_FETCH
+        count = len(self._lanes)
+        if count > 1:
+            share = -(-self.qos.prefetch_count // count)
+            credit = min(credit, max(share - self.qos.held(queue), 0))
+        return int(credit)
 
     def _fetch(self, lanes: dict[str, Lane]) -> bool:
         found = False
         for queue, lane in lanes.items():
-            found |= self._hand_out(queue, lane, self._take(lane, self._credit()))
+            if most := self._credit(queue):
+                found |= self._hand_out(queue, lane, self._take(lane, most))
         return found
 
     def _take(self, lane: Lane, most: int) -> list[Any]:
-        entries: list[Any] = self._run(
+        entries: list[Any] = self._careful(
             scripts.FETCH, [lane.key], consumer_name(), self._lease_ms, most
         )
         return entries
 
+    def _careful(self, script: str, keys: Iterable[str], *args: Any) -> list[Any]:
+        """Run a script that hands something over to us.
+
+        When the answer is lost, it is in our hands without our knowing: we look again. When Redis
+        refuses writes, because it is full or cannot save them, there is nothing for now.
+        """
+        try:
+            entries: list[Any] = self._run(script, keys, *args)
+        except self.connection_errors:
+            self._opened.clear()
+            raise
+        except redis.ResponseError as exc:
+            if not REFUSALS.match(str(exc)):
+                raise
+            logger.warning("Redis hands out nothing for now: %s", exc)
+            return []
+        return entries
+
     def _open(self, queue: str, lane: Lane) -> None:
-        """Begin to consume: with what an earlier channel of this process held, then what waits."""
+        """Begin to consume: with what is in our hands unknown to this channel, then what waits."""
         self._opened.add(queue)
         held = self._run(scripts.HELD, [lane.key], consumer_name())
         self._hand_out(queue, lane, held, redelivered=True)
@@ -368,10 +423,11 @@ class Channel(lists.Channel):  # type: ignore[misc]
     ) -> bool:
         for entry in entries:
             message = self._read(queue, lane, entry)
-            if message is not None:
-                if redelivered:
-                    message["properties"]["delivery_info"]["redelivered"] = True
-                self.connection._deliver(message, queue)
+            if message is None or self.qos.holds(message["properties"]["delivery_tag"]):
+                continue
+            if redelivered:
+                message["properties"]["delivery_info"]["redelivered"] = True
+            self.connection._deliver(message, queue)
         return bool(entries)
 
     def _read(self, queue: str, lane: Lane, entry: list[bytes]) -> dict[str, Any] | None:
@@ -379,6 +435,7 @@ class Channel(lists.Channel):  # type: ignore[misc]
         try:
             message: dict[str, Any] = loads(bytes_to_str(payload))
             info = message["properties"].setdefault("delivery_info", {})
+            hash(message["properties"]["delivery_tag"])
         except (ValueError, TypeError, LookupError, AttributeError):
             # Kept, but out of the way: it would come back for ever.
             logger.exception(
@@ -399,19 +456,24 @@ class Channel(lists.Channel):  # type: ignore[misc]
             self._beat()
             for queue, lane in fresh.items():
                 self._open(queue, lane)
+        if not self.qos.can_consume():
+            return
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
         keys = [key for queue in queues for key in self._wait_keys(queue)]
+        if not keys:
+            return
         seconds = self.brpop_timeout if timeout is None else timeout
         self.client.connection.send_command("BRPOP", *keys, seconds or 0)
 
     def _wait_keys(self, queue: str) -> list[str]:
         lane = self.lane(queue)
         if lane is not None:
-            return [lane.bell]
+            # Else the bell would wake us for nothing, again and again.
+            return [lane.bell] if self._credit(queue) else []
         return [f"{self.global_keyprefix}{self._q_for_pri(queue, p)}" for p in self.priority_steps]
 
     def _brpop_read(self, **options: Any) -> bool:
@@ -457,14 +519,17 @@ class Channel(lists.Channel):  # type: ignore[misc]
 
     def _beat(self) -> None:
         lanes, now = self._lanes, monotonic()
-        first = self._tended_at == float("-inf")
         self._tended_at = now
-        redis_ms, consumers = self._run(
-            scripts.TEND,
-            [lane.key for lane in lanes.values()],
-            consumer_name(),
-            self._lease_ms,
-        )
+        keys = [lane.key for lane in lanes.values()]
+        answer = self._careful(scripts.TEND, keys, consumer_name(), self._lease_ms)
+        if not answer:
+            return
+        redis_ms, consumers = answer
+        first = self._reported_at == float("-inf")
+        # We may not have been the only ones who could not report.
+        if not first and now - self._reported_at > self._suspicious_s:
+            self._patient_until = now + self.grace
+        self._reported_at = now
         reports = [
             dict(zip(map(bytes_to_str, flat[::2]), flat[1::2], strict=True)) for flat in consumers
         ]
@@ -476,15 +541,23 @@ class Channel(lists.Channel):  # type: ignore[misc]
             for name in others.keys() & dead:
                 self._take_over(queue, lane, name, others[name])
 
+    @property
+    def _suspicious_s(self) -> float:
+        return self.SUSPICIOUS_BEATS * self.heartbeat_interval
+
     def _dead(self, reports: list[dict[str, bytes]], redis_ms: int) -> set[str]:
         """Return which consumers are dead, given what each reported last."""
-        suspects, dead = set(), set()
+        # One that has stopped to consume a queue reports for the others.
+        newest: dict[str, tuple[int, int]] = {}
         for name, report in (item for lane in reports for item in lane.items()):
             reported_ms, lease_ms = map(int, report.split())
+            newest[name] = max(newest.get(name, (0, 0)), (reported_ms, lease_ms))
+        suspects, dead = set(), set()
+        for name, (reported_ms, lease_ms) in newest.items():
             silence_ms = redis_ms - reported_ms
             if silence_ms > lease_ms:
                 dead.add(name)
-            elif silence_ms > self.SUSPICIOUS_BEATS * self.heartbeat_interval * 1000:
+            elif silence_ms > self._suspicious_s * 1000:
                 suspects.add(name)
         if suspects:
             suspects -= {client["name"] for client in self.commands.client_list()}
@@ -500,12 +573,16 @@ class Channel(lists.Channel):  # type: ignore[misc]
     def _take_over(self, queue: str, lane: Lane, dead: str, report: bytes) -> None:
         # What has waited longest should not wait for credit; the rest follows with the next beat.
         most = self.qos.prefetch_count or UNLIMITED_FETCH
-        if self._credit() == 0 and len(self.qos._delivered) > 2 * most:
+        if self.qos.held(queue) > 2 * most:
             return
-        claimed = self._run(scripts.CLAIM, [lane.key], dead, report, consumer_name(), most)
+        claimed = self._careful(scripts.CLAIM, [lane.key], dead, report, consumer_name(), most)
         if claimed:
             logger.warning("%s is gone; %d messages of %s taken over", dead, len(claimed), queue)
         self._hand_out(queue, lane, claimed, redelivered=True)
+
+
+def _run(client: redis.Redis, script: str, keys: Iterable[str], *args: Any) -> Any:
+    return client.register_script(script)(keys=list(keys), args=args)
 
 
 def _entry(message: virtual.Message | None) -> tuple[str, str] | None:

@@ -28,7 +28,7 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Wake one waiting consumer. The bell is a list of one element at most: whoever takes it, fetches.
+-- Wake one waiting consumer. The bell is a list, of one element as a rule: who takes it, fetches.
 local function ring(lane)
   if redis.call('EXISTS', lane .. ':bell') == 0 then
     redis.call('LPUSH', lane .. ':bell', 1)
@@ -89,8 +89,11 @@ FETCH = (
     + """
 local lane, consumer, left = KEYS[1], ARGV[1], tonumber(ARGV[3])
 local fetched = {}
--- From the first message on it must be known that there is someone who could die.
-redis.call('HSETNX', lane .. ':consumers', consumer, now_ms() .. ' ' .. ARGV[2])
+-- From the first message on it must be known that there is someone who could die. (A full Redis
+-- refuses HSETNX also when it would do nothing.)
+if redis.call('HEXISTS', lane .. ':consumers', consumer) == 0 then
+  redis.call('HSET', lane .. ':consumers', consumer, now_ms() .. ' ' .. ARGV[2])
+end
 if redis.call('EXISTS', lane .. ':paused') == 1 then
   return fetched
 end
@@ -189,11 +192,17 @@ for _, name in ipairs(STREAMS) do
     end
   end
 end
-if left > 0 then
-  -- Only now: deleting a consumer discards what it still holds.
-  for _, name in ipairs(STREAMS) do
-    redis.pcall('XGROUP', 'DELCONSUMER', lane .. ':' .. name, GROUP, dead)
+local rest = 0
+for _, name in ipairs(STREAMS) do
+  local stream = lane .. ':' .. name
+  local pending = redis.pcall('XPENDING', stream, GROUP, '-', '+', 1, dead)
+  rest = rest + #pending
+  if #pending == 0 then
+    -- Only then: deleting a consumer discards what it still holds.
+    redis.pcall('XGROUP', 'DELCONSUMER', stream, GROUP, dead)
   end
+end
+if rest == 0 then
   redis.call('HDEL', lane .. ':consumers', dead)
 end
 return claimed
@@ -224,6 +233,25 @@ if owned(ARGV[2], ARGV[3], ARGV[1]) then
   enqueue(KEYS[1], ARGV[4], ARGV[5])
   release(ARGV[2], ARGV[3])
 end
+"""
+)
+
+#: Give some messages back, to be handed out first. KEYS: lane. ARGV: consumer, then stream and
+#: entry of each. Returns how many were ours.
+GIVE_BACK = (
+    LIBRARY
+    + """
+local count = 0
+for i = 2, #ARGV, 2 do
+  local stream, entry = ARGV[i], ARGV[i + 1]
+  local found = redis.call('XRANGE', stream, entry, entry)
+  if found[1] and owned(stream, entry, ARGV[1]) then
+    enqueue(KEYS[1], 'returned', found[1][2][2])
+    release(stream, entry)
+    count = count + 1
+  end
+end
+return count
 """
 )
 
