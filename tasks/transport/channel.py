@@ -188,6 +188,15 @@ class QoS(lists.QoS):  # type: ignore[misc]
             message.delivery_info.get("queue") == queue for message in self._delivered.values()
         )
 
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Restore what lists have delivered to those who are gone; streams need no such thing."""
+        if self.channel.consumes_lists:
+            try:
+                super().restore_visible(*args, **kwargs)
+            except redis.ResponseError as exc:
+                if not _is_refusal(exc):
+                    raise
+
     def restore_unacked(self, client: Any = None) -> None:
         """Put everything unacknowledged at the end of its line."""
         self._flush()
@@ -282,6 +291,11 @@ class Channel(lists.Channel):  # type: ignore[misc]
         """The lanes that this channel consumes, by queue."""
         lanes = {queue: self.lane(queue) for queue in self.active_queues}
         return {queue: lane for queue, lane in lanes.items() if lane is not None}
+
+    @property
+    def consumes_lists(self) -> bool:
+        """Whether this channel consumes ordinary lists, too."""
+        return len(self._lanes) < len(self.active_queues)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         lane = self.lane(queue)
@@ -405,7 +419,7 @@ class Channel(lists.Channel):  # type: ignore[misc]
             self._opened.clear()
             raise
         except redis.ResponseError as exc:
-            if not REFUSALS.match(str(exc)):
+            if not _is_refusal(exc):
                 raise
             logger.warning("Redis hands out nothing for now: %s", exc)
             return []
@@ -579,6 +593,11 @@ class Channel(lists.Channel):  # type: ignore[misc]
         if claimed:
             logger.warning("%s is gone; %d messages of %s taken over", dead, len(claimed), queue)
         self._hand_out(queue, lane, claimed, redelivered=True)
+
+
+def _is_refusal(exc: redis.ResponseError) -> bool:
+    refused = isinstance(exc, redis.OutOfMemoryError | redis.ReadOnlyError)
+    return refused or REFUSALS.match(str(exc)) is not None
 
 
 def _run(client: redis.Redis, script: str, keys: Iterable[str], *args: Any) -> Any:

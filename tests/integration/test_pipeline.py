@@ -9,7 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from celery.result import AsyncResult
 
-from inferno.errors import DeadlineExceeded, ForwardFailed, InvalidInput, ModelNotFound
+from inferno.errors import (
+    DeadlineExceeded,
+    ForwardFailed,
+    InfernoError,
+    InvalidInput,
+    ModelNotFound,
+)
 from inferno.protocol.tasks import TaskState
 from tasks.lanes import Lanes, Message
 from tests.integration.conftest import BROKERS, occupied, send
@@ -233,3 +239,21 @@ def test_a_cut_connection_loses_nothing(repository, start_worker, celery, client
     assert [r["outputs"]["text"]["data"][0] for r in results] == [
         f"sleep:0.01:{n}" for n in range(200)
     ]
+
+
+def test_odd_messages_end_no_worker(repository, start_worker, celery):
+    """Any Celery client can send anything."""
+    repository.add("odd", retries={"max_retries": 1, "backoff_s": 0.1})
+    with start_worker("odd") as process:
+        extra: dict[str, object]
+        for extra in ({"accepted_at": "abc"}, {"accepted_at": "nan"}, {"accepted_at": [1]}):
+            kwargs = {"inputs": {"text": "fine"}, **extra}
+            celery.send_task("infer.odd", kwargs=kwargs, queue="odd").get(timeout=10)
+        for extra in ({"outputs": 5}, {"version": "x"}, {"webhook": 1}):
+            kwargs = {"inputs": {"text": "refused"}, **extra}
+            with pytest.raises(InfernoError):
+                celery.send_task("infer.odd", kwargs=kwargs, queue="odd").get(timeout=10)
+        again = send(celery, "odd", "once:odd", priority=20)
+        assert again.get(timeout=20)["outputs"]["text"]["data"] == ["once:odd"]
+        assert process.poll() is None
+    assert "refused" not in repository.ran()

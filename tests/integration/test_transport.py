@@ -443,3 +443,80 @@ def test_two_consumers_share_a_queue_without_overlap(server, connection):
 def test_a_lane_is_named_after_its_queue():
     assert Lane.of("sentiment").key == "stream:sentiment"
     assert Lane.of("sentiment", "p:").bell == "p:stream:sentiment:bell"
+
+
+def test_a_full_redis_hands_out_nothing_and_ends_nobody(connection, client):
+    consumer = Consumer(connection)
+    publish(connection, "a")
+    consumer.take(1)
+    client.config_set("maxmemory", 1)
+    try:
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.3)
+        with pytest.raises(redis.ResponseError, match="maxmemory"):
+            publish(connection, "b")
+    finally:
+        client.config_set("maxmemory", 0)
+    publish(connection, "c")
+    consumer.take(2)
+    assert consumer.bodies == ["a", "c"]
+
+
+def test_a_long_queue_leaves_room_for_others(connection):
+    publish(connection, *(f"a{n}" for n in range(50)), queue="a")
+    publish(connection, "b", queue="b")
+    both = Consumer(connection, queue="a", prefetch=8)
+    both.consumer.add_queue(kombu.Queue("b"))
+    both.consumer.consume()
+    both.drain(lambda: "b" in both.bodies)
+    assert len(both.messages) <= 8
+    while len(both.messages) < 51:
+        acknowledge(both)
+        both.drain(lambda: any(not m.acknowledged for m in both.messages))
+
+
+def test_a_lost_answer_loses_no_message(connection, client, monkeypatch):
+    """What a fetch has taken is ours, also when its answer does not arrive."""
+    consumer = Consumer(connection)
+    channel = consumer.consumer.channel
+    run = channel._run
+
+    def cut(script: str, keys: Any, *args: Any) -> Any:
+        answer = run(script, keys, *args)
+        if script is scripts.FETCH and answer:
+            monkeypatch.undo()
+            raise redis.ConnectionError("cut")
+        return answer
+
+    monkeypatch.setattr(channel, "_run", cut)
+    publish(connection, "a", "b")
+    with pytest.raises(redis.ConnectionError):
+        consumer.take(2)
+    assert sorted(consumer.take(2)) == ["a", "b"]
+
+
+def test_nothing_is_handed_out_twice_to_one_channel(connection):
+    consumer = Consumer(connection)
+    publish(connection, "a", "b")
+    consumer.take(2)
+    consumer.consumer.channel._opened.clear()
+    publish(connection, "c")
+    assert consumer.take(3) == ["a", "b", "c"]
+
+
+def test_refused_reports_are_no_sign_of_death(server, connection, client):
+    """While Redis is full nobody can report, for longer than their leases."""
+    publish(connection, "x")
+    with consumer_process(server, lease=1.0) as holder:
+        assert handed(holder, 1) == ["x"]
+        consumer = Consumer(connection)
+        consumer.drain(lambda: client.hlen("stream:q:consumers") == 2)
+        client.config_set("maxmemory", 1)
+        lapsed = time.monotonic() + 1.5
+        consumer.drain(lambda: time.monotonic() > lapsed)
+        client.config_set("maxmemory", 0)
+        publish(connection, "y")
+        wait_until(lambda: client.xlen("stream:q:0") == 2)
+        consumer.drain(lambda: time.monotonic() > lapsed + 0.8)
+    assert "x" not in consumer.bodies
