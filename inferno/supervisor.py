@@ -392,9 +392,9 @@ class Supervisor:
     def _watch_guard(self) -> None:
         if self._guard is not None and self._guard.poll() is None:
             return
-        if self._guard is not None:
-            self._guard.communicate()
-            self._emit(EventKind.NOTE, "inferno", "The guard process ended; replaced.", "warning")
+        ended = self._guard
+        if ended is not None:
+            ended.communicate()
         assert self._lock_file is not None
         root = str(Path(__file__).resolve().parents[1])
         with self.log_path("supervisor").open("ab") as log:
@@ -410,6 +410,8 @@ class Supervisor:
                 pass_fds=(self._lock_file.fileno(),),
             )
         self._tell_guard()
+        if ended is not None:
+            self._emit(EventKind.NOTE, "inferno", "The guard process ended; replaced.", "warning")
 
     def _tell_guard(self) -> None:
         assert self._guard is not None

@@ -245,14 +245,13 @@ def test_odd_messages_end_no_worker(repository, start_worker, celery):
     """Any Celery client can send anything."""
     repository.add("odd", retries={"max_retries": 1, "backoff_s": 0.1})
     with start_worker("odd") as process:
-        extra: dict[str, object]
-        for extra in ({"accepted_at": "abc"}, {"accepted_at": "nan"}, {"accepted_at": [1]}):
-            kwargs = {"inputs": {"text": "fine"}, **extra}
-            celery.send_task("infer.odd", kwargs=kwargs, queue="odd").get(timeout=10)
-        for extra in ({"outputs": 5}, {"version": "x"}, {"webhook": 1}):
-            kwargs = {"inputs": {"text": "refused"}, **extra}
+        for accepted_at in ("abc", "nan", [1]):
+            odd: dict[str, object] = {"inputs": {"text": "fine"}, "accepted_at": accepted_at}
+            celery.send_task("infer.odd", kwargs=odd, queue="odd").get(timeout=10)
+        for name, value in (("outputs", 5), ("version", "x"), ("webhook", 1)):
+            odd = {"inputs": {"text": "refused"}, name: value}
             with pytest.raises(InfernoError):
-                celery.send_task("infer.odd", kwargs=kwargs, queue="odd").get(timeout=10)
+                celery.send_task("infer.odd", kwargs=odd, queue="odd").get(timeout=10)
         again = send(celery, "odd", "once:odd", priority=20)
         assert again.get(timeout=20)["outputs"]["text"]["data"] == ["once:odd"]
         assert process.poll() is None
