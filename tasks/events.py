@@ -75,7 +75,8 @@ def ended(settled: Settled) -> None:
     if settled.state is TaskState.SUCCEEDED:
         request.send_event("task-succeeded", result="", runtime=settled.runtime)
     elif settled.state is TaskState.RETRYING:
-        request.send_event("task-retried", exception=saferepr(error), traceback="")
+        text = f"{saferepr(error)}; next attempt in {settled.delay_s:.3g} s"
+        request.send_event("task-retried", exception=text, traceback="")
     elif settled.state is TaskState.EXPIRED:
         request.send_event("task-revoked", terminated=False, signum=None, expired=True)
     elif error is not None:

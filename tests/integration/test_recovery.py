@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
 from functools import partial
 from subprocess import Popen
+from typing import Any
 
 import pytest
 from celery.result import AsyncResult
@@ -17,7 +19,7 @@ from inferno.errors import ForwardFailed, TaskNotFound, WorkerLost
 from inferno.protocol.tasks import TaskState
 from tasks.celery import app
 from tasks.dead import DeadLetters
-from tests.integration.conftest import occupied, send
+from tests.integration.conftest import occupied, reserved, send
 from tests.processes import wait_until
 
 
@@ -214,3 +216,46 @@ def test_urgent_tasks_leave_first_also_out_of_the_buffer(repository, start_worke
         for task in tasks:
             task.get(timeout=20)
     assert repository.ran()[1:] == ["9", "5", "0", "0"]
+
+
+def test_a_stopping_worker_gives_back_at_once_what_waits(repository, start_worker, celery):
+    """Its own batch may take long; others run what would have come after it."""
+    repository.add("leaving")
+    with start_worker("leaving") as first:
+        gate = repository.root.parent / "gate-leaving"
+        busy = send(celery, "leaving", f"hold:{gate}")
+        wait_until(lambda: repository.ran())
+        waiting = [send(celery, "leaving", f"{n}") for n in range(8)]
+        wait_until(lambda: sum(map(len, reserved(celery).values())) == 8)
+        with start_worker("leaving"):
+            first.send_signal(signal.SIGTERM)
+            for task in waiting:
+                task.get(timeout=20)
+            assert not busy.ready()
+            gate.touch()
+            busy.get(timeout=20)
+            assert first.wait(timeout=20) == 0
+    assert Counter(repository.ran()).most_common(1)[0][1] == 1
+
+
+def test_delays_follow_the_formula(repository, start_worker, celery, records):
+    """Celery's exponential backoff: 0.1 s times 2 to the power of the retry, at most 0.3 s."""
+    policy = {"max_retries": 4, "backoff_s": 0.1, "max_backoff_s": 0.3, "jitter": False}
+    repository.add("backoff", retries=policy)
+    events: list[dict[str, Any]] = []
+    with celery.connection() as connection:
+        receiver = celery.events.Receiver(connection, handlers={"task-retried": events.append})
+        listener = threading.Thread(target=partial(receiver.capture, limit=None))
+        listener.start()
+        with start_worker("backoff"):
+            task = send(celery, "backoff", "never")
+            with pytest.raises(ForwardFailed):
+                task.get(timeout=30)
+            wait_until(lambda: len(events) == 4)
+        receiver.should_stop = True
+        listener.join(timeout=10)
+    delays = [event["exception"].split("next attempt in ")[1] for event in events]
+    assert delays == ["0.1 s", "0.2 s", "0.3 s", "0.3 s"]
+    record, _ = records.fetch(task.id)
+    assert (record.attempts, record.retries) == (5, 4)
+    assert record.started_at >= record.retry_at
