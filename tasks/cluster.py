@@ -9,6 +9,7 @@ import msgspec
 import redis
 
 from inferno import names
+from inferno.errors import BrokerUnavailable
 from inferno.pace import Speed
 from inferno.settings import Settings
 from tasks.connection import translated
@@ -48,19 +49,30 @@ class Cluster:
         self._ttl = settings.worker.heartbeat_ttl_s
         self._reading = Lock()
         self._read_at = 0.0
+        self._failure: BrokerUnavailable | None = None
+        self._failed_at = 0.0
         self._workers: list[WorkerReport] = []
 
-    def workers(self) -> list[WorkerReport]:
+    def workers(self, max_age_s: float = CACHE_S) -> list[WorkerReport]:
         """Return the reports of the workers that are alive.
 
+        Args:
+          max_age_s: read them again if they were read longer ago.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
-        # Those who ask while one reads wait for what it reads.
+        # Those who ask while one reads wait for what it reads, or for its failure.
+        asked_at = time.monotonic()
         with self._reading:
-            if time.monotonic() - self._read_at >= self.CACHE_S:
-                with translated():
-                    reports = [_decode(value) for value in self._redis.hvals(self._key)]
+            if self._failure is not None and self._failed_at > asked_at:
+                raise self._failure
+            if time.monotonic() - self._read_at >= max_age_s:
+                try:
+                    with translated():
+                        reports = [_decode(value) for value in self._redis.hvals(self._key)]
+                except BrokerUnavailable as exc:
+                    self._failure, self._failed_at = exc, time.monotonic()
+                    raise
                 self._workers = sorted(reports, key=lambda report: report.worker)
                 self._read_at = time.monotonic()
         oldest = time.time() - self._ttl

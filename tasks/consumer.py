@@ -15,6 +15,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -177,13 +178,13 @@ class InferenceTask(Batches):  # type: ignore[misc]
             package = self._package(_arguments(request))
             member = _member(request, package, received_at, self._lanes)
         except InfernoError as error:
-            self._refuse({_stub(request, package, received_at): error})
+            self._refuse({_stub(request, package, received_at, self._lanes): error})
             return
         except Exception as exc:
             # Any client may have sent it; it must not go from worker to worker.
             logger.exception("task %s cannot be read", request.id)
             odd = InvalidInput(f"the message cannot be read: {type(exc).__name__}: {exc}")
-            self._refuse({_stub(request, package, received_at): odd})
+            self._refuse({_stub(request, package, received_at, self._lanes): odd})
             return
         now = time.monotonic()
         deadline = now + request.expires.timestamp() - received_at if request.expires else None
@@ -400,10 +401,17 @@ def _arguments(request: Request) -> dict[str, Any]:
     return kwargs
 
 
-def _stub(request: Request, package: Package, received_at: float) -> Member:
-    """Return a member that is only to be refused."""
+def _stub(request: Request, package: Package, received_at: float, lanes: Lanes) -> Member:
+    """Return a member that is only to be refused, with what can be read of its message."""
+    webhook, priority, accepted_at = None, 0, received_at
+    with suppress(Exception):
+        priority = lanes.from_broker(request.delivery_info.get("priority"))
+        accepted_at = _time(request.kwargs.get("accepted_at"), received_at)
+        webhook = _webhook(request.kwargs.get("webhook"))
     held = Held.of(request.message.delivery_info)
-    return Member(request, held, package, {}, 0, None, "json", 0, received_at, received_at)
+    return Member(
+        request, held, package, {}, 0, None, "json", priority, accepted_at, received_at, webhook
+    )
 
 
 def _member(request: Request, package: Package, received_at: float, lanes: Lanes) -> Member:

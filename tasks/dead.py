@@ -21,6 +21,12 @@ from tasks.records import Record
 from tasks.submit import Accepted, Submitter
 from tasks.transitions import Idempotency
 
+#: What a list shows.
+_OUTLINE = (
+    "model", "version", "priority", "retries", "accepted_at", "died_at", "code", "error",
+    "batch_id",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class DeadLetter:
@@ -56,10 +62,10 @@ class DeadLetter:
             died_at=float(text["died_at"]),
             code=text["code"],
             error=text["error"],
-            traceback=text["traceback"],
+            traceback=text.get("traceback", ""),
             batch_id=text["batch_id"],
             retries=int(text["retries"]),
-            payload=loads(text["payload"]),
+            payload=loads(text.get("payload", "{}")),
         )
 
 
@@ -86,7 +92,8 @@ class DeadLetters:
           BrokerUnavailable: Redis does not answer.
         """
         index = names.dead_index_key(self._prefix)
-        with translated(), self._redis.pipeline() as pipe:
+        # No transactions: a full Redis refuses them whole, and here is room to be made.
+        with translated(), self._redis.pipeline(transaction=False) as pipe:
             # The letters themselves expire by their own time to live.
             pipe.zremrangebyscore(index, "-inf", time.time() - self._ttl_s)
             pipe.zcard(index)
@@ -95,7 +102,7 @@ class DeadLetters:
     def newest(
         self, most: int, wanted: Callable[[DeadLetter], bool], after: Place | None = None
     ) -> Page[DeadLetter]:
-        """Return some, newest first.
+        """Return some, newest first, without what may be long: traceback and payload.
 
         Args:
           most: letters of the page; see `tasks.listing.read_page`.
@@ -105,7 +112,7 @@ class DeadLetters:
           BrokerUnavailable: Redis does not answer.
         """
         index = names.dead_index_key(self._prefix)
-        return read_page(self._redis, index, self._read, wanted, most, after)
+        return read_page(self._redis, index, self._outlines, wanted, most, after)
 
     def all(self) -> Iterator[DeadLetter]:
         """Yield those that there are now, newest first.
@@ -128,6 +135,21 @@ class DeadLetters:
                 pipe.hgetall(names.dead_key(self._prefix, task_id))
             found = zip(task_ids, pipe.execute(), strict=True)
         return [DeadLetter.read(task_id, fields) if fields else None for task_id, fields in found]
+
+    def _outlines(self, task_ids: Sequence[str]) -> list[DeadLetter | None]:
+        with translated(), self._redis.pipeline(transaction=False) as pipe:
+            for task_id in task_ids:
+                pipe.hmget(names.dead_key(self._prefix, task_id), _OUTLINE)
+            found = zip(task_ids, pipe.execute(), strict=True)
+        outlines = []
+        for task_id, values in found:
+            known = {
+                name.encode(): value
+                for name, value in zip(_OUTLINE, values, strict=True)
+                if value is not None
+            }
+            outlines.append(DeadLetter.read(task_id, known) if known else None)
+        return outlines
 
     def show(self, task_id: str) -> DeadLetter:
         """Return the dead letter of a task.
@@ -167,26 +189,29 @@ class DeadLetters:
         if not self._discard([task_id]):
             raise TaskNotFound(f"no dead letter has the id {task_id!r}")
 
-    def discard_all(self, count: int | None) -> int:
+    def discard_all(self, count: int | None, model: str | None = None) -> int:
         """Delete all of them.
 
         Args:
           count: how many the caller takes them for.
+          model: whose; None for everyone's.
         Returns:
           how many there were.
         Raises:
           NotConfirmed: there are more or fewer.
           BrokerUnavailable: Redis does not answer.
         """
-        found = self.count()
-        # Only those that were counted: what dies meanwhile comes before them.
-        ids = self._ids()[-found:] if found else []
+        self.count()  # Forgets those that have expired.
+        ids = self._ids()
+        if model is not None:
+            outlines = self._outlines(ids)
+            ids = [one.task_id for one in outlines if one is not None and one.model == model]
         if len(ids) != count:
             raise NotConfirmed(f"{len(ids)} dead letters would be discarded", "confirm")
         return self._discard(ids) if ids else 0
 
     def _discard(self, task_ids: Sequence[str]) -> int:
-        with translated(), self._redis.pipeline() as pipe:
+        with translated(), self._redis.pipeline(transaction=False) as pipe:
             pipe.delete(*(names.dead_key(self._prefix, task_id) for task_id in task_ids))
             pipe.zrem(names.dead_index_key(self._prefix), *task_ids)
             return int(pipe.execute()[0])

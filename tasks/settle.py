@@ -304,7 +304,7 @@ def _rider(member: Member) -> Rider:
 
 
 def _facts(member: Member) -> dict[str, Any]:
-    """Return what the record of a task says from the start, if its client writes one."""
+    """Return what the record of a task says from the start; other clients write none."""
     return {
         "model": member.package.name,
         "version": member.package.version,

@@ -251,16 +251,16 @@ class Transitions:
         """Return the commands that give a task its outcome and announce it.
 
         Args:
-          record: fields to write as well.
+          record: fields to write if there is no record.
           task_id: whose outcome it is.
           state: one of the terminal ones.
           payload: as `tasks.records.encode_outcome`.
         """
         key, result = names.record_key(self._prefix, task_id), names.result_key(task_id)
-        fields = {**record, "state": state, "finished_at": time.time()}
         return [
             ["SET", result, payload, "EX", self._tasks.result_ttl_s],
-            ["HSET", key, *(part for item in fields.items() for part in item)],
+            ["HSET", key, "state", state, "finished_at", time.time()],
+            *(["HSETNX", key, name, value] for name, value in record.items()),
             ["EXPIRE", key, self._tasks.record_ttl_s],
             ["PUBLISH", result, payload],
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, request
 
+from inferno.protocol.webhooks import parse_address
 from tasks.dead import DeadLetter
 from web import documents, paging
 from web.services import services
@@ -27,7 +28,12 @@ def index() -> Response:
 def show(task_id: str) -> Response:
     """Show one with its traceback and what the task was asked."""
     letter = services().dead.show(task_id)
-    more = {"traceback": letter.traceback, "payload": letter.payload}
+    payload = letter.payload
+    if "webhook" in payload:
+        # Its path may hold a token.
+        url = str(parse_address(payload["webhook"]["url"]))
+        payload = payload | {"webhook": payload["webhook"] | {"url": url}}
+    more = {"traceback": letter.traceback, "payload": payload}
     return documents.respond(documents.dead_letter(letter) | more)
 
 
@@ -64,8 +70,10 @@ def discard(task_id: str) -> Response:
 
 @blueprint.delete("/dead")
 def discard_all() -> Response:
-    """Delete all, if there are as many as the client thinks."""
-    return documents.respond({"discarded": services().dead.discard_all(paging.confirmed())})
+    """Delete all, or those of one model, if there are as many as the client thinks."""
+    model = request.args.get("model")
+    discarded = services().dead.discard_all(paging.confirmed(), model)
+    return documents.respond({"discarded": discarded})
 
 
 def _wanted(letter: DeadLetter) -> bool:

@@ -118,3 +118,7 @@ class Deadlines:
         for record in self._records.records(task_ids):
             if record is not None and is_late(record):
                 self._control.expire(record)
+            elif record is not None and not record.state.terminal:
+                # It runs; if that attempt fails, nobody may be there for the next one.
+                with self._changed:
+                    self._push(time.time() + self.RETRY_S, record.task_id)

@@ -23,7 +23,8 @@ def limit() -> int:
       InvalidRequest: it is no number from 1 to `MAX_LIMIT`.
     """
     given = request.args.get("limit", str(DEFAULT_LIMIT))
-    if not (given.isascii() and given.isdigit() and 1 <= int(given[:9]) <= MAX_LIMIT):
+    is_number = given.isascii() and given.isdigit() and len(given) < 10
+    if not (is_number and 1 <= int(given) <= MAX_LIMIT):
         raise InvalidRequest(
             f"expected a whole number from 1 to {MAX_LIMIT}, got {given!r}", "limit"
         )

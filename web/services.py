@@ -190,14 +190,16 @@ class Services:
             record, outcome = self.records.fetch(task_id)
         return record, outcome
 
-    def loaded(self) -> dict[str, set[int]]:
+    def loaded(self, max_age_s: float = Cluster.CACHE_S) -> dict[str, set[int]]:
         """Return the loaded versions of each model that a ready worker serves.
 
+        Args:
+          max_age_s: as of `Cluster.workers`.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
         models: dict[str, set[int]] = {}
-        for report in self.cluster.workers():
+        for report in self.cluster.workers(max_age_s):
             if report.state == "ready":
                 for model, versions in report.models.items():
                     models.setdefault(model, set()).update(versions)

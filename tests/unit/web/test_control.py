@@ -258,9 +258,10 @@ def test_finished_task_is_retried_as_a_new_one(client, worker, store, settings, 
     assert client.get(f"/tasks/{task_id}").get_json()["status"] == "failed"
 
 
-def test_task_whose_model_is_gone_cannot_be_retried(client, worker, submit):
+def test_task_whose_model_is_gone_cannot_be_retried(client, worker, submit, store, settings):
     task_id = submit()
-    worker.fail(task_id, ForwardFailed("it broke"), model="gone")
+    worker.fail(task_id, ForwardFailed("it broke"))
+    store.hset(names.record_key(settings.redis.prefix, task_id), "model", "gone")
     response = client.post(f"/tasks/{task_id}/retry")
     assert response.status_code == 404
     assert problem(response)["code"] == "model_not_found"
