@@ -345,11 +345,15 @@ class Client:
         numbers = count()
         #: Sent, and not accepted yet, by our own reference.
         sent: dict[str, Request] = {}
-        #: Accepted, by task id.
-        accepted: dict[str, Request | None] = {}
+        #: Accepted, by task id: several may be the same task.
+        accepted: dict[str, list[Request | None]] = {}
+        #: Tasks that were told of: the platform does so once on each connection.
+        told: set[str] = set()
         with closing(self._connect()) as socket:
             while True:
+                taken = 0
                 for item in islice(waiting, STREAM_WINDOW - len(sent) - len(accepted)):
+                    taken += 1
                     if isinstance(item, Request):
                         ref = str(next(numbers))
                         sent[ref] = item
@@ -362,28 +366,45 @@ class Client:
                             message["idempotency_key"] = item.idempotency_key
                     else:
                         task_id = item.id if isinstance(item, Task) else item
-                        accepted[task_id] = None
+                        if task_id in told:
+                            yield self._told(task_id, None)
+                            continue
+                        accepted.setdefault(task_id, []).append(None)
                         message = {"type": "subscribe", "task_ids": [task_id]}
                     self._send(socket, message)
                 if not sent and not accepted:
+                    if taken:
+                        continue
                     return
                 message = self._receive(socket)
                 kind = message["type"]
                 data: Any = message.get("data")
                 if kind == "accepted" and message.get("id") in sent:
-                    accepted[data["task_id"]] = sent.pop(message["id"])
+                    task_id, request = data["task_id"], sent.pop(message["id"])
+                    if task_id in told:
+                        yield self._told(task_id, request)
+                    else:
+                        accepted.setdefault(task_id, []).append(request)
                 elif kind in ("result", "error") and message.get("task_id") in accepted:
                     task_id = message["task_id"]
-                    request = accepted.pop(task_id)
-                    if isinstance(data["status"], str):
-                        yield _result(data, request)
-                    else:
-                        # There is no such task, or its result is gone.
-                        yield _without_task(data, task_id, request)
+                    told.add(task_id)
+                    for each in accepted.pop(task_id):
+                        if isinstance(data["status"], str):
+                            yield _result(data, each)
+                        else:
+                            # There is no such task, or its result is gone.
+                            yield _without_task(data, task_id, each)
                 elif kind == "error" and message.get("id") in sent:
                     yield _without_task(data, "", sent.pop(message["id"]))
                 elif kind == "error":
                     raise rebuild(data)
+
+    def _told(self, task_id: str, request: Request | None) -> Result:
+        """Return the result of a task that has been told of already."""
+        try:
+            return _result(self.task(task_id), request)
+        except InfernoError as exc:
+            return _without_task(exc.problem(), task_id, request)
 
     def tasks(
         self, *, status: Iterable[str] = (), model: str | None = None

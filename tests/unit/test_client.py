@@ -358,6 +358,19 @@ def test_failures_do_not_end_a_stream(client) -> None:
         next(r for r in results if r.request == items[0]).checked()
 
 
+def test_a_stream_answers_for_the_same_task_as_often_as_it_is_asked(client) -> None:
+    task = client.submit("echo", "a")
+    first = client.stream([task, task.id])
+    assert [result.task_id for result in first] == [task.id, task.id]
+
+    def one_after_the_other():
+        yield task
+        yield task
+
+    stream = client.stream(one_after_the_other())
+    assert [next(stream).task_id, next(stream).task_id] == [task.id, task.id]
+
+
 def test_stream_of_nothing_is_empty(client) -> None:
     assert list(client.stream([])) == []
 
