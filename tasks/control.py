@@ -130,10 +130,14 @@ class Control:
           BrokerUnavailable: Redis does not answer.
         """
         error = TaskCancelled("its lane was purged")
+        backlog = self.lanes.backlog(model)
+        found = backlog.waiting + backlog.delayed
         # All of them first: cancelling changes what there is to read.
-        waiting = list(self.lanes.waiting(model))
+        waiting = list(self.lanes.waiting(model)) if found == count else []
         if len(waiting) != count:
-            raise NotConfirmed(f"{len(waiting)} tasks of {model} would be cancelled", "confirm")
+            raise NotConfirmed(
+                f"{len(waiting) or found} tasks of {model} would be cancelled", "confirm"
+            )
         ended = 0
         for start in range(0, len(waiting), self.CHUNK):
             part = waiting[start : start + self.CHUNK]
