@@ -95,6 +95,8 @@ class Terminal:
         self.shown = ""
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
+            # Tests that run in the background of a shell have inherited that it is ignored.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.chdir(folder)
             os.execvpe(arguments[0], arguments, {**os.environ, **environment, "TERM": "dumb"})
 
