@@ -132,8 +132,11 @@ def test_an_answer_that_is_no_http_is_told() -> None:
     def answer(server: socket.socket) -> None:
         connection, _ = server.accept()
         with connection:
-            connection.recv(65536)
             connection.sendall(b"220 mail.example ESMTP\r\n")
+            connection.shutdown(socket.SHUT_WR)
+            # To close it with something unread would reset the connection.
+            while connection.recv(65536):
+                pass
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=answer, args=(server,))
