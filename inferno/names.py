@@ -37,6 +37,11 @@ def result_key(task_id: str) -> str:
     return f"celery-task-meta-{task_id}"
 
 
+def reply_channel(prefix: str, process: str) -> str:
+    """Return the channel on which a process is told of the tasks that its clients wait for."""
+    return f"{prefix}replies:{process}"
+
+
 def record_key(prefix: str, task_id: str) -> str:
     """Return the key of a task's record."""
     return f"{prefix}task:{task_id}"

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import orjson
 import redis
 from celery import Celery
-from kombu import serialization
 from kombu.utils.json import loads
 
 from inferno.errors import BrokerUnavailable, NotSupported
@@ -111,6 +111,8 @@ class Lanes:
         self._inverted = settings.broker_url.partition("://")[0] in _INVERTED
         #: What a broker raises that is away; no Redis, when it is not one.
         self._lost = app.connection_for_write().recoverable_connection_errors
+        #: Messages by the name of their task, as Celery makes them, for what they have in common.
+        self._templates: dict[str, Any] = {}
         #: Queues that the broker knows of.
         self._declared: set[str] = set()
         self._size = client.register_script(_SIZES)
@@ -119,23 +121,20 @@ class Lanes:
         """Return the key that scripts publish to, or "" when the queue is no stream."""
         return Lane.of(queue).key if self.streams else ""
 
-    def pack(self, message: Message) -> str:
-        """Return a message as scripts publish it, or "" when the queue is no stream."""
+    def pack(self, message: Message) -> bytes:
+        """Return a message as scripts publish it, or b"" when the queue is no stream."""
         if not self.streams:
-            return ""
+            return b""
         task = self._task(message)
-        content_type, content_encoding, body = serialization.dumps(task.body, "json")
         return pack(
-            body,
+            orjson.dumps(task.body).decode(),
             message.queue,
             headers=task.headers,
             properties=task.properties,
             priority=message.priority,
-            content_type=content_type,
-            content_encoding=content_encoding,
         )
 
-    def enqueue(self, message: Message) -> list[str | int]:
+    def enqueue(self, message: Message) -> list[str | int | bytes]:
         """Return the command by which `tasks.transitions` publishes a message to a stream."""
         return ["ENQUEUE", self.key(message.queue), message.priority, self.pack(message)]
 
@@ -169,15 +168,29 @@ class Lanes:
         self._declared.add(queue.name)
 
     def _task(self, message: Message) -> Any:
-        return self._app.amqp.as_task_v2(
-            message.task_id,
-            message.name,
-            kwargs=message.kwargs,
-            eta=message.eta,
-            expires=message.expires,
-            retries=message.retries,
-            argsrepr="",
-            kwargsrepr=message.kwargsrepr,
+        """Return what Celery makes of a message: headers, properties and body.
+
+        Most of it is the same for each task of a name, and made once.
+        """
+        template = self._templates.get(message.name)
+        if template is None:
+            template = self._templates[message.name] = self._app.amqp.as_task_v2(
+                "", message.name, argsrepr=""
+            )
+        args, _, embedded = template.body
+        task_id = message.task_id
+        headers = template.headers | {
+            "id": task_id,
+            "root_id": task_id,
+            "eta": _iso(message.eta),
+            "expires": _iso(message.expires),
+            "retries": message.retries,
+            "kwargsrepr": message.kwargsrepr,
+        }
+        return template._replace(
+            headers=headers,
+            properties=template.properties | {"correlation_id": task_id},
+            body=(args, message.kwargs, embedded),
         )
 
     def to_broker(self, priority: int) -> int:
@@ -331,6 +344,15 @@ class Lanes:
                 "this needs lanes on Redis Streams, which INFERNO_BROKER__URL has replaced"
             )
         return self.key(queue)
+
+
+def _iso(when: float | datetime | None) -> str | None:
+    """Return a time, or one that many seconds from now, as Celery writes it."""
+    if when is None:
+        return None
+    if not isinstance(when, datetime):
+        when = datetime.now(UTC) + timedelta(seconds=when)
+    return when.isoformat()
 
 
 def _task_id(message: bytes) -> str | None:

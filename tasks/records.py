@@ -52,6 +52,8 @@ class Record:
     #: Where its client wants to be told, and of which events.
     webhook: str | None = None
     webhook_events: tuple[str, ...] = ()
+    #: The channel of the process in which its client waits, which is told of the outcome.
+    reply_to: str | None = None
     #: Where its message stood in its lane when it was accepted.
     held: Held = field(default_factory=Held)
 
@@ -80,6 +82,7 @@ class Record:
             replay_of=text.get("replay_of"),
             webhook=text.get("webhook"),
             webhook_events=tuple(text.get("webhook_events", "").split()),
+            reply_to=text.get("reply_to"),
             held=Held(text.get("stream", ""), text.get("entry", "")),
         )
 
@@ -95,6 +98,7 @@ class Record:
             "replay_of": self.replay_of,
             "webhook": self.webhook,
             "webhook_events": " ".join(self.webhook_events) or None,
+            "reply_to": self.reply_to,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -135,6 +139,7 @@ class _Failure(msgspec.Struct):
 
 
 _decode_meta = msgspec.json.Decoder(_Meta).decode
+_decode_metas = msgspec.json.Decoder(list[_Meta]).decode
 _decode_failure = msgspec.json.Decoder(_Failure).decode
 
 
@@ -144,7 +149,16 @@ def decode_outcome(payload: bytes) -> Outcome | None:
     Returns:
       The outcome, or None when the state is not a final one.
     """
-    meta = _decode_meta(payload)
+    return _outcome(_decode_meta(payload))
+
+
+def decode_outcomes(payload: bytes) -> list[Outcome]:
+    """Read the outcomes that a process is told of at once: a JSON array of Celery's format."""
+    outcomes = map(_outcome, _decode_metas(payload))
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _outcome(meta: _Meta) -> Outcome | None:
     if meta.status == "SUCCESS":
         return Outcome(meta.task_id, meta.result, None)
     if meta.status in ("FAILURE", "REVOKED"):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,9 +26,10 @@ from inferno.protocol.tensors import Tensors
 from inferno.repository import Package
 from inferno.settings import Settings
 from tasks.connection import UNAVAILABLE, never_sent, translated
+from tasks.convoy import Convoy
 from tasks.lanes import Lanes, Message
 from tasks.records import Record
-from tasks.transitions import Idempotency, Transitions
+from tasks.transitions import Arrival, Idempotency, Refusal, Transitions
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class Submitter:
         """
         self._lanes = Lanes(app, client, settings)
         self._transitions = Transitions(client, settings)
+        self._arrivals = Convoy(self._transitions.accept)
         self._timeout_ms = settings.tasks.timeout_ms
 
     def submit(
@@ -79,6 +80,7 @@ class Submitter:
         *,
         idempotency: Idempotency | None = None,
         most_waiting: int | None = None,
+        reply_to: str | None = None,
     ) -> Accepted:
         """Publish a validated request; when this returns, the task is in its lane.
 
@@ -89,6 +91,7 @@ class Submitter:
           task_id: chosen beforehand by a caller who waits for it already.
           idempotency: returns the earlier task if there is one.
           most_waiting: refuse if more tasks are ahead of it in its lane; only streams can tell.
+          reply_to: the channel of the process that waits for the outcome, if one does.
         Raises:
           BrokerUnavailable: Redis does not answer; the task was not accepted.
           FateUnknown: Redis was lost before it answered.
@@ -121,6 +124,7 @@ class Submitter:
             timeout_ms=request.timeout_ms or self._timeout_ms,
             idempotency=idempotency,
             most_waiting=most_waiting,
+            reply_to=reply_to,
         )
 
     def earlier(self, idempotency: Idempotency) -> str | None:
@@ -166,6 +170,7 @@ class Submitter:
         idempotency: Idempotency | None = None,
         most_waiting: int | None = None,
         replay_of: str | None = None,
+        reply_to: str | None = None,
     ) -> Accepted:
         now = time.time()
         # The time travels with the message: workers see how long a task has waited.
@@ -183,34 +188,32 @@ class Submitter:
             replay_of=replay_of,
             webhook=webhook.get("url"),
             webhook_events=tuple(webhook.get("events") or ()),
+            reply_to=reply_to,
         )
-        lane, payload = self._lanes.key(message.queue), self._lanes.pack(message)
-
-        def accept() -> str:
-            return self._transitions.accept(
-                record, lane, payload, idempotency=idempotency, most_waiting=most_waiting
-            )
-
+        lane = self._lanes.key(message.queue)
+        arrival = Arrival(record, lane, self._lanes.pack(message), idempotency, most_waiting)
         with translated():
             try:
-                task_id = accept()
+                task_id = self._arrivals.call(arrival)
             except (redis.ConnectionError, redis.TimeoutError) as exc:
                 if never_sent(exc):
                     raise
                 # Redis may have done it before the connection was lost; repeating does no harm.
-                task_id = self._accept_again(accept, message.task_id)
+                task_id = self._accept_again(arrival)
+        if isinstance(task_id, Exception):
+            raise task_id
         if task_id == message.task_id and not lane:
             self._publish(message, idempotency)
         replayed = task_id != message.task_id
         return Accepted(task_id, record.model, record.version, now, record.deadline, replayed)
 
-    def _accept_again(self, accept: Callable[[], str], task_id: str) -> str:
+    def _accept_again(self, arrival: Arrival) -> str | Refusal:
         try:
-            return accept()
+            return self._arrivals.call(arrival)
         except UNAVAILABLE as exc:
             raise FateUnknown(
                 f"Redis was lost before it answered; whether the task was accepted will show at "
-                f"/tasks/{task_id}"
+                f"/tasks/{arrival.record.task_id}"
             ) from exc
 
     def _publish(self, message: Message, idempotency: Idempotency | None) -> None:

@@ -29,8 +29,9 @@ from tasks.lanes import Held
 from tasks.records import Record
 from tasks.transport import consumer_name, scripts
 
-#: A Redis command with its arguments, or one of these of `scripts.LIBRARY`: ENQUEUE lane, priority,
-#: payload; DELAY lane, due (ms), priority, payload.
+#: A Redis command with its arguments, or one of these: ENQUEUE lane, priority, payload; DELAY lane,
+#: due (ms), priority, payload; END result's key, payload, its time to live, that of the record,
+#: state, time, and what the record says if there is none.
 Command = Sequence[Any]
 
 
@@ -42,6 +43,27 @@ class Idempotency:
     digest: str
     #: Of the request's body: the same key must not come with another one.
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A task that asks to be accepted."""
+
+    #: In its first state.
+    record: Record
+    #: As `Lanes.key`; "" leaves the publishing to the caller.
+    lane: str
+    #: As `Lanes.pack`.
+    payload: bytes
+    #: Makes the task once, however often it is asked for.
+    idempotency: Idempotency | None = None
+    #: Refuse if more tasks are ahead of it: they wait in its lane or are in workers' hands, with
+    #: the same priority or a higher one.
+    most_waiting: int | None = None
+
+
+#: Why a task is not accepted.
+Refusal = Overloaded | KeyReused
 
 
 class Verdict(Enum):
@@ -109,65 +131,52 @@ class Transitions:
         self._begin = client.register_script(_BEGIN)
         self._finish = client.register_script(_FINISH)
 
-    def accept(
-        self,
-        record: Record,
-        lane: str,
-        payload: str,
-        *,
-        idempotency: Idempotency | None = None,
-        most_waiting: int | None = None,
-    ) -> str:
-        """Write the record of a new task and publish its message.
+    def accept(self, arrivals: Sequence[Arrival]) -> list[str | Refusal]:
+        """Write the records of new tasks and publish their messages, all in one step.
 
-        To repeat it with the same record adds nothing, so that it may be tried again when the
+        To repeat it with the same records adds nothing, so that it may be tried again when the
         connection was lost before the answer.
 
         Args:
-          record: of the task, in its first state.
-          lane: as `Lanes.key`; "" leaves the publishing to the caller.
-          payload: as `Lanes.pack`.
-          idempotency: makes the task once, however often it is asked for.
-          most_waiting: refuse if more tasks are ahead of it: they wait in its lane or are in
-            workers' hands, with the same priority or a higher one.
+          arrivals: each its own task.
         Returns:
-          the id of the task: an earlier one's when the idempotency key has made it already.
+          for each the id of its task, an earlier one's when its idempotency key has made that
+          already, or why it is refused.
         Raises:
-          KeyReused: the idempotency key has made a task of another request.
-          Overloaded: more tasks are ahead of it.
-          redis.RedisError: Redis does not take it, or it is unknown whether it did.
+          redis.RedisError: Redis does not take them, or it is unknown whether it did.
         """
-        fields = record.fields()
-        key = names.idempotency_key(self._prefix, idempotency.digest) if idempotency else ""
-        reply = self._accept(
-            keys=[
-                names.record_key(self._prefix, record.task_id),
-                names.index_key(self._prefix),
-                key,
-            ],
-            args=[
+        keys = [names.index_key(self._prefix)]
+        arguments: list[Any] = [
+            self._tasks.record_ttl_s,
+            self._tasks.listed,
+            self._tasks.idempotency_ttl_s,
+        ]
+        for arrival in arrivals:
+            record, idempotency = arrival.record, arrival.idempotency
+            keys.append(names.record_key(self._prefix, record.task_id))
+            key, made = "", ""
+            if idempotency is not None:
+                key = names.idempotency_key(self._prefix, idempotency.digest)
+                made = f"{idempotency.fingerprint} {record.task_id}"
+            keys.append(key)
+            fields = record.fields()
+            arguments += (
                 record.task_id,
                 record.accepted_at,
-                self._tasks.record_ttl_s,
-                self._tasks.listed,
-                f"{idempotency.fingerprint} {record.task_id}" if idempotency else "",
-                self._tasks.idempotency_ttl_s,
-                lane,
-                -1 if most_waiting is None else most_waiting,
+                made,
+                arrival.lane,
+                -1 if arrival.most_waiting is None else arrival.most_waiting,
                 record.priority,
-                payload,
-                *(part for item in fields.items() for part in item),
-            ],
-        )
-        answer, value = cast(list[bytes], reply)
-        if answer == b"overloaded":
-            error = Overloaded(f"{int(value)} tasks are ahead of it")
-            error.waiting = int(value)
-            raise error
-        if answer == b"made":
-            assert idempotency is not None
-            return _made(value, idempotency)
-        return record.task_id
+                arrival.payload,
+                2 * len(fields),
+            )
+            for item in fields.items():
+                arguments += item
+        replies = cast(list[tuple[bytes, bytes]], self._accept(keys=keys, args=arguments))
+        return [
+            _accepted(arrival, answer, value)
+            for arrival, (answer, value) in zip(arrivals, replies, strict=True)
+        ]
 
     def earlier(self, idempotency: Idempotency) -> str | None:
         """Return the id of the task that an idempotency key has made, or None.
@@ -256,13 +265,18 @@ class Transitions:
           state: one of the terminal ones.
           payload: as `tasks.records.encode_outcome`.
         """
-        key, result = names.record_key(self._prefix, task_id), names.result_key(task_id)
+        facts = [part for item in record.items() for part in item]
         return [
-            ["SET", result, payload, "EX", self._tasks.result_ttl_s],
-            ["HSET", key, "state", state, "finished_at", time.time()],
-            *(["HSETNX", key, name, value] for name, value in record.items()),
-            ["EXPIRE", key, self._tasks.record_ttl_s],
-            ["PUBLISH", result, payload],
+            [
+                "END",
+                names.result_key(task_id),
+                payload,
+                self._tasks.result_ttl_s,
+                self._tasks.record_ttl_s,
+                state,
+                time.time(),
+                *facts,
+            ]
         ]
 
     def retried(self, task_id: str, retries: int, due: float) -> list[Command]:
@@ -299,6 +313,20 @@ class Transitions:
         return [["SET", key, payload, "EX", self._tasks.result_ttl_s]]
 
 
+def _accepted(arrival: Arrival, answer: bytes, value: bytes) -> str | Refusal:
+    if answer == b"overloaded":
+        error = Overloaded(f"{int(value)} tasks are ahead of it")
+        error.waiting = int(value)
+        return error
+    if answer == b"made":
+        assert arrival.idempotency is not None
+        try:
+            return _made(value, arrival.idempotency)
+        except KeyReused as reused:
+            return reused
+    return arrival.record.task_id
+
+
 def _made(value: bytes, idempotency: Idempotency) -> str:
     """Return the task of what is stored under an idempotency key."""
     fingerprint, _, task_id = value.decode().partition(" ")
@@ -312,7 +340,8 @@ def _made(value: bytes, idempotency: Idempotency) -> str:
 
 _IS_OVER = "local over = {" + ", ".join(f"['{state}'] = true" for state in sorted(TERMINAL)) + "}\n"
 
-#: KEYS: record, index, idempotency key. ARGV: see `accept`.
+#: KEYS: index, then record and idempotency key of each task. ARGV: see `accept`. Returns an answer
+#: and its value for each.
 _ACCEPT = (
     scripts.LIBRARY
     + """
@@ -327,36 +356,44 @@ local function ahead(lane, priority)
   return count
 end
 
-local record, index, key = KEYS[1], KEYS[2], KEYS[3]
-local task_id, accepted_at, ttl, listed = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local made, key_ttl, lane, most = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
-if key ~= '' then
-  local earlier = redis.call('GET', key)
+local index, ttl, listed, key_ttl = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local answers, lanes = {}, {}
+local at = 4
+for i = 2, #KEYS, 2 do
+  local record, key = KEYS[i], KEYS[i + 1]
+  local task_id, made, lane, priority = ARGV[at], ARGV[at + 2], ARGV[at + 3], ARGV[at + 5]
+  local most, last = tonumber(ARGV[at + 4]), at + 7 + tonumber(ARGV[at + 7])
+  local earlier = key ~= '' and redis.call('GET', key)
+  local answer = {'accepted', ''}
   if earlier then
-    return {'made', earlier}
+    answer = {'made', earlier}
+  elseif redis.call('EXISTS', record) == 0 then
+    local count = most >= 0 and lane ~= '' and ahead(lane, priority) or 0
+    if most >= 0 and count > most then
+      answer = {'overloaded', tostring(count)}
+    elseif lane ~= '' then
+      local stream, entry = append(lane, priority, ARGV[at + 6])
+      lanes[lane] = true
+      redis.call('HSET', record, 'stream', stream, 'entry', entry, unpack(ARGV, at + 8, last))
+    else
+      redis.call('HSET', record, unpack(ARGV, at + 8, last))
+    end
+    if answer[1] == 'accepted' then
+      redis.call('EXPIRE', record, ttl)
+      redis.call('ZADD', index, ARGV[at + 1], task_id)
+      if key ~= '' then
+        redis.call('SET', key, made, 'EX', key_ttl)
+      end
+    end
   end
+  answers[#answers + 1] = answer
+  at = last + 1
 end
-if redis.call('EXISTS', record) == 1 then
-  return {'accepted', ''}
-end
-if most >= 0 and lane ~= '' then
-  local count = ahead(lane, ARGV[9])
-  if count > most then
-    return {'overloaded', tostring(count)}
-  end
-end
-redis.call('HSET', record, unpack(ARGV, 11))
-redis.call('EXPIRE', record, ttl)
-redis.call('ZADD', index, accepted_at, task_id)
 redis.call('ZREMRANGEBYRANK', index, 0, -listed - 1)
-if key ~= '' then
-  redis.call('SET', key, made, 'EX', key_ttl)
+for lane in pairs(lanes) do
+  ring(lane)
 end
-if lane ~= '' then
-  local stream, entry = enqueue(lane, ARGV[9], ARGV[10])
-  redis.call('HSET', record, 'stream', stream, 'entry', entry)
-end
-return {'accepted', ''}
+return answers
 """
 )
 
@@ -412,11 +449,34 @@ _FINISH = (
     + _IS_OVER
     + """
 local consumer, at = ARGV[1], 2
-local verdicts = {}
+local verdicts, replies = {}, {}
+
+-- The outcome of a task: stored, announced for whoever listens to this task, and collected for the
+-- process that its client waits in.
+local function finish(record, known, at, last)
+  local result, payload, ttl, state, now = ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + 4],
+                                           ARGV[at + 5]
+  redis.call('SET', result, payload, 'EX', ARGV[at + 2])
+  redis.call('HSET', record, 'state', state, 'finished_at', now)
+  if not known[1] then
+    for i = at + 6, last, 2 do
+      redis.call('HSETNX', record, ARGV[i], ARGV[i + 1])
+    end
+  end
+  redis.call('EXPIRE', record, ttl)
+  redis.call('PUBLISH', result, payload)
+  local reply_to = known[2]
+  if reply_to then
+    replies[reply_to] = replies[reply_to] or {}
+    table.insert(replies[reply_to], payload)
+  end
+end
+
 for i = 2, #KEYS do
   local stream, entry, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   at = at + 3
-  local state = redis.call('HGET', KEYS[i], 'state')
+  local known = redis.call('HMGET', KEYS[i], 'state', 'reply_to')
+  local state = known[1]
   local ours = stream == '' or consumer == '' or owned(stream, entry, consumer)
   local verdict = 1
   if state and over[state] then
@@ -429,23 +489,29 @@ for i = 2, #KEYS do
     redis.call('HINCRBY', KEYS[1], 'stale', 1)
   end
   for _ = 1, count do
-    local length = tonumber(ARGV[at])
+    local last = at + tonumber(ARGV[at])
     if verdict == 1 then
       local command = ARGV[at + 1]
-      if command == 'ENQUEUE' then
+      if command == 'END' then
+        finish(KEYS[i], known, at + 2, last)
+      elseif command == 'ENQUEUE' then
         enqueue(ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
       elseif command == 'DELAY' then
         delay(ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5])
       else
-        redis.call(unpack(ARGV, at + 1, at + length))
+        redis.call(unpack(ARGV, at + 1, last))
       end
     end
-    at = at + 1 + length
+    at = last + 1
   end
   if ours and stream ~= '' then
     release(stream, entry)
   end
   verdicts[#verdicts + 1] = verdict
+end
+-- Once to each process, however many of its tasks were in the batch: an array of outcomes.
+for reply_to, payloads in pairs(replies) do
+  redis.call('PUBLISH', reply_to, '[' .. table.concat(payloads, ',') .. ']')
 end
 return verdicts
 """

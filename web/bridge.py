@@ -1,16 +1,18 @@
 """Results from Redis to whoever waits for them in this process.
 
-All waiting HTTP calls and sockets of a process share one Redis connection. It is subscribed to the
-channels of exactly those tasks that they wait for::
+All waiting HTTP calls and sockets of a process share one Redis connection. It is subscribed to a
+channel of the process' own, on which it is told of tasks that it has submitted, of a whole batch at
+once; and to the channels of those other tasks that its clients wait for::
 
-    subscribe() --+                         +--> callback
-    subscribe() --+--> writer => Redis => reader --> callback
-    wait() -------+                         +--> callback
+    expect() -----------------------------+        +--> callback
+    subscribe() --+                       |        |
+    wait() -------+--> writer => Redis => reader --+--> callback
 
 The writer sends many subscriptions in one SUBSCRIBE, followed in the same write by one EXISTS for
 their results: with RESP3 a subscribed connection may also ask. Redis answers in order, so a result
 is either announced to us after the SUBSCRIBE, or was stored before it and is counted by the EXISTS;
-only then it is fetched. That serves those who come late, and costs the others nothing.
+only then it is fetched. That serves those who come late, and costs the others nothing. After a lost
+connection it is done for everyone who still waits.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ import redis
 from redis.connection import AbstractConnection
 
 from inferno import names
-from tasks.records import Outcome, Records, decode_outcome
+from tasks.records import Outcome, Records, decode_outcome, decode_outcomes
+from tasks.transport import consumer_name
 from web.resp import Reply, ReplyReader, pack
 
 log = logging.getLogger(__name__)
@@ -50,16 +53,24 @@ class Subscription:
 
 
 class Waiter:
-    """Waits for one task's outcome. Made before the task is published, it misses nothing."""
+    """Waits for one task's outcome."""
 
     __slots__ = ("_gate", "_outcome", "_subscription")
 
-    def __init__(self, bridge: Bridge, task_id: str) -> None:
+    def __init__(self, bridge: Bridge, task_id: str, *, expected: bool = False) -> None:
+        """Begin to wait.
+
+        Args:
+          bridge: brings the outcome.
+          task_id: whose.
+          expected: as `Bridge.expect`; otherwise as `Bridge.subscribe`.
+        """
         # A lock is the cheapest one-shot signal: an Event is made of three of them.
         self._gate = threading.Lock()
         self._gate.acquire()
         self._outcome: Outcome | None = None
-        self._subscription = bridge.subscribe(task_id, self._arrived)
+        begin = bridge.expect if expected else bridge.subscribe
+        self._subscription = begin(task_id, self._arrived)
 
     def __enter__(self) -> Waiter:
         return self
@@ -92,14 +103,16 @@ class Bridge:
     #: Delay after the first and after later attempts to connect, in seconds.
     BACKOFF_S = (0.05, 2.0)
 
-    def __init__(self, client: redis.Redis, records: Records) -> None:
+    def __init__(self, client: redis.Redis, records: Records, prefix: str) -> None:
         """Store where the results come from.
 
         Args:
           client: knows how to connect; the bridge opens a connection of its own.
           records: for results that were stored before anyone waited.
+          prefix: of the platform's own keys and channels.
         """
         self._pool = client.connection_pool
+        self._prefix = prefix
         self._records = records
         # With its default lock: under gevent, to notify with a plain one lets others run meanwhile,
         # so that every subscription travels alone.
@@ -143,6 +156,25 @@ class Bridge:
         with Waiter(self, task_id) as waiter:
             return waiter.wait(timeout_s)
 
+    @property
+    def reply_to(self) -> str:
+        """The channel on which this process is told of the tasks that it has submitted."""
+        return names.reply_channel(self._prefix, consumer_name())
+
+    def expect(self, task_id: str, callback: Callable[[Outcome], None]) -> Subscription:
+        """Have a callback called once with the outcome of a task of our own.
+
+        Args:
+          task_id: the task is not submitted yet, and will be with our `reply_to`.
+          callback: called in the bridge's thread; must not block.
+        """
+        if not self._threads:
+            self.start()
+        subscription = Subscription(self, names.result_key(task_id).encode(), callback)
+        with self._changed:
+            self._waiting.setdefault(subscription.channel, []).append(subscription)
+        return subscription
+
     def subscribe(self, task_id: str, callback: Callable[[Outcome], None]) -> Subscription:
         """Have a callback called once with a task's outcome, also when it was stored long ago.
 
@@ -175,6 +207,8 @@ class Bridge:
 
     def _leave(self, channel: bytes) -> None:
         del self._waiting[channel]
+        if channel not in self._channels and not self._fresh:
+            return  # It was expected, and has no channel.
         self._left.append(channel)
         # The writer starts its timer with the first, and does not wait for more than so many.
         if len(self._left) in (1, self.LINGER_CHANNELS):
@@ -247,6 +281,9 @@ class Bridge:
             }
         )
         connection.connect()  # type: ignore[no-untyped-call]
+        # Who expects an outcome from here on relies on it.
+        connection.send_command("SUBSCRIBE", self.reply_to)  # type: ignore[no-untyped-call]
+        connection.read_response(push_request=True)
         return connection
 
     def _join(self, connection: AbstractConnection) -> socket.socket:
@@ -278,19 +315,24 @@ class Bridge:
 
     def _announced(self, channel: bytes, payload: bytes) -> None:
         try:
-            outcome = decode_outcome(payload)
+            if channel.startswith(_CHANNEL_PREFIX):
+                outcome = decode_outcome(payload)
+                outcomes = [] if outcome is None else [outcome]
+            else:
+                outcomes = decode_outcomes(payload)
         except Exception:
             log.exception("Something else than a result was published on %r", channel)
             return
-        if outcome is not None:
-            self._deliver(channel, outcome)
+        for outcome in outcomes:
+            self._deliver(outcome)
 
     def _fetch(self, channels: list[bytes]) -> None:
         task_ids = [channel.removeprefix(_CHANNEL_PREFIX).decode() for channel in channels]
-        for task_id, outcome in self._records.outcomes(task_ids).items():
-            self._deliver(names.result_key(task_id).encode(), outcome)
+        for outcome in self._records.outcomes(task_ids).values():
+            self._deliver(outcome)
 
-    def _deliver(self, channel: bytes, outcome: Outcome) -> None:
+    def _deliver(self, outcome: Outcome) -> None:
+        channel = names.result_key(outcome.task_id).encode()
         with self._changed:
             subscriptions = self._waiting.get(channel)
             if subscriptions is None:

@@ -43,7 +43,7 @@ def infer() -> Response:
         return _accepted(here.submit(wanted, key), body, preference)
     package, inputs = here.validate(wanted)
     task_id = new_task_id()
-    with Waiter(here.bridge, task_id) as waiter:
+    with Waiter(here.bridge, task_id, expected=True) as waiter:
         task = here.publish(wanted, package, inputs, task_id, key)
         outcome = None if task.replayed else _wait(waiter, task, wanted, preference, key)
     if outcome is not None or task.replayed:
@@ -72,7 +72,7 @@ def predict(model: str) -> Response:
     default_s = here.settings.server.sync_wait_ms / 1000
     preference = prefer(request.headers.get("Prefer"), default_s)
     task_id = new_task_id()
-    with Waiter(here.bridge, task_id) as waiter:
+    with Waiter(here.bridge, task_id, expected=True) as waiter:
         task = here.publish(wanted, package, inputs, task_id, key)
         outcome = None if task.replayed else _wait(waiter, task, wanted, preference, key)
     if task.replayed:

@@ -58,7 +58,7 @@ class Services:
         client = connect(settings)
         records = Records(client, settings)
         control = Control(celery_app, client, settings)
-        bridge = Bridge(client, records)
+        bridge = Bridge(client, records, settings.redis.prefix)
         sizes = settings.limits
         return cls(
             settings=settings,
@@ -128,7 +128,7 @@ class Services:
           request: what the client asked for.
           package: as `validate` returned it.
           inputs: likewise.
-          task_id: chosen beforehand by a caller who waits for it already.
+          task_id: chosen beforehand by a caller who expects its outcome already.
           idempotency: returns the earlier task if there is one.
         Raises:
           KeyReused: the idempotency key belongs to another request.
@@ -147,6 +147,7 @@ class Services:
                 task_id,
                 idempotency=idempotency,
                 most_waiting=None if speed is None else speed.most_waiting(deadline_s),
+                reply_to=None if task_id is None else self.bridge.reply_to,
             )
         except Overloaded as exc:
             assert speed is not None

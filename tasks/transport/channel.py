@@ -14,6 +14,7 @@ from queue import Empty
 from time import monotonic
 from typing import Any
 
+import orjson
 import redis
 from kombu.log import get_logger
 from kombu.transport import redis as lists
@@ -117,12 +118,12 @@ def pack(
     priority: int = 0,
     content_type: str = "application/json",
     content_encoding: str = "utf-8",
-) -> str:
+) -> bytes:
     """Return a message as it stands in a stream, for scripts that publish by `scripts.LIBRARY`.
 
     It is what kombu's producer writes for a message to the default exchange.
     """
-    payload: str = dumps(
+    return orjson.dumps(
         {
             "body": body,
             "content-encoding": content_encoding,
@@ -138,7 +139,6 @@ def pack(
             },
         }
     )
-    return payload
 
 
 class QoS(lists.QoS):  # type: ignore[misc]

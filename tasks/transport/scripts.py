@@ -35,12 +35,16 @@ local function ring(lane)
   end
 end
 
--- Append a message; returns the stream's key and the entry's id.
-local function enqueue(lane, priority, payload)
+-- Append a message, for who rings afterwards; returns the stream's key and the entry's id.
+local function append(lane, priority, payload)
   local stream = lane .. ':' .. priority
-  local entry = redis.call('XADD', stream, '*', 'message', payload)
+  return stream, redis.call('XADD', stream, '*', 'message', payload)
+end
+
+-- Append a message, and wake a consumer.
+local function enqueue(lane, priority, payload)
+  append(lane, priority, payload)
   ring(lane)
-  return stream, entry
 end
 
 -- Append a message at a later time.

@@ -19,8 +19,8 @@ from celery.result import AsyncResult
 from inferno.protocol.requests import MAX_PRIORITY
 from inferno.settings import Settings
 from tasks.connection import connect
-from tasks.records import Records
-from tasks.transitions import Transitions
+from tasks.records import Record, Records
+from tasks.transitions import Arrival, Transitions
 from tasks.transport import register
 from tests.processes import wait_until, worker
 
@@ -109,6 +109,16 @@ def send(celery: Celery, model: str, text: str | list[str], **options: Any) -> A
     """Send a text to a model as any Celery client would."""
     kwargs = {"inputs": {"text": text}}
     return celery.send_task(f"infer.{model}", kwargs=kwargs, queue=model, **options)
+
+
+def accept(
+    transitions: Transitions, record: Record, lane: str, payload: str, **options: Any
+) -> str:
+    """Accept one task; returns its id, or raises why it is refused."""
+    (answer,) = transitions.accept([Arrival(record, lane, payload.encode(), **options)])
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tasks.lanes import Held
 from tasks.records import Record, encode_outcome
 from tasks.transitions import Step, Transitions
 from tasks.webhooks import message, message_id
-from tests.integration.conftest import send
+from tests.integration.conftest import accept, send
 from tests.processes import wait_until, worker
 from tests.receiver import Received, Receiver, receiver
 from tests.unit.test_docs import documented_verify
@@ -60,7 +60,7 @@ def publish(celery: Any) -> Publish:
 def finish(transitions: Transitions, task_id: str, state: TaskState = TaskState.SUCCEEDED) -> None:
     """Leave a task that is over."""
     record = Record(task_id, "m", 1, TaskState.QUEUED, time.time(), priority=3)
-    transitions.accept(record, "", "")
+    accept(transitions, record, "", "")
     result = Result("m", 1, {"y": 1.5}, Timings(1, 2, 3, 6), BatchInfo("b", 1, 1, "idle"), "w@test")
     payload = encode_outcome(task_id, msgspec.json.encode(result))
     transitions.finish([Step(task_id, Held(), transitions.ended({}, task_id, state, payload))])

@@ -8,21 +8,25 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import redis
 
 from inferno import names
+from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks.connection import connect
-from tasks.records import Records
+from tasks.lanes import Held
+from tasks.records import Record, Records, encode_outcome
+from tasks.transitions import Arrival, Step
 from web.bridge import Bridge, Waiter
 
 
 @pytest.fixture
 def bridge(settings, store):
     client = connect(settings)
-    bridge = Bridge(client, Records(client, settings))
+    bridge = Bridge(client, Records(client, settings), settings.redis.prefix)
     yield bridge
     bridge.stop()
     client.close()
@@ -111,7 +115,7 @@ def test_known_ids_travel_in_one_subscribe(bridge, store, until):
     subscriptions = [bridge.subscribe(f"task-{n}", print) for n in range(100)]
     until(lambda: len(channels(store)) == 100)
     assert calls(store, "subscribe") <= 10
-    assert calls(store, "exists") == calls(store, "subscribe")
+    assert calls(store, "exists") == calls(store, "subscribe") - 1, "one is for its own channel"
     assert calls(store, "mget") == 0, "nothing was stored, so nothing is fetched"
     for subscription in subscriptions:
         subscription.close()
@@ -128,7 +132,7 @@ from tasks.records import Records
 from web.bridge import Bridge
 settings = Settings(redis={"url": sys.argv[1]})
 client = connect(settings)
-bridge = Bridge(client, Records(client, settings))
+bridge = Bridge(client, Records(client, settings), settings.redis.prefix)
 gevent.joinall([gevent.spawn(bridge.wait, f"task-{n}", 0.5) for n in range(64)])
 print(client.info("commandstats")["cmdstat_subscribe"]["calls"])
 """
@@ -138,7 +142,7 @@ def test_waiters_that_come_together_share_a_subscribe_under_gevent(store, redis_
     store.config_resetstat()
     command = [sys.executable, "-c", GEVENT, redis_url]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert int(done.stdout) == 1
+    assert int(done.stdout) == 2, "its own channel, and those of the waiters"
 
 
 def test_lost_connection_loses_no_result(bridge, worker, store, until):
@@ -161,7 +165,7 @@ def test_results_arrive_after_redis_was_down(tmp_path, until):
     url = f"redis://127.0.0.1:{port}/0"
     settings = Settings.model_validate({"redis": {"url": url}})
     client = connect(settings)
-    bridge = Bridge(client, Records(client, settings))
+    bridge = Bridge(client, Records(client, settings), settings.redis.prefix)
     with Waiter(bridge, "patient") as waiter, redis.Redis.from_url(url) as store:
         with running(command):
             until(lambda: _subscribed(store))
@@ -210,10 +214,44 @@ def test_failing_callback_leaves_the_others_alone(bridge, worker, caplog):
 def test_stopping_ends_the_threads_whatever_they_do(settings, store):
     for start in (True, False):
         client = connect(settings)
-        bridge = Bridge(client, Records(client, settings))
+        bridge = Bridge(client, Records(client, settings), settings.redis.prefix)
         if start:
             bridge.subscribe("one", print)
         bridge.stop()
         client.close()
     names_of_threads = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names_of_threads if name.startswith("bridge")]
+
+
+def test_outcomes_of_own_tasks_come_in_one_message(bridge, store, worker, until):
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    transitions = worker.transitions
+    ids = [f"own-{n}" for n in range(3)]
+    worker.succeed("early")
+    assert bridge.wait("early", 10), "it is connected"
+    for task_id in ids:
+        bridge.expect(task_id, lambda outcome: told.put(outcome.task_id))
+    until(lambda: not channels(store))
+    records = [
+        Record(i, "m", 1, TaskState.QUEUED, time.time(), reply_to=bridge.reply_to) for i in ids
+    ]
+    transitions.accept([Arrival(record, "", b"") for record in records])
+    store.config_resetstat()
+    payloads = {i: encode_outcome(i, b"{}") for i in ids}
+    transitions.finish(
+        [
+            Step(i, Held(), transitions.ended({}, i, TaskState.SUCCEEDED, payload))
+            for i, payload in payloads.items()
+        ]
+    )
+    assert sorted(told.get(timeout=10) for _ in ids) == ids
+    # One for whoever else listens to each task, and one for all of them.
+    assert calls(store, "publish") == len(ids) + 1
+
+
+def test_expected_outcome_survives_a_lost_connection(bridge, store, worker, until):
+    with Waiter(bridge, "own", expected=True) as waiter:
+        until(lambda: store.pubsub_numsub(bridge.reply_to)[0][1] == 1)
+        store.client_kill_filter(_type="pubsub")
+        worker.succeed("own")
+        assert waiter.wait(10)
