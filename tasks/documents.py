@@ -32,8 +32,7 @@ def links(task_id: str) -> dict[str, str]:
     return {"self": f"/tasks/{task_id}", "websocket": f"/ws/{task_id}"}
 
 
-def answer(outcome: Outcome) -> dict[str, Any]:
-    """Return the document of a synchronous call that succeeded."""
+def _answer(outcome: Outcome) -> dict[str, Any]:
     parts = _decode_parts(outcome.result)
     return {
         "outputs": parts.outputs,
@@ -65,7 +64,7 @@ def task(task_id: str, record: Record | None, outcome: Outcome | None) -> dict[s
                 f"task {task_id} is over ({record.state}), and its result was deleted"
             )
     elif outcome.error is None:
-        document |= answer(outcome) | {"status": TaskState.SUCCEEDED}
+        document |= _answer(outcome) | {"status": TaskState.SUCCEEDED}
     else:
         document |= {"status": _failed_state(record, outcome), "error": outcome.error.problem()}
     document["links"] = links(task_id)

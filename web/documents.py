@@ -9,10 +9,11 @@ import msgspec
 from flask import Response
 
 from inferno.protocol.tasks import TaskState
-from tasks.documents import answer, dead_letter, links, summary, task, time
+from tasks.documents import dead_letter, links, summary, task, time
+from tasks.records import Outcome
 from tasks.submit import Accepted
 
-__all__ = ["accepted", "answer", "dead_letter", "encode", "respond", "summary", "task"]
+__all__ = ["accepted", "dead_letter", "encode", "respond", "succeeded", "summary", "task"]
 
 _encode = msgspec.json.Encoder().encode
 
@@ -25,6 +26,14 @@ def encode(document: Any) -> bytes:
 def respond(document: dict[str, Any], status: int = 200) -> Response:
     """Answer with a document."""
     return Response(encode(document), status, mimetype="application/json")
+
+
+def succeeded(outcome: Outcome) -> bytes:
+    """Write the document of a synchronous call that succeeded.
+
+    It is the stored result, which is passed on as it is, and the task's id.
+    """
+    return b'%b,"task_id":"%b"}\n' % (bytes(outcome.result)[:-1], outcome.task_id.encode())
 
 
 def accepted(task: Accepted, members: Container[str]) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 from flask import Blueprint, Response, request
 
@@ -14,7 +17,7 @@ from web import disconnect, documents, idempotency
 from web.bridge import Waiter
 from web.errors import problem
 from web.preference import Preference, prefer
-from web.services import services
+from web.services import Services, services
 
 blueprint = Blueprint("infer", __name__)
 
@@ -45,13 +48,15 @@ def infer() -> Response:
     task_id = new_task_id()
     with Waiter(here.bridge, task_id, expected=True) as waiter:
         task = here.publish(wanted, package, inputs, task_id, key)
-        outcome = None if task.replayed else _wait(waiter, task, wanted, preference, key)
+        outcome = None
+        if not task.replayed:
+            outcome = _wait(here, waiter, task, wanted, preference, key, request.environ)
     if outcome is not None or task.replayed:
         # An earlier task may be over for long, or have to be waited for.
         record, outcome = here.fetch(task.task_id, preference.wait_s if task.replayed else 0.0)
         document = documents.task(task.task_id, record, outcome)
         if outcome is not None:
-            return _respond(document, 200, preference, task.replayed)
+            return _respond(documents.encode(document), 200, preference, task.replayed)
     return _accepted(task, body, preference)
 
 
@@ -60,8 +65,29 @@ def predict(model: str) -> Response:
     """Run a model and answer with its outputs; the call is a durable task like any other."""
     here = services()
     body = request.get_data()
-    wanted = parse_predict(body, model)
     key = idempotency.from_header(f"predict {model}", body)
+    preference = prefer(request.headers.get("Prefer"), here.settings.server.sync_wait_ms / 1000)
+    return predicted(run(here, model, body, preference, key, request.environ), body, preference)
+
+
+def run(
+    here: Services,
+    model: str,
+    body: bytes,
+    preference: Preference,
+    key: Idempotency | None,
+    environ: Mapping[str, Any],
+) -> tuple[Accepted, Outcome | None]:
+    """Submit what a predict asks for, and wait for as long as its caller wants to.
+
+    Returns:
+      the task, and its outcome if it has come and the task is a new one.
+    Raises:
+      RequestError: the request is wrong.
+      ServingError: the task was not accepted.
+      Disconnected: the caller has hung up, and the settings say that this matters.
+    """
+    wanted = parse_predict(body, model)
     package, inputs = here.validate(wanted)
     # A worker may have become ready since this was read last.
     served = model in here.loaded() or model in here.loaded(FRESH_S)
@@ -69,21 +95,30 @@ def predict(model: str) -> Response:
         raise ModelUnavailable(
             f"no live worker serves {model}; start one with: inferno worker {model}", "model"
         )
-    default_s = here.settings.server.sync_wait_ms / 1000
-    preference = prefer(request.headers.get("Prefer"), default_s)
     task_id = new_task_id()
     with Waiter(here.bridge, task_id, expected=True) as waiter:
         task = here.publish(wanted, package, inputs, task_id, key)
-        outcome = None if task.replayed else _wait(waiter, task, wanted, preference, key)
+        if task.replayed:
+            return task, None
+        return task, _wait(here, waiter, task, wanted, preference, key, environ)
+
+
+def predicted(
+    ran: tuple[Accepted, Outcome | None], body: bytes, preference: Preference
+) -> Response:
+    """Answer a predict that has run, or still does."""
+    task, outcome = ran
     if task.replayed:
-        record, outcome = here.fetch(task.task_id)
+        record, outcome = services().fetch(task.task_id)
         documents.task(task.task_id, record, outcome)  # Raises if its result is gone.
         if outcome is None and preference.wait_s:
             running = RequestInProgress("the first request with this Idempotency-Key still runs")
             return problem(running, task_id=task.task_id)
     if outcome is None:
         return _accepted(task, body, preference)
-    return _finished(outcome, preference, task.replayed)
+    if outcome.error is not None:
+        return _marked(problem(outcome.error, task_id=outcome.task_id), task.replayed)
+    return _respond(documents.succeeded(outcome), 200, preference, task.replayed)
 
 
 @blueprint.errorhandler(disconnect.Disconnected)
@@ -97,45 +132,37 @@ def _hung_up(exc: disconnect.Disconnected) -> Response:
 
 
 def _wait(
+    here: Services,
     waiter: Waiter,
     task: Accepted,
     wanted: InferRequest,
     preference: Preference,
     key: Idempotency | None,
+    environ: Mapping[str, Any],
 ) -> Outcome | None:
     """Wait for as long as the caller wants to.
 
     Raises:
       Disconnected: the caller has hung up, and the settings say that this matters.
     """
-    here = services()
     here.deadlines.watch(task.task_id, task.deadline)
     # Who gave a key may come back with it, and a webhook is somebody else who waits.
     wanted_anyway = key is not None or wanted.webhook is not None
     if wanted_anyway or not here.settings.tasks.cancel_on_disconnect:
         return waiter.wait(preference.wait_s)
-    return disconnect.wait(waiter, task.task_id, preference.wait_s, request.environ)
-
-
-def _finished(outcome: Outcome, preference: Preference, replayed: bool) -> Response:
-    if outcome.error is None:
-        return _respond(documents.answer(outcome), 200, preference, replayed)
-    response = problem(outcome.error, task_id=outcome.task_id)
-    return _marked(response, replayed)
+    return disconnect.wait(waiter, task.task_id, preference.wait_s, environ)
 
 
 def _accepted(task: Accepted, body: bytes, preference: Preference) -> Response:
-    document = documents.accepted(task, _members(body))
+    document = documents.encode(documents.accepted(task, _members(body)))
     response = _respond(document, 202, preference, task.replayed)
     response.headers["Location"] = f"/tasks/{task.task_id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return response
 
 
-def _respond(
-    document: dict[str, object], status: int, preference: Preference, replayed: bool
-) -> Response:
-    response = Response(documents.encode(document), status, mimetype="application/json")
+def _respond(body: bytes, status: int, preference: Preference, replayed: bool) -> Response:
+    response = Response(body, status, mimetype="application/json")
     if preference.applied is not None:
         response.headers["Preference-Applied"] = preference.applied
     return _marked(response, replayed)

@@ -78,10 +78,10 @@ class BatchInfo(msgspec.Struct, frozen=True):
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a finished task leaves, in the `result` of Celery's own format."""
 
-    model: str
-    version: int
     #: Tensors of the wire by name. Raw JSON in the web tier, which only passes them on.
     outputs: dict[str, Any] | msgspec.Raw
+    model: str
+    version: int
     timings: Timings
     batch: BatchInfo
     worker: str

@@ -87,18 +87,18 @@ def test_two_hundred_synchronous_calls_share_one_process(address, worker, store,
         threads = [threading.Thread(target=call, args=(client,)) for _ in range(200)]
         for thread in threads:
             thread.start()
-        waiting = until(lambda: all_waiting(store, 200), 30)
+        submitted = until(lambda: all_submitted(store, 200), 30)
         assert len([c for c in store.client_list() if c["name"] == "inferno-web"]) == 1
-        for channel in waiting:
-            worker.succeed(channel.removeprefix(names.result_key("").encode()).decode())
+        for task_id in submitted:
+            worker.succeed(task_id.decode())
         for thread in threads:
             thread.join(30)
     assert [status for status, _ in answers] == [200] * 200
 
 
-def all_waiting(store, count):
-    channels = store.pubsub_channels(names.result_key("*"))
-    return channels if len(channels) == count else None
+def all_submitted(store, count):
+    tasks = store.zrange(names.index_key("inferno:"), 0, -1)
+    return tasks if len(tasks) == count else None
 
 
 def test_large_results_arrive_whole(address, worker):
