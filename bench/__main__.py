@@ -64,14 +64,12 @@ class _Numbers(click.ParamType[Any]):
         return list(map(int, parts))
 
 
-def _settings(values: Sequence[str], option: str) -> dict[str, str]:
+def _settings(values: Sequence[str], label: str = "") -> dict[str, str]:
     settings = {}
     for value in values:
         name, is_given, content = value.partition("=")
         if not is_given or not name.startswith("INFERNO_"):
-            raise click.BadParameter(
-                f"expected INFERNO_GROUP__FIELD=VALUE: {value!r}", None, None, option
-            )
+            raise click.BadParameter(f"expected {label}INFERNO_GROUP__FIELD=VALUE: {value!r}")
         settings[name] = content
     return settings
 
@@ -95,6 +93,9 @@ def main() -> None:
 @click.option("--open/--no-open", "open_loop", help="Also ask at fixed rates.")
 @click.option("--backlogs", type=_Numbers(), default="", help="Also drain so many waiting tasks.")
 @click.option("--sockets", type=_Numbers(), default="", help="Also open so many idle sockets.")
+@click.option(
+    "--idle-s", type=click.FloatRange(1, 300), default=30, show_default=True, help="Of sockets."
+)
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="Setting of Inferno; repeatable.")
 @click.option(
     "--variant",
@@ -117,6 +118,7 @@ def run(
     open_loop: bool,
     backlogs: list[int],
     sockets: list[int],
+    idle_s: float,
     env: tuple[str, ...],
     variant: tuple[str, ...],
     flower: bool,
@@ -129,8 +131,8 @@ def run(
     """
     if Way.HTTP in ways and 1 in rows and shutil.which("wrk") is None:
         raise click.ClickException(wrk.INSTALL_HINT)
-    settings = _settings(env, "--env")
-    chosen = _targets(targets, settings, _variants(variant), flower=flower)
+    settings = _settings(env)
+    chosen = chosen_targets(targets, settings, read_variants(variant), flower=flower)
     options = Options(
         targets=chosen,
         workloads=[WORKLOADS[name] for name in workloads],
@@ -144,6 +146,7 @@ def run(
         raw=raw.TARGET in targets,
         backlogs=backlogs,
         sockets=sockets,
+        idle_s=idle_s,
     )
     path = output or results.new_path()
     described = {"seconds": seconds, "repeats": repeats, "env": settings, "variants": list(variant)}
@@ -163,21 +166,36 @@ def run(
         sys.exit(1)
 
 
-def _variants(values: Sequence[str]) -> dict[str, dict[str, str]]:
+def read_variants(values: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return settings by label.
+
+    Args:
+      values: such as `always:INFERNO_REDIS__FSYNC=always`; a label may come several times.
+    Raises:
+      BadParameter: one is of another form.
+    """
     variants: dict[str, dict[str, str]] = {}
     for value in values:
         label, _, setting = value.partition(":")
-        variants.setdefault(label, {}).update(_settings([setting], "--variant"))
+        variants.setdefault(label, {}).update(_settings([setting], "LABEL:"))
     return variants
 
 
-def _targets(
+def chosen_targets(
     names: Sequence[str],
     env: Mapping[str, str],
     variants: Mapping[str, Mapping[str, str]],
     *,
     flower: bool,
 ) -> list[Target]:
+    """Return targets by their names, Inferno followed by its variants.
+
+    Args:
+      names: of targets.
+      env: settings of Inferno in all of its forms.
+      variants: further ones, by label.
+      flower: whether Flower runs beside Inferno.
+    """
     targets: list[Target] = []
     for name in names:
         if name == "inferno":
@@ -230,7 +248,10 @@ def _plot(path: Path) -> None:
         python = environments.plot_python(out.print)
     except environments.NotInstalled as exc:
         raise click.ClickException(str(exc)) from exc
-    subprocess.run([str(python), "-m", "bench.plot", str(path)], cwd=environments.ROOT, check=True)
+    command = [str(python), "-m", "bench.plot", str(path.resolve())]
+    done = subprocess.run(command, cwd=environments.ROOT, check=False)
+    if done.returncode != 0:
+        raise click.ClickException(f"{path} could not be drawn; the reason stands above")
 
 
 @main.command()

@@ -26,9 +26,7 @@ _PATIENCE_S, _PATIENCE_PER_TASK_S = 30.0, 0.1
 _LOOK_S = 0.002
 
 
-def measure(
-    service: Service, waiting: int, place: Place, texts: Iterator[str]
-) -> list[Measurement]:
+def measure(service: Service, waiting: int, place: Place, texts: Iterator[str]) -> Measurement:
     """Fill the lane and drain it.
 
     Args:
@@ -37,7 +35,7 @@ def measure(
       place: whose measurement it is.
       texts: all different.
     Returns:
-      One measurement; its rate is that of the drain.
+      Its rate is that of the drain.
     Raises:
       Broken: a submit was refused, or the lane does not become empty.
     """
@@ -59,17 +57,15 @@ def measure(
         drain_s += time.perf_counter() - began
         used.append(processes.cpu_s(before, processes.snapshot()))
     kinds = dict.fromkeys(kind for cpu in used for kind in cpu)
-    return [
-        Measurement(
-            **place,
-            scenario=f"drain of {waiting} waiting",
-            seconds=drain_s,
-            answered=waiting * rounds,
-            cpu_s={kind: sum(cpu.get(kind, 0.0) for cpu in used) for kind in kinds},
-            rss_bytes=processes.rss_bytes(processes.snapshot()),
-            values={"submits_per_s": waiting * rounds / fill_s},
-        )
-    ]
+    return Measurement(
+        **place,
+        scenario=f"drain of {waiting} waiting",
+        seconds=drain_s,
+        answered=waiting * rounds,
+        cpu_s={kind: sum(cpu.get(kind, 0.0) for cpu in used) for kind in kinds},
+        rss_bytes=processes.rss_bytes(processes.snapshot()),
+        values={"submits_per_s": waiting * rounds / fill_s},
+    )
 
 
 async def _fill(service: Service, texts: list[str]) -> None:

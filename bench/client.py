@@ -16,6 +16,7 @@ from typing import cast
 _MASK = bytes(4)
 _FINAL, _TEXT, _CLOSE, _PING, _PONG = 0x80, 0x1, 0x8, 0x9, 0xA
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 
 
 class ProtocolError(Exception):
@@ -86,15 +87,32 @@ class Http(_Connection):
         self.write(request)
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
             await self._more()
+        status = int(self._buffer[9:12])
         found = _LENGTH.search(self._buffer, 0, end)
-        if found is None:
+        size = None if found is None else int(found[1])
+        if size is None and not _CHUNKED.search(self._buffer, 0, end):
             raise ProtocolError(f"an answer without a length: {bytes(self._buffer[:200])!r}")
-        status, stop = int(self._buffer[9:12]), end + 4 + int(found[1])
-        while len(self._buffer) < stop:
+        del self._buffer[: end + 4]
+        if size is not None:
+            return status, await self._take(size)
+        chunks = []
+        while size := int(await self._line(), 16):
+            chunks.append(await self._take(size))
+            await self._line()
+        await self._line()
+        return status, b"".join(chunks)
+
+    async def _take(self, size: int) -> bytes:
+        while len(self._buffer) < size:
             await self._more()
-        body = bytes(self._buffer[end + 4 : stop])
-        del self._buffer[:stop]
-        return status, body
+        taken = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return taken
+
+    async def _line(self) -> bytes:
+        while (end := self._buffer.find(b"\r\n")) < 0:
+            await self._more()
+        return (await self._take(end + 2))[:-2]
 
 
 def post(path: str, body: bytes) -> bytes:
@@ -121,18 +139,25 @@ class WebSocket(_Connection):
           ProtocolError: it does not switch to WebSockets.
         """
         _, socket = await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port)
+        try:
+            await socket._shake_hands(path)
+        except BaseException:
+            socket.close()
+            raise
+        return socket
+
+    async def _shake_hands(self, path: str) -> None:
         key = base64.b64encode(os.urandom(16)).decode()
-        socket.write(
+        self.write(
             f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
             f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             f"Sec-WebSocket-Key: {key}\r\n\r\n".encode()
         )
-        while (end := socket._buffer.find(b"\r\n\r\n")) < 0:
-            await socket._more()
-        if not socket._buffer.startswith(b"HTTP/1.1 101"):
-            raise ProtocolError(f"no WebSocket: {bytes(socket._buffer[:200])!r}")
-        del socket._buffer[: end + 4]
-        return socket
+        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
+            await self._more()
+        if not self._buffer.startswith(b"HTTP/1.1 101"):
+            raise ProtocolError(f"no WebSocket: {bytes(self._buffer[:200])!r}")
+        del self._buffer[: end + 4]
 
     def send(self, message: bytes) -> None:
         """Send one text message."""

@@ -24,10 +24,10 @@ def main(path: Path) -> None:
     """Draw a file of results beside it."""
     document = json.loads(path.read_text())
     bars = _bars(document["measurements"])
+    if not bars:
+        sys.exit("There is no closed loop over HTTP in it.")
     workloads = list(dict.fromkeys(workload for workload, _ in bars))
     scenarios = list(dict.fromkeys(scenario for _, scenario in bars))
-    if not bars:
-        sys.exit(f"{path}: no closed loop over HTTP to be drawn")
     figure, axes = plt.subplots(
         len(workloads),
         len(scenarios),

@@ -48,8 +48,9 @@ class Options:
     raw: bool
     #: Tasks that wait before they are drained; of Inferno.
     backlogs: Sequence[int]
-    #: WebSockets that are open and idle; of Inferno.
+    #: WebSockets that are open and idle, and for how long; of Inferno.
     sockets: Sequence[int]
+    idle_s: float
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,13 @@ class Session:
 
     def _measure(self, visit: _Visit) -> None:
         options = self._options
+        if self._is_special(visit):
+            # First, while little has been allocated that they could use again.
+            for number in options.sockets:
+                self._say(f"    {number} idle sockets")
+                self.results.measurements.append(
+                    sockets.measure(visit.service, number, options.idle_s, visit.place)
+                )
         capacity = 0.0
         for scenario in self._scenarios(visit.target):
             if options.warm_up_s:
@@ -147,22 +155,26 @@ class Session:
                 capacity = max(capacity, done.answered / done.seconds)
         if options.open_loop:
             self._open(visit, capacity)
-        if isinstance(visit.target, Inferno):
+        if self._is_special(visit):
             for waiting in options.backlogs:
                 self._say(f"    a backlog of {waiting}")
-                self.results.measurements += backlog.measure(
-                    visit.service, waiting, visit.place, texts(self._numbers.first())
+                self.results.measurements.append(
+                    backlog.measure(
+                        visit.service, waiting, visit.place, texts(self._numbers.first())
+                    )
                 )
-            for number in options.sockets:
-                self._say(f"    {number} sockets")
-                measured = sockets.measure(visit.service, number, options.seconds, visit.place)
-                self.results.measurements.append(measured)
+
+    def _is_special(self, visit: _Visit) -> bool:
+        """Whether what only Inferno has is measured: with one workload, it is about the others."""
+        return isinstance(visit.target, Inferno) and visit.workload is self._options.workloads[0]
 
     def _scenarios(self, target: Target) -> Iterator[Scenario]:
         for way in self._options.ways:
             if way is Way.HTTP or isinstance(target, Inferno):
                 for rows in self._options.rows:
-                    for connections in self._options.connections:
+                    # As many texts are under way however many are in one request.
+                    numbers = (max(1, number // rows) for number in self._options.connections)
+                    for connections in dict.fromkeys(numbers):
                         yield Scenario(way, connections, rows)
 
     def _closed(self, service: Service, scenario: Scenario, seconds: int) -> Load:

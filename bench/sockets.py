@@ -21,7 +21,7 @@ def measure(service: Service, number: int, seconds: float, place: Place) -> Meas
     Args:
       service: Inferno.
       number: of sockets.
-      seconds: how long they stay idle.
+      seconds: how long they stay idle; longer than the server's ping interval, to see that, too.
       place: whose measurement it is.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

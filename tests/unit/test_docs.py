@@ -42,7 +42,7 @@ NOT_RUN = {
         "needs the files of two runs; tests/bench compares others"
     ),
     "python -m bench run --targets inferno --variant always:INFERNO_REDIS__FSYNC=always": (
-        "takes a minute; tests/bench runs a small one with a variant"
+        "takes a minute; tests/bench runs a small one without a variant"
     ),
     "inferno worker sentiment": "runs until it is stopped; the e2e tier starts the same command",
     "celery -A tasks worker -Q sentiment": "runs until it is stopped; as every worker in tests",
