@@ -66,9 +66,8 @@ def _draw(axis: Any, targets: dict[str, list[float]], title: str) -> None:
         middle = statistics.median(rates)
         axis.barh(place, middle, color=OWN if name.startswith("inferno") else OTHER)
         axis.plot([min(rates), max(rates)], [place, place], color=RANGE, linewidth=1)
-        axis.annotate(
-            f" {middle:,.0f}", (max(rates), place), va="center", fontsize=7, annotation_clip=False
-        )
+        label = f" {middle:,.0f}" if middle >= 100 else f" {middle:.1f}"
+        axis.annotate(label, (max(rates), place), va="center", fontsize=7, annotation_clip=False)
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set_title(title, fontsize=9)
     axis.tick_params(axis="x", labelsize=7)

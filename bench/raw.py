@@ -25,10 +25,20 @@ from inferno.settings import Settings
 
 TARGET = "raw"
 BATCHES = (1, 8, 32)
+#: Most that loading and warming up may take, in seconds.
+START_S = 120
+
+
+class RawFailed(Exception):
+    """An engine could not be measured; says why."""
 
 
 def measure(workload: Workload, seconds: float) -> list[Measurement]:
-    """Measure each batch size, with one thread and with one for each core."""
+    """Measure each batch size, with one thread and with one for each core.
+
+    Raises:
+      RawFailed: the model cannot be loaded, or fails.
+    """
     cores = len(os.sched_getaffinity(0))
     # Only what runs on onnxruntime uses threads.
     threads = sorted({1, cores}) if workload.model == "embed" else [1]
@@ -41,9 +51,11 @@ def _one(workload: Workload, seconds: float, batch: int, threads: int) -> Measur
         [*command, str(batch), str(threads)],
         capture_output=True,
         text=True,
-        check=True,
-        timeout=seconds + 120,
+        check=False,
+        timeout=seconds + START_S,
     )
+    if done.returncode != 0:
+        raise RawFailed(done.stderr.strip().splitlines()[-1])
     found = json.loads(done.stdout)
     return Measurement(
         target=TARGET,

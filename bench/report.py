@@ -62,8 +62,8 @@ def _rates(summaries: Sequence[Summary]) -> Table:
         table.add_row(
             label,
             escape(s.target),
-            f"{s.rate:,.0f}",
-            f"{s.rate_range[0]:,.0f}-{s.rate_range[1]:,.0f}" if s.repeats > 1 else "",
+            _rate(s.rate),
+            "-".join(map(_rate, s.rate_range)) if s.repeats > 1 else "",
             f"{s.rate / reference.rate:.2f}" if reference and reference.rate else "",
             *(_ms(s.latency_ms.get(name)) for name in ("p50", "p90", "p95", "p99", "max")),
             f"{s.mean_batch:.1f}" if s.mean_batch else "",
@@ -140,6 +140,10 @@ def _notes(results: Results, summaries: Sequence[Summary]) -> Iterator[Renderabl
         yield Text(f"{failure.target}{workload} was not measured: {failure.reason}", "yellow")
 
 
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
 def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:,.1f}"
 
@@ -206,8 +210,8 @@ def compare(before: Results, after: Results) -> RenderableType:
             a.workload,
             a.scenario,
             escape(a.target),
-            f"{a.rate:,.0f}",
-            f"{b.rate:,.0f}",
+            _rate(a.rate),
+            _rate(b.rate),
             f"[{colour}]{ratio}[/]" if d.is_clear else ratio,
             "" if d.is_clear or not d.ratio else "within noise",
             *(_ms(s.latency_ms.get(name)) for name in ("p50", "p99") for s in (a, b)),

@@ -11,21 +11,32 @@ fall on one of them.
 
 from __future__ import annotations
 
+import http.client
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from bench import backlog, load, processes, raw, sockets, wrk
+from bench.client import ProtocolError
 from bench.environments import NotInstalled
 from bench.load import Load, Way
 from bench.results import Failure, Measurement, Place, Results
 from bench.targets import Broken, Inferno, Service, Target, verify
 from bench.workloads import Numbers, Workload, texts
 
+#: What ends the measuring of a target, and not the run.
+_FAILURES = (Broken, ProtocolError, wrk.WrkFailed, OSError, http.client.HTTPException)
 #: Open loops ask at this share of what closed ones found to be possible.
 OPEN_SHARE = 0.7
+#: Calls that tell whether a server is idle: it is when each is as fast as a lone one, give or take.
+LONE_CALLS = 5
+SETTLED_S = 0.02
+#: How long it may take to become idle, in seconds.
+SETTLE_S = 10.0
 #: The closed loop that finds it where none was asked for.
 PROBE_CONNECTIONS = 64
 
@@ -95,8 +106,7 @@ class Session:
         targets = [target for target in self._options.targets if self._install(target)]
         for workload in self._options.workloads:
             if self._options.raw:
-                self._say(f"{workload.name}: raw")
-                self.results.measurements += raw.measure(workload, self._options.seconds)
+                self._measure_raw(workload)
                 yield
             left = list(targets)
             for repeat in range(1, self._options.repeats + 1):
@@ -106,8 +116,8 @@ class Session:
                     )
                     try:
                         self._visit(target, workload, repeat)
-                    except (Broken, wrk.WrkFailed) as exc:
-                        self._fail(target, workload, str(exc))
+                    except _FAILURES as exc:
+                        self._fail(target.name, workload, str(exc))
                         left.remove(target)
                     yield
 
@@ -115,13 +125,20 @@ class Session:
         try:
             self.results.versions[target.name] = target.install(self._say)
         except NotInstalled as exc:
-            self._fail(target, None, str(exc))
+            self._fail(target.name, None, str(exc))
             return False
         return True
 
-    def _fail(self, target: Target, workload: Workload | None, reason: str) -> None:
+    def _measure_raw(self, workload: Workload) -> None:
+        self._say(f"{workload.name}: {raw.TARGET}")
+        try:
+            self.results.measurements += raw.measure(workload, self._options.seconds)
+        except raw.RawFailed as exc:
+            self._fail(raw.TARGET, workload, str(exc))
+
+    def _fail(self, target: str, workload: Workload | None, reason: str) -> None:
         name = workload.name if workload else None
-        self.results.failures.append(Failure(target.name, name, reason))
+        self.results.failures.append(Failure(target, name, reason))
         self._say(f"  not measured: {reason}")
 
     def _visit(self, target: Target, workload: Workload, repeat: int) -> None:
@@ -129,7 +146,8 @@ class Session:
         try:
             with target.serve(workload, folder) as service:
                 verify(service, workload)
-                self._measure(_Visit(target, workload, repeat, service))
+                lone_s = min(self._time_calls(service))
+                self._measure(_Visit(target, workload, repeat, service, lone_s))
         finally:
             for command in processes.end_what_is_left():
                 self._say(f"  had to be killed: {command}")
@@ -148,6 +166,7 @@ class Session:
         for scenario in self._scenarios(visit.target):
             if options.warm_up_s:
                 self._closed(visit.service, scenario, options.warm_up_s)
+            self._settle(visit)
             before = processes.snapshot()
             done = self._closed(visit.service, scenario, options.seconds)
             self._note(visit, scenario.name, before, done, rows=scenario.rows)
@@ -158,6 +177,7 @@ class Session:
         if self._is_special(visit):
             for waiting in options.backlogs:
                 self._say(f"    a backlog of {waiting}")
+                self._settle(visit)
                 self.results.measurements.append(
                     backlog.measure(
                         visit.service, waiting, visit.place, texts(self._numbers.first())
@@ -190,6 +210,26 @@ class Session:
             texts=texts(first),
         )
 
+    def _settle(self, visit: _Visit) -> None:
+        """Wait until the server is done with what wrk left when it hung up.
+
+        It would answer that first, and the next measurement would pay for it.
+        """
+        deadline = time.monotonic() + SETTLE_S
+        while max(self._time_calls(visit.service)) > 2 * visit.lone_s + SETTLED_S:
+            if time.monotonic() > deadline:
+                self._say(f"    still busy {SETTLE_S:g} s after its load has ended")
+                return
+
+    def _time_calls(self, service: Service) -> list[float]:
+        """Return how long some calls took, one after the other, in seconds."""
+        times = []
+        for text in islice(texts(self._numbers.first()), LONE_CALLS):
+            began = time.perf_counter()
+            service.call("POST", service.path, service.body([text]))
+            times.append(time.perf_counter() - began)
+        return times
+
     def _open(self, visit: _Visit, capacity: float) -> None:
         place = visit.target.name, visit.workload.name
         if place not in self._offered:
@@ -201,6 +241,7 @@ class Session:
                 raise Broken("it answers nothing at all")
             self._offered[place] = OPEN_SHARE * capacity
         rate = self._offered[place]
+        self._settle(visit)
         before = processes.snapshot()
         done = load.open_loop(
             visit.service,
@@ -251,6 +292,8 @@ class _Visit:
     workload: Workload
     repeat: int
     service: Service
+    #: How long a call takes when there is no other, in seconds.
+    lone_s: float
 
     @property
     def place(self) -> Place:

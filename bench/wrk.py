@@ -56,13 +56,16 @@ def run(service: Service, *, connections: int, seconds: int, first: int) -> Load
         arguments += ["echoes" if service.echoes else "-", file.name]
         url = f"http://127.0.0.1:{service.port}"
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(
-            [program, *options, url, "--", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=seconds + 3 * PATIENCE_S,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [program, *options, url, "--", *arguments],
+                capture_output=True,
+                text=True,
+                timeout=seconds + 3 * PATIENCE_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise WrkFailed(f"wrk did not end within {exc.timeout:g} s") from exc
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
     load = parse(done.stdout + done.stderr)
     load.cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
