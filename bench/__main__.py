@@ -148,7 +148,7 @@ def run(
         sockets=sockets,
         idle_s=idle_s,
     )
-    path = output or results.new_path()
+    path = (output or results.new_path()).resolve()
     described = {"seconds": seconds, "repeats": repeats, "env": settings, "variants": list(variant)}
     found = Results(results.machine(), described)
     _clean_environment()

@@ -29,16 +29,18 @@ from bench.targets import Broken, Inferno, Service, Target, verify
 from bench.workloads import Numbers, Workload, texts
 
 #: What ends the measuring of a target, and not the run.
-_FAILURES = (Broken, ProtocolError, wrk.WrkFailed, OSError, http.client.HTTPException)
+_FAILURES = (
+    Broken, ProtocolError, wrk.WrkFailed, OSError, ValueError, http.client.HTTPException
+)  # fmt: skip
 #: Open loops ask at this share of what closed ones found to be possible.
 OPEN_SHARE = 0.7
+#: Connections of the closed loop that finds it where none was asked for.
+PROBE_CONNECTIONS = 64
 #: Calls that tell whether a server is idle: it is when each is as fast as a lone one, give or take.
 LONE_CALLS = 5
 SETTLED_S = 0.02
 #: How long it may take to become idle, in seconds.
 SETTLE_S = 10.0
-#: The closed loop that finds it where none was asked for.
-PROBE_CONNECTIONS = 64
 
 
 @dataclass(frozen=True)
