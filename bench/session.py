@@ -220,7 +220,7 @@ class Session:
         deadline = time.monotonic() + SETTLE_S
         while max(self._time_calls(visit.service)) > 2 * visit.lone_s + SETTLED_S:
             if time.monotonic() > deadline:
-                self._say(f"    still busy {SETTLE_S:g} s after its load has ended")
+                self._say(f"    lone calls are slower than at first, {SETTLE_S:g} s after the load")
                 return
 
     def _time_calls(self, service: Service) -> list[float]:
