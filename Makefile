@@ -12,10 +12,10 @@ PYTHONS := python3.12 python3.11 python3.13 python3.14 python3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run check test chaos models clean
+.PHONY: help setup run check test chaos bench bench-full models clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(DEV) models ## Set up for development: environment, default models, commit hook
 	@if ! git rev-parse --git-dir >/dev/null 2>&1; then :; \
@@ -38,6 +38,14 @@ test: $(DEV) models check ## Set up what is missing, then check and run every te
 
 chaos: $(DEV) ## Kill parts of a loaded platform for CHAOS_SECONDS (600), and count what is lost
 	$(BIN)/python -m tests.chaos --seconds $(CHAOS_SECONDS)
+
+bench: $(RUNTIME) models ## Measure Inferno beside a few other servers, in some minutes; needs wrk
+	$(BIN)/python -m bench run --targets inferno,flask,celery,mosec --workloads echo,simulated \
+		--connections 64 --seconds 3 --open --plot
+
+bench-full: $(RUNTIME) models ## Measure everything beside every other server, in some hours; needs wrk
+	$(BIN)/python -m bench run --targets all --workloads all --connections 1,64,256 --ways all \
+		--rows 1,64 --open --backlogs 100,10000 --sockets 100,2000 --plot
 
 models: $(RUNTIME) ## Make the artifacts of the default models that are missing or out of date
 	@$(BIN)/inferno models prepare

@@ -34,6 +34,16 @@ NOT_RUN = {
     "make setup": "changes the environment that the test runs in; make test does most of it",
     "make check": "make test begins with it",
     "make chaos": "takes ten minutes; the chaos tier runs a short one",
+    "make bench": "takes minutes; tests/bench runs a small one",
+    "make bench-full": "takes hours; tests/bench runs a small one",
+    "python -m bench run --targets inferno,flask --workloads echo --connections 64,256 "
+    "--seconds 5 --repeats 3": "takes a minute; tests/bench runs a small one",
+    "python -m bench compare build/bench-results/before.json build/bench-results/after.json": (
+        "needs the files of two runs; tests/bench compares others"
+    ),
+    "python -m bench run --targets inferno --variant always:INFERNO_REDIS__FSYNC=always": (
+        "takes a minute; tests/bench runs a small one without a variant"
+    ),
     "inferno worker sentiment": "runs until it is stopped; the e2e tier starts the same command",
     "celery -A tasks worker -Q sentiment": "runs until it is stopped; as every worker in tests",
     "INFERNO_BROKER__URL=amqp://user:password@rabbit.example.com:5672// inferno up": (

@@ -1,0 +1,274 @@
+"""The command line: `python -m bench run --targets inferno,flask --workloads echo --repeats 3`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+from rich.console import Console
+
+from bench import environments, raw, report, results, wrk
+from bench.load import Way
+from bench.results import Results
+from bench.session import Options, Session
+from bench.targets import PEERS, Inferno, Target
+from bench.workloads import WORKLOADS
+
+out = Console(highlight=False)
+if not out.is_terminal:
+    # In a pipe or a file, each row is one line.
+    out.width = 250
+
+TARGETS = ("inferno", *PEERS, raw.TARGET)
+
+
+class _Names(click.ParamType[Any]):
+    """Names out of a list, with commas between them; `all` is all of them."""
+
+    name = "A,B"
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self._known = known
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[str]:
+        if not isinstance(value, str):
+            return list(value)
+        if value == "all":
+            return list(self._known)
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        for name in names:
+            if name not in self._known:
+                self.fail(f"{name!r} is none of {', '.join(self._known)}", param, ctx)
+        return list(dict.fromkeys(names))
+
+
+class _Numbers(click.ParamType[Any]):
+    """Whole numbers over 0, with commas between them."""
+
+    name = "N,M"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[int]:
+        if not isinstance(value, str):
+            return list(value)
+        parts = [part for part in value.split(",") if part]
+        if not all(part.isdecimal() and int(part) for part in parts):
+            self.fail(f"expected numbers such as 1,64: {value!r}", param, ctx)
+        return list(map(int, parts))
+
+
+def _settings(values: Sequence[str], label: str = "") -> dict[str, str]:
+    settings = {}
+    for value in values:
+        name, is_given, content = value.partition("=")
+        if not is_given or not name.startswith("INFERNO_"):
+            raise click.BadParameter(f"expected {label}INFERNO_GROUP__FIELD=VALUE: {value!r}")
+        settings[name] = content
+    return settings
+
+
+@click.group()
+def main() -> None:
+    """Measure Inferno beside other servers on this machine."""
+
+
+@main.command()
+@click.option("--targets", type=_Names(TARGETS), default="inferno,flask", show_default=True)
+@click.option("--workloads", type=_Names(list(WORKLOADS)), default="echo", show_default=True)
+@click.option("--connections", type=_Numbers(), default="64", show_default=True)
+@click.option("--ways", type=_Names(list(Way)), default="http", show_default=True)
+@click.option("--rows", type=_Numbers(), default="1", show_default=True, help="Of one request.")
+@click.option("--seconds", type=click.IntRange(1, 300), default=5, show_default=True)
+@click.option(
+    "--warm-up", type=click.IntRange(0, 60), default=2, show_default=True, help="Seconds."
+)
+@click.option("--repeats", type=click.IntRange(1, 50), default=3, show_default=True)
+@click.option("--open/--no-open", "open_loop", help="Also ask at fixed rates.")
+@click.option("--backlogs", type=_Numbers(), default="", help="Also drain so many waiting tasks.")
+@click.option("--sockets", type=_Numbers(), default="", help="Also open so many idle sockets.")
+@click.option(
+    "--idle-s", type=click.FloatRange(1, 300), default=30, show_default=True, help="Of sockets."
+)
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Setting of Inferno; repeatable.")
+@click.option(
+    "--variant",
+    multiple=True,
+    metavar="LABEL:NAME=VALUE",
+    help="Also measure Inferno with this setting, as target inferno/LABEL; repeatable.",
+)
+@click.option("--flower", is_flag=True, help="Also run Flower beside Inferno.")
+@click.option("--output", type=click.Path(path_type=Path), help="Default: in build/bench-results.")
+@click.option("--plot/--no-plot", help="Also draw the results.")
+def run(
+    targets: list[str],
+    workloads: list[str],
+    connections: list[int],
+    ways: list[str],
+    rows: list[int],
+    seconds: int,
+    warm_up: int,
+    repeats: int,
+    open_loop: bool,
+    backlogs: list[int],
+    sockets: list[int],
+    idle_s: float,
+    env: tuple[str, ...],
+    variant: tuple[str, ...],
+    flower: bool,
+    output: Path | None,
+    plot: bool,
+) -> None:
+    """Measure, show the results, and keep them as JSON.
+
+    Lists have commas: --targets inferno,flask --connections 1,64. `all` is every one there is.
+    """
+    if Way.HTTP in ways and 1 in rows and shutil.which("wrk") is None:
+        raise click.ClickException(wrk.INSTALL_HINT)
+    settings = _settings(env)
+    chosen = chosen_targets(targets, settings, read_variants(variant), flower=flower)
+    options = Options(
+        targets=chosen,
+        workloads=[WORKLOADS[name] for name in workloads],
+        connections=connections,
+        ways=[Way(way) for way in ways],
+        rows=rows,
+        seconds=seconds,
+        warm_up_s=warm_up,
+        repeats=repeats,
+        open_loop=open_loop,
+        raw=raw.TARGET in targets,
+        backlogs=backlogs,
+        sockets=sockets,
+        idle_s=idle_s,
+    )
+    path = (output or results.new_path()).resolve()
+    described = {"seconds": seconds, "repeats": repeats, "env": settings, "variants": list(variant)}
+    found = Results(results.machine(), described)
+    _clean_environment()
+    try:
+        for _ in Session(options, found, lambda line: out.print(line, markup=False)).run():
+            found.save(path)
+    finally:
+        if found.measurements or found.failures:
+            found.save(path)
+            out.print(report.show(found))
+            out.print(f"\n{path}", soft_wrap=True)
+    if plot:
+        _plot(path)
+    if not found.measurements:
+        sys.exit(1)
+
+
+def read_variants(values: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return settings by label.
+
+    Args:
+      values: such as `always:INFERNO_REDIS__FSYNC=always`; a label may come several times.
+    Raises:
+      BadParameter: one is of another form.
+    """
+    variants: dict[str, dict[str, str]] = {}
+    for value in values:
+        label, _, setting = value.partition(":")
+        variants.setdefault(label, {}).update(_settings([setting], "LABEL:"))
+    return variants
+
+
+def chosen_targets(
+    names: Sequence[str],
+    env: Mapping[str, str],
+    variants: Mapping[str, Mapping[str, str]],
+    *,
+    flower: bool,
+) -> list[Target]:
+    """Return targets by their names, Inferno followed by its variants.
+
+    Args:
+      names: of targets.
+      env: settings of Inferno in all of its forms.
+      variants: further ones, by label.
+      flower: whether Flower runs beside Inferno.
+    """
+    targets: list[Target] = []
+    for name in names:
+        if name == "inferno":
+            targets.append(Inferno(env=env, flower=flower))
+            targets += [
+                Inferno(f"inferno/{label}", {**env, **more}, flower)
+                for label, more in variants.items()
+            ]
+        elif name in PEERS:
+            targets.append(PEERS[name])
+    return targets
+
+
+def _clean_environment() -> None:
+    """Keep the caller's own settings out of what is measured, and end as Ctrl-C does."""
+    for name in [name for name in os.environ if name.startswith("INFERNO_")]:
+        del os.environ[name]
+    os.chdir(environments.ROOT)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True, path_type=Path))
+def show(file: Path) -> None:
+    """Show the results of a run."""
+    out.print(report.show(Results.read(file)))
+
+
+@main.command()
+@click.argument("before", type=click.Path(exists=True, path_type=Path))
+@click.argument("after", type=click.Path(exists=True, path_type=Path))
+def compare(before: Path, after: Path) -> None:
+    """Show two runs beside each other."""
+    out.print(report.compare(Results.read(before), Results.read(after)))
+
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True, path_type=Path))
+def plot(file: Path) -> None:
+    """Draw the results of a run, as SVG and PNG beside its file."""
+    _plot(file)
+
+
+def _plot(path: Path) -> None:
+    try:
+        python = environments.plot_python(out.print)
+    except environments.NotInstalled as exc:
+        raise click.ClickException(str(exc)) from exc
+    command = [str(python), "-m", "bench.plot", str(path.resolve())]
+    done = subprocess.run(command, cwd=environments.ROOT, check=False)
+    if done.returncode != 0:
+        raise click.ClickException(f"{path} could not be drawn; the reason stands above")
+
+
+@main.command()
+@click.argument("names", type=_Names(list(PEERS)), default="all")
+def install(names: list[str]) -> None:
+    """Install peers; runs install what they need, too."""
+    failed = False
+    for name in names:
+        try:
+            found = PEERS[name].install(out.print)
+        except environments.NotInstalled as exc:
+            out.print(f"[red]{exc}[/]", soft_wrap=True)
+            failed = True
+        else:
+            out.print(f"{name}: {', '.join(f'{k} {v}' for k, v in found.items())}")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

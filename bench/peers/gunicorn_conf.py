@@ -1,0 +1,14 @@
+"""The web tier's own gunicorn settings, for the peers that are Flask apps."""
+
+from bench.peers.forward import PORT
+from web import gunicorn_conf as own
+
+bind = f"127.0.0.1:{PORT}"
+workers = own.workers
+worker_class = own.worker_class
+worker_connections = own.worker_connections
+http_parser = own.http_parser
+keepalive = own.keepalive
+graceful_timeout = own.graceful_timeout
+accesslog = own.accesslog
+control_socket_disable = own.control_socket_disable

@@ -1,0 +1,307 @@
+"""One run: the order in which targets are started, asked and stopped.
+
+    for each workload, for each repeat, for each target:
+        start it, see that it answers rightly, warm it up
+        closed loops -> its capacity -> an open loop at a share of that
+        stop it, until none of its processes is left
+
+Repeats come around to each target in turn, so that what changes on the machine meanwhile does not
+fall on one of them.
+"""
+
+from __future__ import annotations
+
+import http.client
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from bench import backlog, load, processes, raw, sockets, wrk
+from bench.client import ProtocolError
+from bench.environments import NotInstalled
+from bench.load import Load, Way
+from bench.results import Failure, Measurement, Place, Results
+from bench.targets import Broken, Inferno, Service, Target, verify
+from bench.workloads import Numbers, Workload, texts
+
+#: What ends the measuring of a target, and not the run.
+_FAILURES = (
+    Broken, ProtocolError, wrk.WrkFailed, OSError, ValueError, http.client.HTTPException
+)  # fmt: skip
+#: Open loops ask at this share of what closed ones found to be possible.
+OPEN_SHARE = 0.7
+#: Connections of the closed loop that finds it where none was asked for.
+PROBE_CONNECTIONS = 64
+#: Calls that tell whether a server is idle: it is when each is as fast as a lone one, give or take.
+LONE_CALLS = 5
+SETTLED_S = 0.02
+#: How long it may take to become idle, in seconds.
+SETTLE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run measures."""
+
+    targets: Sequence[Target]
+    workloads: Sequence[Workload]
+    connections: Sequence[int]
+    ways: Sequence[Way]
+    #: Texts in one request.
+    rows: Sequence[int]
+    seconds: int
+    warm_up_s: int
+    repeats: int
+    open_loop: bool
+    #: Whether the engine is measured by itself, too.
+    raw: bool
+    #: Tasks that wait before they are drained; of Inferno.
+    backlogs: Sequence[int]
+    #: WebSockets that are open and idle, and for how long; of Inferno.
+    sockets: Sequence[int]
+    idle_s: float
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One kind of closed loop."""
+
+    way: Way
+    connections: int
+    rows: int
+
+    @property
+    def name(self) -> str:
+        """Such as `http x64`, or `http x64, 64 rows`."""
+        rows = f", {self.rows} rows" if self.rows > 1 else ""
+        return f"{self.way} x{self.connections}{rows}"
+
+
+OPEN_SCENARIO = f"http open, {OPEN_SHARE:.0%}"
+
+
+class Session:
+    """Carries out a run; what it finds is in `results` at any time."""
+
+    def __init__(self, options: Options, results: Results, say: Callable[[str], None]) -> None:
+        """Store what to do.
+
+        Args:
+          options: what to measure.
+          results: to be filled.
+          say: told of progress.
+        """
+        self.results = results
+        self._options = options
+        self._say = say
+        self._numbers = Numbers()
+        #: Requests a second of an open loop, by target and workload.
+        self._offered: dict[tuple[str, str], float] = {}
+
+    def run(self) -> Iterator[None]:
+        """Measure; yields after each target, when something was found."""
+        processes.adopt_orphans()
+        targets = [target for target in self._options.targets if self._install(target)]
+        for workload in self._options.workloads:
+            if self._options.raw:
+                self._measure_raw(workload)
+                yield
+            left = list(targets)
+            for repeat in range(1, self._options.repeats + 1):
+                for target in list(left):
+                    self._say(
+                        f"{workload.name}, {repeat} of {self._options.repeats}: {target.name}"
+                    )
+                    try:
+                        self._visit(target, workload, repeat)
+                    except _FAILURES as exc:
+                        self._fail(target.name, workload, str(exc))
+                        left.remove(target)
+                    yield
+
+    def _install(self, target: Target) -> bool:
+        try:
+            self.results.versions[target.name] = target.install(self._say)
+        except NotInstalled as exc:
+            self._fail(target.name, None, str(exc))
+            return False
+        return True
+
+    def _measure_raw(self, workload: Workload) -> None:
+        self._say(f"{workload.name}: {raw.TARGET}")
+        try:
+            self.results.measurements += raw.measure(workload, self._options.seconds)
+        except raw.RawFailed as exc:
+            self._fail(raw.TARGET, workload, str(exc))
+
+    def _fail(self, target: str, workload: Workload | None, reason: str) -> None:
+        name = workload.name if workload else None
+        self.results.failures.append(Failure(target, name, reason))
+        self._say(f"  not measured: {reason}")
+
+    def _visit(self, target: Target, workload: Workload, repeat: int) -> None:
+        folder = Path(tempfile.mkdtemp(prefix=f"bench-{target.name.replace('/', '-')}-"))
+        try:
+            with target.serve(workload, folder) as service:
+                verify(service, workload)
+                lone_s = min(self._time_calls(service))
+                self._measure(_Visit(target, workload, repeat, service, lone_s))
+        finally:
+            for command in processes.end_what_is_left():
+                self._say(f"  had to be killed: {command}")
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _measure(self, visit: _Visit) -> None:
+        options = self._options
+        if self._is_special(visit):
+            # First, while little has been allocated that they could use again.
+            for number in options.sockets:
+                self._say(f"    {number} idle sockets")
+                self.results.measurements.append(
+                    sockets.measure(visit.service, number, options.idle_s, visit.place)
+                )
+        capacity = 0.0
+        for scenario in self._scenarios(visit.target):
+            if options.warm_up_s:
+                self._closed(visit.service, scenario, options.warm_up_s)
+            self._settle(visit)
+            before = processes.snapshot()
+            done = self._closed(visit.service, scenario, options.seconds)
+            self._note(visit, scenario.name, before, done, rows=scenario.rows)
+            if scenario.way is Way.HTTP and scenario.rows == 1:
+                capacity = max(capacity, done.answered / done.seconds)
+        if options.open_loop:
+            self._open(visit, capacity)
+        if self._is_special(visit):
+            for waiting in options.backlogs:
+                self._say(f"    a backlog of {waiting}")
+                self._settle(visit)
+                self.results.measurements.append(
+                    backlog.measure(
+                        visit.service, waiting, visit.place, texts(self._numbers.first())
+                    )
+                )
+
+    def _is_special(self, visit: _Visit) -> bool:
+        """Whether what only Inferno has is measured: with one workload, it is about the others."""
+        return isinstance(visit.target, Inferno) and visit.workload is self._options.workloads[0]
+
+    def _scenarios(self, target: Target) -> Iterator[Scenario]:
+        for way in self._options.ways:
+            if way is Way.HTTP or isinstance(target, Inferno):
+                for rows in self._options.rows:
+                    # As many texts are under way however many are in one request.
+                    numbers = (max(1, number // rows) for number in self._options.connections)
+                    for connections in dict.fromkeys(numbers):
+                        yield Scenario(way, connections, rows)
+
+    def _closed(self, service: Service, scenario: Scenario, seconds: int) -> Load:
+        first = self._numbers.first()
+        if scenario.way is Way.HTTP and scenario.rows == 1:
+            return wrk.run(service, connections=scenario.connections, seconds=seconds, first=first)
+        return load.closed_loop(
+            service,
+            scenario.way,
+            connections=scenario.connections,
+            rows=scenario.rows,
+            seconds=seconds,
+            texts=texts(first),
+        )
+
+    def _settle(self, visit: _Visit) -> None:
+        """Wait until the server is done with what wrk left when it hung up.
+
+        It would answer that first, and the next measurement would pay for it.
+        """
+        deadline = time.monotonic() + SETTLE_S
+        while max(self._time_calls(visit.service)) > 2 * visit.lone_s + SETTLED_S:
+            if time.monotonic() > deadline:
+                self._say(f"    lone calls are slower than at first, {SETTLE_S:g} s after the load")
+                return
+
+    def _time_calls(self, service: Service) -> list[float]:
+        """Return how long some calls took, one after the other, in seconds."""
+        times = []
+        for text in islice(texts(self._numbers.first()), LONE_CALLS):
+            began = time.perf_counter()
+            service.call("POST", service.path, service.body([text]))
+            times.append(time.perf_counter() - began)
+        return times
+
+    def _open(self, visit: _Visit, capacity: float) -> None:
+        place = visit.target.name, visit.workload.name
+        if place not in self._offered:
+            if not capacity:
+                probe = Scenario(Way.HTTP, PROBE_CONNECTIONS, 1)
+                done = self._closed(visit.service, probe, self._options.seconds)
+                capacity = done.answered / done.seconds
+            if not capacity:
+                raise Broken("it answers nothing at all")
+            self._offered[place] = OPEN_SHARE * capacity
+        rate = self._offered[place]
+        self._settle(visit)
+        before = processes.snapshot()
+        done = load.open_loop(
+            visit.service,
+            rate=rate,
+            seconds=self._options.seconds,
+            texts=texts(self._numbers.first()),
+            seed=visit.repeat,
+        )
+        self._note(visit, OPEN_SCENARIO, before, done, offered_rate=rate)
+
+    def _note(
+        self,
+        visit: _Visit,
+        scenario: str,
+        before: processes.Snapshot,
+        done: Load,
+        *,
+        rows: int = 1,
+        offered_rate: float | None = None,
+    ) -> None:
+        after = processes.snapshot()
+        measured = Measurement(
+            **visit.place,
+            scenario=scenario,
+            seconds=done.seconds,
+            answered=done.answered,
+            rows=rows,
+            latency_ms=done.latency_ms,
+            errors=done.errors,
+            sample=done.sample,
+            mean_batch=done.mean_batch,
+            cpu_s={**processes.cpu_s(before, after), "load": done.cpu_s},
+            rss_bytes=processes.rss_bytes(after),
+            offered_rate=offered_rate,
+            late_ms=done.late_ms,
+        )
+        self.results.measurements.append(measured)
+        errors = f", {sum(done.errors.values())} errors" if done.errors else ""
+        p50 = done.latency_ms.get("p50", float("nan"))
+        self._say(f"    {scenario}: {measured.rate:,.0f}/s, p50 {p50:.1f} ms{errors}")
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """One start of a target."""
+
+    target: Target
+    workload: Workload
+    repeat: int
+    service: Service
+    #: How long a call takes when there is no other, in seconds.
+    lone_s: float
+
+    @property
+    def place(self) -> Place:
+        """Say whose measurement it is."""
+        return {
+            "target": self.target.name,
+            "workload": self.workload.name,
+            "repeat": self.repeat,
+        }

@@ -1,0 +1,74 @@
+"""What the servers are asked to do, and the texts that they are asked it with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Work that each target offers in its own way."""
+
+    name: str
+    #: The Inferno model that does it, and its version.
+    model: str
+    version: int
+    #: Whether the text comes back, so that each answer can be matched with its request.
+    echoes: bool
+    description: str
+
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("echo", "echo", 1, True, "the text comes back; what a call costs by itself"),
+        Workload("simulated", "mock", 1, True, "5 ms and 0.05 ms a row, one executor; batching"),
+        Workload("embed", "embed", 2, False, "sentence embeddings by MiniLM, fp32"),
+        Workload("embed-int8", "embed", 1, False, "sentence embeddings by MiniLM, int8"),
+    )
+}
+
+_WORDS = """
+    the a one every this old young small quiet bright slow sudden green river city mountain train
+    doctor teacher garden letter window harbour market winter morning evening story engine paper
+    walks writes carries remembers opens finds follows repairs paints counts answers leaves near
+    under behind beside without after before over through because while and but often never gladly
+"""
+#: Of one text, without its number.
+_SHORTEST, _LONGEST = 4, 14
+#: Between the sentence and the number that makes a text unlike any other.
+MARK = " #"
+
+
+def sentences(number: int = 2048, seed: int = 0) -> list[str]:
+    """Return short sentences of varied length; the same for each seed."""
+    chance, words = random.Random(seed), _WORDS.split()
+    return [
+        " ".join(chance.choices(words, k=chance.randint(_SHORTEST, _LONGEST)))
+        for _ in range(number)
+    ]
+
+
+class Numbers:
+    """Gives out ranges of numbers, each once, so that no text is sent twice in a run."""
+
+    #: More than anyone sends in one measurement.
+    RANGE = 10**9
+
+    def __init__(self) -> None:
+        """Begin at the first range."""
+        self._ranges = count(1)
+
+    def first(self) -> int:
+        """Return the first number of the next range."""
+        return next(self._ranges) * self.RANGE
+
+
+def texts(first: int) -> Iterator[str]:
+    """Yield texts that are all different, numbered from a number on."""
+    known = sentences()
+    for number in count(first):
+        yield f"{known[number % len(known)]}{MARK}{number}"

@@ -1,0 +1,80 @@
+-- Gives wrk a different text for each request, and checks each answer.
+-- Arguments: path, first number, the body before and after the text, the words before the batch's
+-- size in an answer, "echoes" where the text comes back, and a file of sentences.
+
+local threads = {}
+
+function setup(thread)
+  thread:set("number", #threads)
+  table.insert(threads, thread)
+end
+
+function init(args)
+  local first
+  path, first, head, tail, marker, echoes = args[1], args[2], args[3], args[4], args[5], args[6] == "echoes"
+  sentences = {}
+  for line in io.lines(args[7]) do
+    table.insert(sentences, line)
+  end
+  start = "POST " .. path .. " HTTP/1.1\r\nHost: " .. wrk.headers["Host"]
+    .. "\r\nContent-Type: application/json\r\nContent-Length: "
+  -- Each thread has numbers of its own.
+  last = tonumber(first) + number * 100000000
+  open = {}
+  answered, refused, wrong, passes, sized, sample = 0, 0, 0, 0, 0, ""
+end
+
+function request()
+  last = last + 1
+  local id = string.format("%d", last)
+  if echoes then
+    open[id] = true
+  end
+  local body = head .. sentences[last % #sentences + 1] .. " #" .. id .. tail
+  return start .. #body .. "\r\n\r\n" .. body
+end
+
+function response(status, headers, body)
+  if status ~= 200 then
+    refused = refused + 1
+    sample = sample == "" and status .. " " .. string.sub(body, 1, 200) or sample
+    return
+  end
+  if echoes then
+    local id = string.match(body, "#(%d+)")
+    if id == nil or not open[id] then
+      wrong = wrong + 1
+      sample = sample == "" and string.sub(body, 1, 200) or sample
+      return
+    end
+    open[id] = nil
+  end
+  answered = answered + 1
+  local _, stop = string.find(body, marker, 1, true)
+  local size = stop and tonumber(string.match(body, "^ *(%d+)", stop + 1))
+  if size then
+    sized = sized + 1
+    passes = passes + 1 / size
+  end
+end
+
+function done(summary, latency, requests)
+  local sums = { answered = 0, refused = 0, wrong = 0, sized = 0, passes = 0 }
+  local sample = ""
+  for _, thread in ipairs(threads) do
+    for name, sum in pairs(sums) do
+      sums[name] = sum + thread:get(name)
+    end
+    sample = sample == "" and thread:get("sample") or sample
+  end
+  local errors = summary.errors
+  io.write(string.format(
+    '\nresult {"answered": %d, "refused": %d, "wrong": %d, "sized": %d, "passes": %.6f, "seconds": %.6f, '
+      .. '"connect": %d, "read": %d, "write": %d, "timeout": %d, '
+      .. '"p50": %.3f, "p90": %.3f, "p95": %.3f, "p99": %.3f, "max": %.3f}\n',
+    sums.answered, sums.refused, sums.wrong, sums.sized, sums.passes, summary.duration / 1e6,
+    errors.connect, errors.read, errors.write, errors.timeout,
+    latency:percentile(50) / 1e3, latency:percentile(90) / 1e3, latency:percentile(95) / 1e3,
+    latency:percentile(99) / 1e3, latency.max / 1e3))
+  io.write("sample ", (string.gsub(sample, "%s+", " ")), "\n")
+end
