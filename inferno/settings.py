@@ -286,6 +286,22 @@ class WorkerSettings(Group):
         return value
 
 
+class EventSettings(Group):
+    """Celery's events of tasks, for Flower and other monitors."""
+
+    send: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Whether workers send them. `auto`: while somebody listens, which is found out "
+        "within a second.",
+    )
+    sample: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the tasks that they are sent of; below 1, monitors count too few.",
+    )
+
+
 class FlowerSettings(Group):
     """Flower, Celery's worker console."""
 
@@ -412,6 +428,7 @@ class Settings(BaseSettings):
     tasks: TaskSettings = Field(default_factory=TaskSettings)
     retries: RetrySettings = Field(default_factory=RetrySettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    events: EventSettings = Field(default_factory=EventSettings)
     flower: FlowerSettings = Field(default_factory=FlowerSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     websocket: WebsocketSettings = Field(default_factory=WebsocketSettings)

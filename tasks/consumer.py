@@ -42,8 +42,9 @@ from inferno.errors import (
 from inferno.pace import Pace
 from inferno.protocol.signature import Limits
 from inferno.repository import Model, Package
-from tasks import events
+from inferno.settings import EventSettings
 from tasks.connection import UNAVAILABLE
+from tasks.events import Events
 from tasks.infer import Batch, Member, Watch, Webhook, answer
 from tasks.lanes import Held, Lanes
 from tasks.settle import Settled, Settler
@@ -76,6 +77,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         former: BatchFormer[Member],
         watch: Watch,
         pace: Pace,
+        settings: EventSettings,
     ) -> None:
         """Serve one model.
 
@@ -88,6 +90,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
           former: decides which tasks leave together.
           watch: guards against a model that hangs.
           pace: measures how fast it is.
+          settings: of what is told of its tasks.
         """
         super().__init__()
         self.name = names.task_name(model.name)
@@ -99,7 +102,11 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._former = former
         self._watch = watch
         self._pace = pace
+        self._settings = settings
+        self._events: Events = None  # type: ignore[assignment]
         self._running = 0
+        #: What was handed over in this round of the event loop, and is not looked at yet.
+        self._arrived: list[Request] = []
         #: Messages in the batches that run, each with those that the broker handed over again
         #: meanwhile, after a reconnect.
         self._riding: dict[Held, list[Message]] = {}
@@ -117,9 +124,10 @@ class InferenceTask(Batches):  # type: ignore[misc]
         """Return the handler of messages; called again after each reconnect to the broker."""
         # What waited belongs to the old connection, and the broker hands it over again.
         self._former.clear()
+        self._arrived.clear()
         self._wake_up = None
         self._consumer = consumer
-        events.coalesce(consumer)
+        self._events = Events(consumer, self._settings)
         make_request = create_request_cls(
             Request, task, consumer.pool, consumer.hostname, consumer.event_dispatcher, app=app
         )
@@ -147,14 +155,27 @@ class InferenceTask(Batches):  # type: ignore[misc]
                 decoded=False,
                 utc=True,
             )
-            self._receive(request)
+            if not self._arrived and not self._topping_up:
+                # The messages of one fetch come one by one, and are looked at together.
+                consumer.timer.call_after(0, self._take_in)
+            self._arrived.append(request)
             for callback in callbacks:
                 callback(request)
 
         return handle
 
+    def _take_in(self) -> None:
+        """Look at the tasks that have arrived, and let leave what should leave now."""
+        self._receive_all()
+        self._pump()
+
+    def _receive_all(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        self._events.received(arrived)
+        for request in arrived:
+            self._receive(request)
+
     def _receive(self, request: Request) -> None:
-        events.received(self._consumer, request)
         # Streams keep what is not due yet, by Redis' clock.
         kept = self._lanes.streams or request.eta is None
         delay = 0 if kept else request.eta.timestamp() - time.time()
@@ -168,6 +189,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
     def _receive_due(self, request: Request) -> None:
         self._consumer.qos.decrement_eventually()
         self._admit(request)
+        self._pump()
 
     def _admit(self, request: Request) -> None:
         received_at = time.time()
@@ -200,7 +222,6 @@ class InferenceTask(Batches):  # type: ignore[misc]
                 member.accepted_at,
             )
         )
-        self._pump()
 
     def _package(self, kwargs: dict[str, Any]) -> Package:
         version = kwargs.get("version")
@@ -214,7 +235,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         """Let leave what should leave now, and see to it that this is asked again in time."""
         if worker_state.should_stop is not None or worker_state.should_terminate is not None:
             # What waits goes back to the lane when the channel closes, and no timer fires any more.
-            self._consumer.event_dispatcher.flush()
+            self._events.flush()
             return
         if self._topping_up:
             return
@@ -252,6 +273,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
             return False
         finally:
             self._topping_up = False
+            self._receive_all()
 
     def _set_wake_up(self) -> None:
         if self._wake_up is not None:
@@ -286,8 +308,8 @@ class InferenceTask(Batches):  # type: ignore[misc]
 
     def _start(self, flush: Flush[Member]) -> None:
         batch = _batch(flush.reason, [waiting.task for waiting in flush.members])
+        self._events.started([member.request for member in batch.members])
         for member in batch.members:
-            events.started(member.request)
             if member.held.entry:
                 self._riding[member.held] = []
         self._running += 1
@@ -380,7 +402,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
                 request.message.channel.forget(request.message.delivery_tag)
             else:
                 request.acknowledge()
-            events.ended(item)
+        self._events.ended(settled)
 
 
 def _batch(reason: FlushReason, members: list[Member]) -> Batch:

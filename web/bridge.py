@@ -255,7 +255,7 @@ class Bridge:
                 continue
             delay = self.BACKOFF_S[0]
             try:
-                replies = ReplyReader(self._join(connection).recv)
+                replies = self._join(connection)
                 while True:
                     self._handle(replies.read())
             except Exception as exc:
@@ -281,14 +281,15 @@ class Bridge:
             }
         )
         connection.connect()  # type: ignore[no-untyped-call]
-        # Who expects an outcome from here on relies on it.
-        connection.send_command("SUBSCRIBE", self.reply_to)  # type: ignore[no-untyped-call]
-        connection.read_response(push_request=True)
         return connection
 
-    def _join(self, connection: AbstractConnection) -> socket.socket:
+    def _join(self, connection: AbstractConnection) -> ReplyReader:
         # redis-py only makes the connection; its own ways to use one reconnect behind our back.
         sock: socket.socket = connection._sock  # type: ignore[assignment]
+        replies = ReplyReader(sock.recv)
+        # Who expects an outcome from here on relies on this.
+        sock.sendall(pack(b"SUBSCRIBE", [self.reply_to.encode()]))
+        replies.read()
         # From here silence is no error; keep-alive finds out when the other side is gone.
         sock.settimeout(None)
         with self._changed:
@@ -300,7 +301,7 @@ class Bridge:
             self._changed.notify()
             if self._stopping.is_set():
                 _abort(sock)
-        return sock
+        return replies
 
     def _handle(self, reply: Reply) -> None:
         match reply:

@@ -123,6 +123,7 @@ class HostedModel:
             former=former,
             watch=self.watch,
             pace=self.pace,
+            settings=self._settings.events,
         )
 
 
