@@ -54,7 +54,7 @@ class Convoy(Generic[T, R]):
         Raises:
           BaseException: what running its convoy has raised.
         """
-        call = _Call[T, R](item)
+        call: _Call[T, R] = _Call(item)
         with self._lock:
             self._waiting.append(call)
             leads = not self._under_way

@@ -6,7 +6,6 @@ from flask import Flask
 
 from inferno.settings import Settings, load
 from web import dead, errors, health, infer, lanes, models, pages, sockets, tasks
-from web.lane import PredictLane
 from web.services import Services
 
 #: The families of routes.
@@ -40,11 +39,11 @@ def create_app(settings: Settings | None = None) -> Flask:
         "receive_bytes": 65_536,
     }
     app.extensions["inferno"] = Services.build(settings)
+    app.extensions["prefixes"] = PREFIXES
     errors.register(app)
     app.register_blueprint(pages.blueprint)
     for prefix in PREFIXES:
         for blueprint in API:
             name = f"{prefix.lstrip('/').replace('/', '-')}-{blueprint.name}".lstrip("-")
             app.register_blueprint(blueprint, name=name, url_prefix=prefix or None)
-    app.wsgi_app = PredictLane(app, settings, PREFIXES)  # type: ignore[method-assign]
     return app

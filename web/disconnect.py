@@ -54,8 +54,13 @@ def has_hung_up(sock: socket.socket) -> bool:
         sock.settimeout(timeout)
 
 
+def socket_of(environ: Mapping[str, Any]) -> socket.socket | None:
+    """Return the connection of a WSGI request, where its server tells."""
+    return next((environ[name] for name in _SOCKETS if name in environ), None)
+
+
 def wait(
-    waiter: Waiter, task_id: str, timeout_s: float, environ: Mapping[str, Any]
+    waiter: Waiter, task_id: str, timeout_s: float, sock: socket.socket | None
 ) -> Outcome | None:
     """Wait for a task as `Waiter.wait` does, and look for the caller meanwhile.
 
@@ -63,11 +68,10 @@ def wait(
       waiter: for the task.
       task_id: which it is.
       timeout_s: how long, in seconds.
-      environ: of the WSGI request; without a socket in it, nobody is looked for.
+      sock: the caller's connection; without it, nobody is looked for.
     Raises:
       Disconnected: the caller has hung up.
     """
-    sock = next((environ[name] for name in _SOCKETS if name in environ), None)
     if sock is None:
         return waiter.wait(timeout_s)
     end = time.monotonic() + timeout_s

@@ -17,7 +17,7 @@ _settings = load()
 
 bind = f"{_settings.server.host}:{_settings.server.port}"
 workers = _settings.server.processes
-worker_class = "gevent"
+worker_class = "web.gunicorn_worker.Worker"
 worker_connections = _settings.server.connections
 # In C where gunicorn_h1c could be built, else in Python.
 http_parser = "auto"
@@ -25,6 +25,10 @@ http_parser = "auto"
 keepalive = 5
 graceful_timeout = int(_settings.worker.grace_s)
 loglevel = _settings.log.level.lower()
+# Nothing depends on what a proxy says of the client, so nobody is asked whether he may say so.
+forwarded_allow_ips = "*"
+secure_scheme_headers: dict[str, str] = {}
+forwarder_headers = ""
 # One line per request would cost more than answering a short one.
 accesslog = None
 # It would create a socket in the user's home.

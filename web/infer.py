@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import socket
 
 import msgspec
 from flask import Blueprint, Response, request
@@ -50,7 +49,8 @@ def infer() -> Response:
         task = here.publish(wanted, package, inputs, task_id, key)
         outcome = None
         if not task.replayed:
-            outcome = _wait(here, waiter, task, wanted, preference, key, request.environ)
+            sock = disconnect.socket_of(request.environ)
+            outcome = _wait(here, waiter, task, wanted, preference, key, sock)
     if outcome is not None or task.replayed:
         # An earlier task may be over for long, or have to be waited for.
         record, outcome = here.fetch(task.task_id, preference.wait_s if task.replayed else 0.0)
@@ -67,7 +67,8 @@ def predict(model: str) -> Response:
     body = request.get_data()
     key = idempotency.from_header(f"predict {model}", body)
     preference = prefer(request.headers.get("Prefer"), here.settings.server.sync_wait_ms / 1000)
-    return predicted(run(here, model, body, preference, key, request.environ), body, preference)
+    ran = run(here, model, body, preference, key, disconnect.socket_of(request.environ))
+    return predicted(ran, body, preference)
 
 
 def run(
@@ -76,10 +77,17 @@ def run(
     body: bytes,
     preference: Preference,
     key: Idempotency | None,
-    environ: Mapping[str, Any],
+    sock: socket.socket | None,
 ) -> tuple[Accepted, Outcome | None]:
     """Submit what a predict asks for, and wait for as long as its caller wants to.
 
+    Args:
+      here: of the app.
+      model: that the path names.
+      body: of the request.
+      preference: how long the caller waits.
+      key: of the request, if it has one.
+      sock: the caller's connection, if it can be known.
     Returns:
       the task, and its outcome if it has come and the task is a new one.
     Raises:
@@ -100,7 +108,7 @@ def run(
         task = here.publish(wanted, package, inputs, task_id, key)
         if task.replayed:
             return task, None
-        return task, _wait(here, waiter, task, wanted, preference, key, environ)
+        return task, _wait(here, waiter, task, wanted, preference, key, sock)
 
 
 def predicted(
@@ -138,7 +146,7 @@ def _wait(
     wanted: InferRequest,
     preference: Preference,
     key: Idempotency | None,
-    environ: Mapping[str, Any],
+    sock: socket.socket | None,
 ) -> Outcome | None:
     """Wait for as long as the caller wants to.
 
@@ -150,7 +158,7 @@ def _wait(
     wanted_anyway = key is not None or wanted.webhook is not None
     if wanted_anyway or not here.settings.tasks.cancel_on_disconnect:
         return waiter.wait(preference.wait_s)
-    return disconnect.wait(waiter, task.task_id, preference.wait_s, environ)
+    return disconnect.wait(waiter, task.task_id, preference.wait_s, sock)
 
 
 def _accepted(task: Accepted, body: bytes, preference: Preference) -> Response:

@@ -5,7 +5,8 @@ from web import gunicorn_conf as own
 
 bind = f"127.0.0.1:{PORT}"
 workers = own.workers
-worker_class = own.worker_class
+# Without the short way for predicts, which is ours.
+worker_class = "gevent"
 worker_connections = own.worker_connections
 http_parser = own.http_parser
 keepalive = own.keepalive
