@@ -48,7 +48,8 @@ class Batching(_Section):
         validation_alias=AliasChoices(
             "max_batch_delay_ms", "max_batch_latency_ms", "max_batch_wait_ms"
         ),
-        description="How long the oldest waiting task may be held back, in ms.",
+        description="How long the oldest waiting task may be held back, while an executor is free, "
+        "in ms.",
     )
     pad: dict[str, float] = Field(
         default_factory=dict,
