@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -32,7 +32,7 @@ class FlushReason(StrEnum):
     WINDOW = "window"
     #: Nobody else is expected before the window is over.
     IDLE = "idle"
-    #: A deadline would otherwise be missed.
+    #: A task would otherwise not be answered before its deadline.
     DEADLINE = "deadline"
     #: A part of a batch that failed, run again to find the guilty member.
     ISOLATED = "isolated"
@@ -182,10 +182,17 @@ class BatchFormer(Generic[T]):
     gather for nothing.
     """
 
-    #: How long before a deadline its batch leaves, in seconds, so that the pass starts in time.
+    #: How much longer before a deadline than its pass takes a batch leaves, in seconds, so that it
+    #: is answered in time.
     DEADLINE_MARGIN = 0.005
 
-    def __init__(self, max_rows: int, window: float, adaptive: bool = True) -> None:
+    def __init__(
+        self,
+        max_rows: int,
+        window: float,
+        adaptive: bool = True,
+        predict: Callable[[Any, int], float] = lambda bucket, rows: 0.0,
+    ) -> None:
         """Set the policy.
 
         Args:
@@ -193,10 +200,13 @@ class BatchFormer(Generic[T]):
           window: how long the oldest waiting task may be held back while an executor is free, in
             seconds.
           adaptive: end the window early when nobody else is expected.
+          predict: returns how many seconds a forward pass will probably take, by its bucket and
+            rows.
         """
         self.max_rows = max_rows
         self.window = window
         self._crowd = Crowd(window) if adaptive else None
+        self._predict = predict
         self._buckets: dict[Hashable, _Bucket[T]] = {}
         self._waiting = 0
         self._running = 0
@@ -277,8 +287,10 @@ class BatchFormer(Generic[T]):
             until = self._crowd.expected_until(in_lane, seats, due)
             if until < due:
                 due, reason = until, FlushReason.IDLE
-        if bucket.deadline is not None and bucket.deadline - self.DEADLINE_MARGIN < due:
-            due, reason = bucket.deadline - self.DEADLINE_MARGIN, FlushReason.DEADLINE
+        if bucket.deadline is not None:
+            latest = bucket.deadline - self._predict(key, bucket.rows) - self.DEADLINE_MARGIN
+            if latest < due:
+                due, reason = latest, FlushReason.DEADLINE
         return due, reason
 
     def _take(self, key: Hashable) -> list[Waiting[T]]:
@@ -303,7 +315,16 @@ class BatchFormer(Generic[T]):
             del self._buckets[key]
 
 
-def bucket(version: int, inputs: Tensors, pad: Sequence[str]) -> Hashable:
+class Bucket(NamedTuple):
+    """What tasks have in common that can share a forward pass."""
+
+    #: Of the model.
+    version: int
+    #: Names of the inputs, with what follows the rows where it is not padded.
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def bucket(version: int, inputs: Tensors, pad: Sequence[str]) -> Bucket:
     """Say which tasks can share a forward pass: those whose buckets are equal.
 
     Args:
@@ -314,7 +335,7 @@ def bucket(version: int, inputs: Tensors, pad: Sequence[str]) -> Hashable:
     shapes = tuple(
         sorted((name, () if name in pad else array.shape[1:]) for name, array in inputs.items())
     )
-    return version, shapes
+    return Bucket(version, shapes)
 
 
 class Undecided(ForwardFailed):

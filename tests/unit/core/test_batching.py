@@ -91,6 +91,21 @@ def test_a_batch_leaves_in_time_for_the_earliest_deadline() -> None:
     assert flush.reason is FlushReason.DEADLINE
 
 
+def test_a_batch_leaves_so_early_that_its_pass_is_over_before_the_deadline() -> None:
+    # Given passes of 1 s and 0.1 s more for each row
+    batches: BatchFormer[str] = BatchFormer(
+        MAX_ROWS, 10.0, adaptive=False, predict=lambda bucket, rows: 1 + rows / 10
+    )
+    batches.add(waiting("hurried", 1.0, deadline=5.0))
+    assert batches.next_due() == pytest.approx(5.0 - 1.1 - BatchFormer.DEADLINE_MARGIN)
+    # When another task joins, the pass takes longer
+    batches.add(waiting("patient", 1.0))
+    assert batches.next_due() == pytest.approx(5.0 - 1.2 - BatchFormer.DEADLINE_MARGIN)
+    # And what cannot be over in time leaves at once: it may still start in time
+    batches.add(waiting("late", 1.0, deadline=1.5))
+    assert tasks(batches.flush(1.0)) == ["hurried", "patient", "late"]
+
+
 def test_a_late_deadline_changes_nothing() -> None:
     batches = former()
     batches.add(waiting("a", 1.0, deadline=9.0))
