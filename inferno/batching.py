@@ -8,12 +8,14 @@ of one monotonic clock.
 from __future__ import annotations
 
 import math
-from bisect import insort
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
 
 from inferno.errors import ForwardFailed
 from inferno.protocol.tensors import Tensors
@@ -30,14 +32,13 @@ class FlushReason(StrEnum):
     WINDOW = "window"
     #: Nobody else is expected before the window is over.
     IDLE = "idle"
-    #: A deadline would otherwise be missed.
+    #: A task would otherwise not be answered before its deadline.
     DEADLINE = "deadline"
     #: A part of a batch that failed, run again to find the guilty member.
     ISOLATED = "isolated"
 
 
-@dataclass(frozen=True)
-class Waiting(Generic[T]):
+class Waiting(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """One waiting task."""
 
     task: T
@@ -53,11 +54,6 @@ class Waiting(Generic[T]):
     #: another one, of the machine where the task was accepted.
     since: float = 0.0
 
-    @property
-    def rank(self) -> tuple[int, float]:
-        """Its place in the line: lower leaves sooner."""
-        return -self.priority, self.since
-
 
 @dataclass(frozen=True)
 class Flush(Generic[T]):
@@ -67,25 +63,43 @@ class Flush(Generic[T]):
     members: list[Waiting[T]]
 
 
-@dataclass
 class _Bucket(Generic[T]):
-    #: In the order in which they leave.
-    waiting: list[Waiting[T]] = field(default_factory=list)
-    rows: int = 0
+    """Waiting tasks in the order in which they leave, and what is asked of them all the time."""
 
-    @property
-    def oldest(self) -> float:
-        """When the task arrived that has waited here for the longest."""
-        return min(waiting.arrived for waiting in self.waiting)
+    def __init__(self, waiting: list[Waiting[T]], ranks: list[tuple[int, float]]) -> None:
+        self.waiting = waiting
+        #: Of each, its place in the line: lower leaves sooner.
+        self.ranks = ranks
+        self.rows = sum(w.rows for w in waiting)
+        #: When the task arrived that has waited here for the longest.
+        self.oldest = min((w.arrived for w in waiting), default=math.inf)
+        #: The earliest deadline.
+        self.deadline = min((w.deadline for w in waiting if w.deadline is not None), default=None)
+
+    def add(self, waiting: Waiting[T]) -> None:
+        rank = (-waiting.priority, waiting.since)
+        if not self.ranks or rank >= self.ranks[-1]:
+            self.ranks.append(rank)
+            self.waiting.append(waiting)
+        else:
+            place = bisect_right(self.ranks, rank)
+            self.ranks.insert(place, rank)
+            self.waiting.insert(place, waiting)
+        self.rows += waiting.rows
+        self.oldest = min(self.oldest, waiting.arrived)
+        deadline = waiting.deadline
+        if deadline is not None and (self.deadline is None or deadline < self.deadline):
+            self.deadline = deadline
 
 
-class ArrivalGap:
-    """How long until the next task joins those that wait.
+class Crowd:
+    """Whether others will join those that wait, judged from who came lately.
 
-    An exponentially weighted mean of the gaps between arrivals. Only an arrival that finds others
-    in the lane counts: the first one after a pause says nothing of how fast others follow. When a
-    task was answered before the next one came, nobody joins (a lone client calls again only after
-    its answer), so the mean begins anew.
+    Nobody is expected when everyone is here: as many tasks as were in the lane at once during the
+    last batches. Clients that call again after their answer cannot be more. Nobody is expected,
+    either, when nobody has come for much longer than between the last arrivals. But a crowd that
+    has come fast enough to fill the batch within the window is expected to go on, whatever the
+    pauses: its calls come in bursts, when the answers of a batch have been delivered.
     """
 
     #: Weight of the newest gap: about the last ten arrivals matter.
@@ -95,29 +109,66 @@ class ArrivalGap:
     SILENCE = 4.0
     #: No silence is shorter than this, in seconds: fetching and reading messages takes as long.
     PAUSE = 0.001
+    #: So many batches are remembered.
+    BATCHES = 8
 
     def __init__(self, window: float) -> None:
         """Begin without evidence, as if nobody else came."""
         self._window = window
-        self._mean = window
+        #: Exponentially weighted mean of the gaps between arrivals, in seconds. The first arrival
+        #: after a pause says nothing of how fast others follow. When a task was answered before
+        #: the next one came, nobody joins (a lone client calls again only after its answer), so
+        #: the mean begins anew.
+        self._gap = window
         self._last = 0.0
         #: Arrivals since the lane was empty.
         self._together = 0
+        #: When each of the last batches left, and how many tasks had arrived until then.
+        self._left: deque[tuple[float, int]] = deque(maxlen=self.BATCHES)
+        self._arrived = 0
+        #: Most tasks in the lane at once, by batch, the present one last; and of them all.
+        self._most: deque[int] = deque([0], maxlen=self.BATCHES)
+        self._peak = 0
 
-    def arrived(self, now: float, *, alone: bool) -> None:
-        """Take note of an arrival; `alone` says that no other task was in the lane."""
-        if not alone:
+    def arrived(self, now: float, in_lane: int) -> None:
+        """Take note of an arrival, with which so many tasks are waiting or running."""
+        self._arrived += 1
+        if in_lane > self._most[-1]:
+            self._most[-1] = in_lane
+            self._peak = max(self._peak, in_lane)
+        if in_lane > 1:
             self._together += 1
-            self._mean += self.WEIGHT * (min(now - self._last, self._window) - self._mean)
+            self._gap += self.WEIGHT * (min(now - self._last, self._window) - self._gap)
         else:
             if self._together == 1:
-                self._mean = self._window
+                self._gap = self._window
             self._together = 1
         self._last = now
 
-    def expected_until(self) -> float:
-        """Return until when another arrival is worth waiting for; it may be over."""
-        silence = self.SILENCE * self._mean
+    def answered(self, now: float) -> None:
+        """Take note that tasks were answered: their clients may call again soon."""
+        self._last = now
+
+    def left(self, now: float) -> None:
+        """Take note that a batch has left."""
+        self._left.append((now, self._arrived))
+        self._most.append(0)
+        self._peak = max(self._most)
+
+    def expected_until(self, in_lane: int, seats: int, until: float) -> float:
+        """Return until when another arrival is worth waiting for; it may be over.
+
+        Args:
+          in_lane: tasks that wait or run.
+          seats: rows that the batch can still take.
+          until: the end of its window.
+        """
+        if in_lane >= self._peak:
+            return self._last
+        since, before = self._left[0] if self._left else (self._last, self._arrived)
+        if (self._arrived - before) * (until - self._last) >= seats * (self._last - since) > 0:
+            return until
+        silence = self.SILENCE * self._gap
         if silence >= self._window:
             return self._last  # The window would end before it is known that nobody else comes.
         return self._last + max(silence, self.PAUSE)
@@ -131,41 +182,59 @@ class BatchFormer(Generic[T]):
     gather for nothing.
     """
 
-    #: How long before a deadline its batch leaves, in seconds, so that the pass starts in time.
+    #: How much longer before a deadline than its pass takes a batch leaves, in seconds, so that it
+    #: is answered in time.
     DEADLINE_MARGIN = 0.005
 
-    def __init__(self, max_rows: int, window: float, adaptive: bool = True) -> None:
+    def __init__(
+        self,
+        max_rows: int,
+        window: float,
+        adaptive: bool = True,
+        predict: Callable[[Any, int], float] = lambda bucket, rows: 0.0,
+    ) -> None:
         """Set the policy.
 
         Args:
           max_rows: rows of one forward pass, at most.
-          window: how long the oldest waiting task may be held back, in seconds.
+          window: how long the oldest waiting task may be held back while an executor is free, in
+            seconds.
           adaptive: end the window early when nobody else is expected.
+          predict: returns how many seconds a forward pass will probably take, by its bucket and
+            rows.
         """
         self.max_rows = max_rows
         self.window = window
-        self._gap = ArrivalGap(window) if adaptive else None
+        self._crowd = Crowd(window) if adaptive else None
+        self._predict = predict
         self._buckets: dict[Hashable, _Bucket[T]] = {}
+        self._waiting = 0
         self._running = 0
+        self._free_since = -math.inf
 
     def __len__(self) -> int:
-        return sum(len(bucket.waiting) for bucket in self._buckets.values())
+        return self._waiting
 
     def add(self, waiting: Waiting[T]) -> None:
         """Take in a task that arrived."""
-        if self._gap is not None:
-            self._gap.arrived(waiting.arrived, alone=not self._buckets and not self._running)
-        bucket = self._buckets.setdefault(waiting.bucket, _Bucket())
-        insort(bucket.waiting, waiting, key=lambda w: w.rank)
-        bucket.rows += waiting.rows
+        bucket = self._buckets.get(waiting.bucket)
+        if bucket is None:
+            bucket = self._buckets[waiting.bucket] = _Bucket([], [])
+        bucket.add(waiting)
+        self._waiting += 1
+        if self._crowd is not None:
+            self._crowd.arrived(waiting.arrived, self._waiting + self._running)
 
-    def started(self) -> None:
-        """Take note that a flushed batch occupies an executor."""
-        self._running += 1
+    def started(self, tasks: int) -> None:
+        """Take note that a flushed batch of so many tasks occupies an executor."""
+        self._running += tasks
 
-    def finished(self) -> None:
-        """Take note that an executor is free again."""
-        self._running -= 1
+    def finished(self, tasks: int, now: float) -> None:
+        """Take note that its executor is free again."""
+        self._running -= tasks
+        self._free_since = now
+        if self._crowd is not None:
+            self._crowd.answered(now)
 
     def flush(self, now: float) -> Flush[T] | None:
         """Return the batch that should leave now, if any; to be asked when an executor is free."""
@@ -173,7 +242,9 @@ class BatchFormer(Generic[T]):
         if not ready:
             return None
         # Of several that are ready, the one whose first task comes first.
-        (_, reason), key = min(ready, key=lambda item: self._buckets[item[1]].waiting[0].rank)
+        (_, reason), key = min(ready, key=lambda item: self._buckets[item[1]].ranks[0])
+        if self._crowd is not None:
+            self._crowd.left(now)
         return Flush(reason, self._take(key))
 
     def next_reason(self, now: float) -> FlushReason | None:
@@ -187,36 +258,39 @@ class BatchFormer(Generic[T]):
 
     def next_deadline(self) -> float | None:
         """Return the earliest deadline of a waiting task, or None when none has one."""
-        deadlines = (
-            w.deadline for b in self._buckets.values() for w in b.waiting if w.deadline is not None
-        )
+        deadlines = [b.deadline for b in self._buckets.values() if b.deadline is not None]
         return min(deadlines, default=None)
 
     def drop(self, condition: Callable[[Waiting[T]], bool]) -> list[Waiting[T]]:
         """Remove and return the waiting tasks for which the condition holds."""
         dropped: list[Waiting[T]] = []
         for key, bucket in list(self._buckets.items()):
-            kept: list[Waiting[T]] = []
-            for waiting in bucket.waiting:
-                (dropped if condition(waiting) else kept).append(waiting)
-            self._replace(key, kept)
+            gone = {place for place, w in enumerate(bucket.waiting) if condition(w)}
+            if gone:
+                dropped += (bucket.waiting[place] for place in sorted(gone))
+                self._keep(key, [n for n in range(len(bucket.waiting)) if n not in gone])
         return dropped
 
     def clear(self) -> None:
         """Forget every waiting task: the broker will hand them over again."""
         self._buckets.clear()
+        self._waiting = 0
 
     def _due(self, key: Hashable) -> tuple[float, FlushReason]:
         bucket = self._buckets[key]
-        oldest = bucket.oldest
         if bucket.rows >= self.max_rows:
-            return oldest, FlushReason.FULL
-        due, reason = oldest + self.window, FlushReason.WINDOW
-        if self._gap is not None and (until := self._gap.expected_until()) < due:
-            due, reason = until, FlushReason.IDLE
-        deadline = min((w.deadline for w in bucket.waiting if w.deadline is not None), default=None)
-        if deadline is not None and deadline - self.DEADLINE_MARGIN < due:
-            due, reason = deadline - self.DEADLINE_MARGIN, FlushReason.DEADLINE
+            return bucket.oldest, FlushReason.FULL
+        due = max(bucket.oldest, self._free_since) + self.window
+        reason = FlushReason.WINDOW
+        if self._crowd is not None:
+            in_lane, seats = self._waiting + self._running, self.max_rows - bucket.rows
+            until = self._crowd.expected_until(in_lane, seats, due)
+            if until < due:
+                due, reason = until, FlushReason.IDLE
+        if bucket.deadline is not None:
+            latest = bucket.deadline - self._predict(key, bucket.rows) - self.DEADLINE_MARGIN
+            if latest < due:
+                due, reason = latest, FlushReason.DEADLINE
         return due, reason
 
     def _take(self, key: Hashable) -> list[Waiting[T]]:
@@ -226,17 +300,31 @@ class BatchFormer(Generic[T]):
             rows += waiting[count].rows
             count += 1
         members = waiting[:count]
-        self._replace(key, waiting[count:])
+        self._keep(key, range(count, len(waiting)))
         return members
 
-    def _replace(self, key: Hashable, waiting: list[Waiting[T]]) -> None:
-        if waiting:
-            self._buckets[key] = _Bucket(waiting, sum(w.rows for w in waiting))
+    def _keep(self, key: Hashable, places: Sequence[int]) -> None:
+        bucket = self._buckets[key]
+        self._waiting -= len(bucket.waiting) - len(places)
+        if places:
+            self._buckets[key] = _Bucket(
+                [bucket.waiting[place] for place in places],
+                [bucket.ranks[place] for place in places],
+            )
         else:
-            self._buckets.pop(key, None)
+            del self._buckets[key]
 
 
-def bucket(version: int, inputs: Tensors, pad: Sequence[str]) -> Hashable:
+class Bucket(NamedTuple):
+    """What tasks have in common that can share a forward pass."""
+
+    #: Of the model.
+    version: int
+    #: Names of the inputs, with what follows the rows where it is not padded.
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def bucket(version: int, inputs: Tensors, pad: Sequence[str]) -> Bucket:
     """Say which tasks can share a forward pass: those whose buckets are equal.
 
     Args:
@@ -247,7 +335,7 @@ def bucket(version: int, inputs: Tensors, pad: Sequence[str]) -> Hashable:
     shapes = tuple(
         sorted((name, () if name in pad else array.shape[1:]) for name, array in inputs.items())
     )
-    return version, shapes
+    return Bucket(version, shapes)
 
 
 class Undecided(ForwardFailed):

@@ -1,7 +1,7 @@
 """One loaded version of a model: load, warm up, and answer batches.
 
 prepare    each member's own preprocessing
-forward    collate -> one forward pass -> postprocess -> check -> split
+forward    group by length -> for each group: collate -> run -> postprocess -> check -> split
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import logging
 import math
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from statistics import median
 from typing import Any, cast
 
 import numpy as np
 
 from inferno.errors import ForwardFailed, InvalidInput, PackageError
+from inferno.latency import LatencyCurve
 from inferno.protocol.signature import BATCH, Limits, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array, Tensors
 from inferno.repository import Package
@@ -31,6 +34,13 @@ _UNBOUNDED = Limits(text_bytes=2**31, image_bytes=2**31, rows=2**31)
 class Engine:
     """One version, ready for forward passes; safe to use from several threads if its runtime is."""
 
+    #: Warming up measures each batch size up to so many times, while this many seconds are not
+    #: over. Each is run once in any case.
+    MEASUREMENTS = 7
+    MEASURING_S = 1.0
+    #: Weight of the newest batch in the mean length of rows.
+    WEIGHT = 0.05
+
     def __init__(
         self, package: Package, batching: BatchingSettings, inference: InferenceSettings
     ) -> None:
@@ -42,6 +52,9 @@ class Engine:
         self.package = package
         manifest = package.manifest
         self.max_batch_size = package.max_batch_size(batching.max_batch_size)
+        #: Seconds of a forward pass by its size, see `size`.
+        self.latency = LatencyCurve()
+        self._length = 1.0
         context = ModelContext(
             path=package.path.resolve(),
             device=choose_device(inference.device),
@@ -54,29 +67,85 @@ class Engine:
         self._preprocess = getattr(self._runtime.processor, "preprocess", None)
         self._postprocess = getattr(self._runtime.processor, "postprocess", None)
 
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The numbers of rows that are warmed up: those declared, or every power of two."""
+        declared = self.package.manifest.batching.batch_sizes
+        if declared:
+            return list(declared)
+        return sorted(
+            {2**k for k in range(self.max_batch_size.bit_length())} | {self.max_batch_size}
+        )
+
     def warm_up(self) -> None:
-        """Run one forward pass of every batch size that is a power of two, and of the largest.
+        """Run and measure one forward pass or more of each batch size and declared length.
 
         Raises:
           PackageError: the sample does not fit the signature, or the model fails on it.
         """
         started = time.monotonic()
-        sizes = sorted(
-            {2**k for k in range(self.max_batch_size.bit_length())} | {self.max_batch_size}
-        )
         try:
             sample = self.prepare(self._sample())
-            for size in sizes:
-                self.forward([sample] * size)
+            self._length = self._length_of(sample)
+            samples = [sample]
+            if self.package.manifest.batching.buckets:
+                samples = [
+                    self._lengthened(sample, size)
+                    for size in self.package.manifest.batching.buckets
+                ]
+            for member in samples:
+                for rows in self.batch_sizes:
+                    self.measure(member, rows, started + self.MEASURING_S)
         except Exception as exc:
             raise PackageError(
                 f"{self.package.path}: fails on its warm-up sample: {type(exc).__name__}: {exc}"
             ) from exc
         logger.info(
             "warmed up %s version %s on %s: batches of %s in %.1f s",
-            self.package.name, self.package.version, self.device, ", ".join(map(str, sizes)),
+            self.package.name, self.package.version, self.device,
+            ", ".join(
+                f"{rows} ({self.predict(rows) * 1000:.1f} ms)" for rows in self.batch_sizes
+            ),
             time.monotonic() - started,
         )  # fmt: skip
+
+    def measure(self, member: Tensors, rows: int, until: float) -> float:
+        """Measure forward passes of equal members; the latency curve learns of it.
+
+        Args:
+          member: one prepared row.
+          rows: of a pass.
+          until: the monotonic time after which the measurement is not repeated.
+        Returns:
+          The median of their seconds.
+        """
+        took = [self._timed([member] * rows)]
+        while len(took) <= self.MEASUREMENTS and time.monotonic() < until:
+            took.append(self._timed([member] * rows))
+        # The first pass also allocates and compiles.
+        seconds = median(took[1:] or took)
+        self.latency.measured(self.size(rows, self._length_of(member)), seconds)
+        return seconds
+
+    def _timed(self, members: list[Tensors]) -> float:
+        started = time.perf_counter()
+        self._pass(members)
+        return time.perf_counter() - started
+
+    def size(self, rows: int, length: float = 1.0) -> int:
+        """Return the size of a forward pass: its rows, padded, times what one holds, padded.
+
+        Args:
+          rows: of all members together.
+          length: elements of one row of the largest padded tensor; 1 where nothing is padded.
+        """
+        return round(self._padded_rows(rows) * length)
+
+    def predict(self, rows: int) -> float:
+        """Return how many seconds a batch of so many rows will probably take; 0 if unknown."""
+        whole, rest = divmod(rows, self.max_batch_size)
+        seconds = whole * self.latency.predict(self.size(self.max_batch_size, self._length))
+        return seconds + (self.latency.predict(self.size(rest, self._length)) if rest else 0.0)
 
     def _sample(self) -> Tensors:
         """Return inputs of one row."""
@@ -107,7 +176,10 @@ class Engine:
             raise InvalidInput(str(exc), "inputs") from exc
 
     def forward(self, members: Sequence[Tensors]) -> list[Tensors]:
-        """Answer prepared members with one forward pass.
+        """Answer prepared members with one forward pass, or several where that takes less time.
+
+        Members of very different lengths are not all padded to the longest: they are grouped so
+        that all passes together are predicted to be shortest.
 
         Args:
           members: what `prepare` returned for each task; together at most `max_batch_size` rows.
@@ -117,15 +189,30 @@ class Engine:
           ForwardFailed: the outputs do not match the signature or the number of rows.
           Exception: whatever the model raises.
         """
+        answers: dict[int, Tensors] = {}
+        started = time.perf_counter()
+        for group in self._grouped(members):
+            answers |= zip(group, self._pass([members[place] for place in group]), strict=True)
+            ended = time.perf_counter()
+            rows = sum(count_rows(members[place]) for place in group)
+            longest = max(self._length_of(members[place]) for place in group)
+            self.latency.note(self.size(rows, longest), ended - started)
+            self._length += self.WEIGHT * (longest - self._length)
+            started = ended
+        return [answers[place] for place in range(len(members))]
+
+    def _pass(self, members: Sequence[Tensors]) -> list[Tensors]:
         rows = [count_rows(member) for member in members]
-        outputs = self._runtime.run(self._collate(members))
+        inputs = self._collate(members)
+        outputs = self._runtime.run(inputs)
         if self._postprocess is not None:
             outputs = self._postprocess(outputs)
         if not isinstance(outputs, dict):
             raise ForwardFailed(
                 f"the model gave {type(outputs).__name__}, expected outputs by name"
             )
-        checked = self._check(outputs, sum(rows))
+        # Rows that only pad are behind those of the members.
+        checked = self._check(outputs, self._padded_rows(sum(rows)))
         if not self.package.signature.batched:
             return [checked]
         ends = np.cumsum(rows).tolist()
@@ -134,13 +221,71 @@ class Engine:
             for end, n in zip(ends, rows, strict=True)
         ]
 
-    def _collate(self, members: Sequence[Tensors]) -> Tensors:
-        if len(members) == 1:
-            return members[0]
+    def _grouped(self, members: Sequence[Tensors]) -> list[list[int]]:
+        """Say which members, by their places, shall share a pass."""
+        places: dict[int, list[int]] = {}
+        for place, member in enumerate(members):
+            places.setdefault(self._length_of(member), []).append(place)
+        if len(places) == 1:
+            return [list(range(len(members)))]
+        lengths = sorted(places)
+        rows = [sum(count_rows(members[place]) for place in places[n]) for n in lengths]
+        # The quickest way to answer the first n lengths, and where its last pass begins.
+        quickest, begins = [0.0], [0]
+        for end, length in enumerate(lengths, start=1):
+            together, best, begin = 0, math.inf, 0
+            for first in range(end - 1, -1, -1):
+                together += rows[first]
+                seconds = quickest[first] + self.latency.predict(self.size(together, length))
+                # Of equals, fewer passes.
+                if seconds <= best:
+                    best, begin = seconds, first
+            quickest.append(best)
+            begins.append(begin)
+        groups: list[list[int]] = []
+        end = len(lengths)
+        while end:
+            groups.append([p for n in lengths[begins[end] : end] for p in places[n]])
+            end = begins[end]
+        return groups
+
+    def _length_of(self, member: Tensors) -> int:
+        batching = self.package.manifest.batching
+        return max(
+            (
+                math.prod(_next(size, batching.buckets) for size in member[name].shape[1:])
+                for name in batching.pad
+                if name in member
+            ),
+            default=1,
+        )
+
+    def _lengthened(self, member: Tensors, size: int) -> Tensors:
+        """Pad what is padded of one member to at least a size."""
         pad = self.package.manifest.batching.pad
-        return {
-            name: _stack([member[name] for member in members], pad.get(name)) for name in members[0]
+        return {name: _stack([array], pad.get(name), (size,)) for name, array in member.items()}
+
+    def _padded_rows(self, rows: int) -> int:
+        return _next(rows, self.package.manifest.batching.batch_sizes)
+
+    def _collate(self, members: Sequence[Tensors]) -> Tensors:
+        batching = self.package.manifest.batching
+        if len(members) == 1 and not batching.buckets and not batching.batch_sizes:
+            return members[0]
+        stacked = {
+            name: _stack(
+                [member[name] for member in members], batching.pad.get(name), batching.buckets
+            )
+            for name in members[0]
         }
+        rows = count_rows(stacked)
+        missing = self._padded_rows(rows) - rows
+        if missing > 0:
+            # Rows that the model has seen are sure to be valid.
+            stacked = {
+                n: np.concatenate([a, a[-1:].repeat(missing, axis=0)]) for n, a in stacked.items()
+            }
+        return stacked
 
     def _check(self, outputs: Tensors, rows: int) -> Tensors:
         checked = {}
@@ -188,10 +333,19 @@ def count_rows(inputs: Tensors) -> int:
     return len(first) if first.ndim else 1
 
 
-def _stack(arrays: list[Array], pad: float | None) -> Array:
-    if pad is None or len({array.shape[1:] for array in arrays}) == 1:
+def _next(size: int, sizes: Sequence[int]) -> int:
+    """Return the smallest listed size that is not below; beyond the last one, the size itself."""
+    place = bisect_left(sizes, size)
+    return sizes[place] if place < len(sizes) else size
+
+
+def _stack(arrays: list[Array], pad: float | None, sizes: Sequence[int]) -> Array:
+    shapes = {array.shape[1:] for array in arrays}
+    if pad is None:
         return np.concatenate(arrays)
-    longest = np.max([array.shape[1:] for array in arrays], axis=0)
+    longest = tuple(_next(max(dims), sizes) for dims in zip(*shapes, strict=True))
+    if shapes == {longest}:
+        return np.concatenate(arrays)
     out = np.full((sum(map(len, arrays)), *longest), pad, dtype=arrays[0].dtype)
     start = 0
     for array in arrays:

@@ -6,10 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from inferno import names
@@ -48,16 +56,43 @@ class Batching(_Section):
         validation_alias=AliasChoices(
             "max_batch_delay_ms", "max_batch_latency_ms", "max_batch_wait_ms"
         ),
-        description="How long the oldest waiting task may be held back, in ms.",
+        description="How long the oldest waiting task may be held back, while an executor is free, "
+        "in ms.",
     )
     pad: dict[str, float] = Field(
         default_factory=dict,
         description="Tensors whose free dimensions are padded to the longest of the batch, and the "
         "value to pad with.",
     )
+    buckets: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(),
+        description="Sizes of padded dimensions, ascending: each is padded to the next one listed.",
+    )
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(),
+        description="Rows of forward passes, ascending, for models that are compiled for these: "
+        "passes are padded to the next one. The last is the default of max_batch_size.",
+    )
     oversized: Literal["split", "refuse"] = Field(
         default="split", description="What happens to a task of more rows than max_batch_size."
     )
+
+    @field_validator("buckets", "batch_sizes")
+    @classmethod
+    def _ascend(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if list(sizes) != sorted(set(sizes)):
+            raise ValueError(f"{list(sizes)}: expected ascending sizes")
+        return sizes
+
+    @model_validator(mode="after")
+    def _cover(self) -> Batching:
+        if self.buckets and not self.pad:
+            raise ValueError("buckets: expected `pad`, which says what to fill them up with")
+        if self.batch_sizes and (self.max_batch_size or 1) > self.batch_sizes[-1]:
+            raise ValueError(
+                f"max_batch_size: {self.max_batch_size}: expected at most the last of batch_sizes"
+            )
+        return self
 
 
 class Concurrency(_Section):
@@ -140,9 +175,10 @@ class Manifest(_Section):
 
     @model_validator(mode="after")
     def _batchable(self) -> Manifest:
-        if not self.signature.batched and (self.batching.max_batch_size or 1) > 1:
+        size = self.batching.max_batch_size or max(self.batching.batch_sizes, default=1)
+        if not self.signature.batched and size > 1:
             raise ValueError(
-                f"batching.max_batch_size: {self.batching.max_batch_size}: expected 1, because no "
+                f"batching.max_batch_size: {size}: expected 1, because no "
                 "tensor has `batch` as its first dimension"
             )
         return self
@@ -176,7 +212,9 @@ class Package:
         Args:
           default: for a package that does not say.
         """
-        return self.manifest.batching.max_batch_size or (default if self.signature.batched else 1)
+        batching = self.manifest.batching
+        largest = batching.batch_sizes[-1] if batching.batch_sizes else default
+        return batching.max_batch_size or (largest if self.signature.batched else 1)
 
     def timeout_s(self, default: float) -> float:
         """Return the limit of one forward pass, in seconds.

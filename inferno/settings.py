@@ -146,7 +146,8 @@ class BatchingSettings(Group):
     max_batch_delay_ms: float = Field(
         default=20.0,
         ge=0,
-        description="How long the oldest waiting task may be held back for others to join, in ms.",
+        description="How long the oldest waiting task may be held back for others to join, while "
+        "an executor is free, in ms.",
         validation_alias=AliasChoices(
             "max_batch_delay_ms", "max_batch_wait_ms", "max_batch_latency_ms"
         ),

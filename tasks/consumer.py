@@ -313,7 +313,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
             if member.held.entry:
                 self._riding[member.held] = []
         self._running += 1
-        self._former.started()
+        self._former.started(len(batch.members))
         self._consumer.pool.apply_async(self._work, (batch,))
 
     def _work(self, batch: Batch) -> None:
@@ -378,7 +378,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
 
     def _finish(self, batch: Batch, settled: list[Settled]) -> None:
         self._running -= 1
-        self._former.finished()
+        self._former.finished(len(batch.members), time.monotonic())
         again = [m for member in batch.members for m in self._riding.pop(member.held, ())]
         self._acknowledge(settled)
         for message in again if settled else ():

@@ -99,7 +99,7 @@ def answer(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watch
     started_at = time.time()
     prepared: list[tuple[Member, Tensors]] = []
     answers: list[Answer] = []
-    alone = BatchInfo(batch.id, 1, 1, FlushReason.ISOLATED)
+    alone = BatchInfo(batch.id, 1, 1, FlushReason.ISOLATED, 0.0, 0.0)
     with watch(batch):
         for member in members:
             try:
@@ -127,15 +127,25 @@ def _isolated(
             return engine.forward(inputs)
 
     def run(part: Sequence[tuple[Member, Tensors]]) -> list[Tensors]:
-        reason = batch.reason if len(part) == len(prepared) else FlushReason.ISOLATED
         rows = sum(member.rows for member, _ in part)
-        info = BatchInfo(batch.id, len(part), rows, reason)
-        rode_in.update((member, info) for member, _ in part)
-        if part[0][0].rows > engine.max_batch_size:
-            # A task of more rows than one pass takes rides alone, in pieces.
-            pieces = chunks(part[0][1], engine.max_batch_size)
-            return [_joined([forward([piece])[0] for piece in pieces])]
-        return forward([inputs for _, inputs in part])
+        predicted_s = engine.predict(rows)
+        started = time.monotonic()
+        try:
+            if part[0][0].rows > engine.max_batch_size:
+                # A task of more rows than one pass takes rides alone, in pieces.
+                pieces = chunks(part[0][1], engine.max_batch_size)
+                return [_joined([forward([piece])[0] for piece in pieces])]
+            return forward([inputs for _, inputs in part])
+        finally:
+            info = BatchInfo(
+                batch.id,
+                len(part),
+                rows,
+                batch.reason if len(part) == len(prepared) else FlushReason.ISOLATED,
+                predicted_ms=round(predicted_s * 1000, 3),
+                run_ms=round((time.monotonic() - started) * 1000, 3),
+            )
+            rode_in.update((member, info) for member, _ in part)
 
     for (member, _), outputs in isolate(prepared, run):
         if isinstance(outputs, Exception):

@@ -9,7 +9,7 @@ from threading import Lock
 
 from celery import Celery
 
-from inferno.batching import BatchFormer
+from inferno.batching import BatchFormer, Bucket
 from inferno.engine import Engine
 from inferno.errors import ConfigurationError, PackageError
 from inferno.pace import Pace
@@ -109,10 +109,14 @@ class HostedModel:
         )
         return self._watchdog.watch(what, self.timeout_s[version])
 
+    def _predict(self, bucket: Bucket, rows: int) -> float:
+        engine = self._engines.get(bucket.version)
+        return engine.predict(rows) if engine else 0.0
+
     def task(self, settler: Settler, lanes: Lanes) -> InferenceTask:
         """Return the Celery task that serves this model's lane."""
         former: BatchFormer[Member] = BatchFormer(
-            self.max_batch_size, self.window_s, self._settings.batching.adaptive
+            self.max_batch_size, self.window_s, self._settings.batching.adaptive, self._predict
         )
         return InferenceTask(
             self.model,

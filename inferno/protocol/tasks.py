@@ -73,6 +73,10 @@ class BatchInfo(msgspec.Struct, frozen=True):
     rows: int
     #: Why it left: `full`, `window`, `idle`, `deadline` or `isolated`.
     flush_reason: str
+    #: What the forward pass was expected to take, in ms; 0 before anything was measured.
+    predicted_ms: float
+    #: What it took.
+    run_ms: float
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -61,7 +61,9 @@ def finish(transitions: Transitions, task_id: str, state: TaskState = TaskState.
     """Leave a task that is over."""
     record = Record(task_id, "m", 1, TaskState.QUEUED, time.time(), priority=3)
     accept(transitions, record, "", "")
-    result = Result({"y": 1.5}, "m", 1, Timings(1, 2, 3, 6), BatchInfo("b", 1, 1, "idle"), "w@test")
+    result = Result(
+        {"y": 1.5}, "m", 1, Timings(1, 2, 3, 6), BatchInfo("b", 1, 1, "idle", 2.5, 3.0), "w@test"
+    )
     payload = encode_outcome(task_id, msgspec.json.encode(result))
     transitions.finish([Step(task_id, Held(), transitions.ended({}, task_id, state, payload))])
 

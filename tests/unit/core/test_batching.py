@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferno.batching import (
-    ArrivalGap,
     BatchFormer,
+    Crowd,
     Flush,
     FlushReason,
     Undecided,
@@ -23,15 +24,7 @@ from inferno.batching import (
     is_transient,
     isolate,
 )
-from tests.unit.core.simulation import (
-    SPACING_S,
-    Lane,
-    Left,
-    crowd,
-    mean_held,
-    mean_size,
-    poisson,
-)
+from inferno.simulation import Call, Lane, Report, bursts, crowd, poisson
 
 WINDOW_S = 0.010
 MAX_ROWS = 32
@@ -96,6 +89,21 @@ def test_a_batch_leaves_in_time_for_the_earliest_deadline() -> None:
     assert tasks(flush) == ["patient", "hurried"]
     assert flush is not None
     assert flush.reason is FlushReason.DEADLINE
+
+
+def test_a_batch_leaves_so_early_that_its_pass_is_over_before_the_deadline() -> None:
+    # Given passes of 1 s and 0.1 s more for each row
+    batches: BatchFormer[str] = BatchFormer(
+        MAX_ROWS, 10.0, adaptive=False, predict=lambda bucket, rows: 1 + rows / 10
+    )
+    batches.add(waiting("hurried", 1.0, deadline=5.0))
+    assert batches.next_due() == pytest.approx(5.0 - 1.1 - BatchFormer.DEADLINE_MARGIN)
+    # When another task joins, the pass takes longer
+    batches.add(waiting("patient", 1.0))
+    assert batches.next_due() == pytest.approx(5.0 - 1.2 - BatchFormer.DEADLINE_MARGIN)
+    # And what cannot be over in time leaves at once: it may still start in time
+    batches.add(waiting("late", 1.0, deadline=1.5))
+    assert tasks(batches.flush(1.0)) == ["hurried", "patient", "late"]
 
 
 def test_a_late_deadline_changes_nothing() -> None:
@@ -255,110 +263,187 @@ def test_padded_inputs_may_differ_in_size() -> None:
 
 # The window adapts: simulations with a service time of 5 ms + 0.05 ms per row
 
+#: What the front end takes for one task.
+SPACING_S = 0.0003
 
-def closed_loop(clients: int, *, until: float = 3.0, **lane: Any) -> list[Left]:
-    simulation = Lane(BatchFormer(MAX_ROWS, WINDOW_S), **lane)
-    for at, client in crowd(clients):
-        simulation.arrive(at, client)
+
+def mock(tasks: int) -> float:
+    return 0.005 + 0.00005 * tasks
+
+
+def takes(pass_s: float, tasks: int) -> float:
+    return pass_s
+
+
+def lane(*, adaptive: bool = True, **fields: Any) -> Lane:
+    former: BatchFormer[Call] = BatchFormer(MAX_ROWS, WINDOW_S, adaptive)
+    given: dict[str, Any] = {"busy": mock, "front_end": SPACING_S} | fields
+    return Lane(former, **given)
+
+
+def closed_loop(clients: int, *, until: float = 3.0, **fields: Any) -> Report:
+    simulation = lane(**fields)
+    for at, client in crowd(clients, spacing=SPACING_S):
+        simulation.call(at, client)
     return simulation.run(until)
 
 
+def held(report: Report) -> list[float]:
+    return [held for batch in report.batches for held in batch.held]
+
+
 def test_a_lone_client_never_pays_the_window() -> None:
-    batches = closed_loop(1)
-    assert mean_size(batches) == 1
-    assert max(held for batch in batches for held in batch.held) == 0
+    report = closed_loop(1)
+    assert report.mean_size == 1
+    assert max(held(report)) == 0
 
 
 def test_a_lone_client_does_not_pay_for_the_crowd_that_left() -> None:
     # Given a crowd that fills batches, and then is gone
-    simulation = Lane(BatchFormer(MAX_ROWS, WINDOW_S))
+    simulation = lane()
     for at, client in crowd(64):
-        simulation.arrive(at, client)
+        simulation.call(at, client)
     simulation.run(1.0)
     simulation.closed_loop = False
     simulation.run(2.0)
     # When one client stays
     simulation.closed_loop = True
-    simulation.arrive(3.0, 0)
-    held = [batch.held[0] for batch in simulation.run(3.5)]
+    simulation.call(3.0, 0)
+    first, *others = held(simulation.run(3.5))
     # Then at most its first call waits, and for less than a fifth of the window
-    assert held[0] < WINDOW_S / 5
-    assert max(held[1:]) == 0
+    assert first < WINDOW_S / 5
+    assert max(others) == 0
 
 
-@pytest.mark.parametrize("fetch_s", [0.0, 0.001, 0.003])
-def test_a_crowd_fills_its_batches(fetch_s: float) -> None:
-    batches = closed_loop(64, fetch_s=fetch_s)
-    assert mean_size(batches) >= 24
-    assert max(batch.size for batch in batches) == MAX_ROWS
+@pytest.mark.parametrize("fetch", [0.0, 0.001, 0.003])
+@pytest.mark.parametrize("clients", [64, 128])
+def test_a_crowd_fills_its_batches(clients: int, fetch: float) -> None:
+    assert closed_loop(clients, fetch=fetch).mean_size >= 31
+
+
+@pytest.mark.parametrize("fetch", [0.0, 0.001, 0.003])
+def test_a_crowd_fills_the_batches_of_a_model_that_takes_no_time(fetch: float) -> None:
+    # Given a model of which only beginning and settling a batch takes time
+    report = closed_loop(64, fetch=fetch, busy=lambda tasks: 0.0015 + 0.00003 * tasks)
+    # Then it is asked seldom, and the front end, which sets the pace, loses nothing
+    assert report.mean_size >= 28
+    assert report.tasks_per_s >= 0.98 / SPACING_S
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_crowd_that_thinks_at_random_fills_its_batches(seed: int) -> None:
     source = random.Random(seed)
-    batches = closed_loop(64, think=lambda: source.expovariate(1 / 0.002))
-    assert mean_size(batches) >= 28
-    assert mean_held(batches) < WINDOW_S / 3
+    report = closed_loop(64, think=lambda: source.expovariate(1 / 0.002))
+    assert report.mean_size >= 31
+    assert report.mean_held < WINDOW_S / 3
 
 
 def test_a_crowd_is_recognised_soon_after_a_lone_client() -> None:
-    simulation = Lane(BatchFormer(MAX_ROWS, WINDOW_S))
-    simulation.arrive(0.0, 0)
+    simulation = lane()
+    simulation.call(0.0, 0)
     simulation.run(0.3)
     for at, client in crowd(64, start=0.3):
-        simulation.arrive(at, client + 1)
-    sizes = [batch.size for batch in simulation.run(1.0)]
-    assert MAX_ROWS in sizes[:3]
-    assert min(sizes[3:]) >= 24
+        simulation.call(at, client + 1)
+    sizes = [batch.size for batch in simulation.run(1.0).batches]
+    assert MAX_ROWS in sizes[:6]
+    assert min(sizes[6:]) >= 28
 
 
 @pytest.mark.parametrize("clients", [2, 4, 8, 16])
 def test_few_clients_do_not_wait_for_the_whole_window(clients: int) -> None:
-    batches = closed_loop(clients)
-    assert mean_held(batches) < WINDOW_S / 2
-    late = [batch for batch in batches if batch.reason is FlushReason.WINDOW]
-    assert len(late) <= 1
+    report = closed_loop(clients)
+    assert report.mean_held < WINDOW_S / 2
+    assert report.reasons[FlushReason.WINDOW] <= 1
 
 
-def test_eight_clients_share_their_passes() -> None:
-    assert mean_size(closed_loop(8)) >= 3.9
+@pytest.mark.parametrize("clients", [2, 8, 16])
+def test_a_few_clients_share_their_passes_however_long_one_takes(clients: int) -> None:
+    # Who waits for the running pass does not leave just before those come back who are in it
+    for pass_s in (0.005, 0.05, 0.5):
+        report = closed_loop(clients, busy=partial(takes, pass_s), until=600 * pass_s)
+        assert report.mean_size >= 0.95 * clients
 
 
 @pytest.mark.parametrize("rate", [5, 20, 50, 100])
 def test_a_low_rate_of_strangers_does_not_pay_the_window(rate: int) -> None:
-    simulation = Lane(BatchFormer(MAX_ROWS, WINDOW_S), closed_loop=False)
+    simulation = lane(closed_loop=False)
     for at, client in poisson(rate, until=20.0, seed=rate):
-        simulation.arrive(at, client)
-    batches = simulation.run(21.0)
-    assert mean_held(batches) < WINDOW_S / 100
+        simulation.call(at, client)
+    assert simulation.run(21.0).mean_held < WINDOW_S / 100
 
 
 def test_a_high_rate_of_strangers_fills_batches() -> None:
-    simulation = Lane(BatchFormer(MAX_ROWS, WINDOW_S), closed_loop=False)
+    simulation = lane(closed_loop=False)
     for at, client in poisson(3000, until=3.0, seed=1):
-        simulation.arrive(at, client)
-    assert mean_size(simulation.run(4.0)) >= 24
+        simulation.call(at, client)
+    assert simulation.run(4.0).mean_size >= 24
+
+
+def test_strangers_who_come_together_leave_together() -> None:
+    simulation = lane(closed_loop=False)
+    for at, client in bursts(16, every=0.1, until=3.0):
+        simulation.call(at, client)
+    report = simulation.run(4.0)
+    assert {batch.size for batch in report.batches[1:]} == {16}
+    assert report.mean_held < WINDOW_S / 5
 
 
 def test_nobody_is_held_back_for_longer_than_the_window() -> None:
     for clients in (1, 3, 8, 40, 64, 200):
-        batches = closed_loop(clients, until=1.0)
-        assert max(h for batch in batches for h in batch.held) <= WINDOW_S + 1e-9
+        assert max(held(closed_loop(clients, until=1.0))) <= WINDOW_S + 1e-9
+
+
+def test_two_executors_share_a_crowd() -> None:
+    report = closed_loop(128, executors=2, front_end=0.0001)
+    assert report.mean_size >= 28
 
 
 def test_without_adaptation_a_lone_client_pays_the_window() -> None:
-    simulation = Lane(BatchFormer(MAX_ROWS, WINDOW_S, adaptive=False))
-    simulation.arrive(0.0, 0)
-    batches = simulation.run(0.5)
-    assert mean_held(batches) == pytest.approx(WINDOW_S)
+    simulation = lane(adaptive=False)
+    simulation.call(0.0, 0)
+    assert simulation.run(0.5).mean_held == pytest.approx(WINDOW_S)
 
 
 def test_the_end_of_a_burst_is_known_after_a_few_gaps() -> None:
-    gap = ArrivalGap(WINDOW_S)
+    crowd = Crowd(WINDOW_S)
     for number in range(40):
-        gap.arrived(number * SPACING_S, alone=number == 0)
+        crowd.arrived(number * SPACING_S, in_lane=number + 1)
     last = 39 * SPACING_S
-    assert last < gap.expected_until() < last + WINDOW_S / 5
+    # When one of those who came leaves unanswered, somebody is missing, but not for long
+    until = crowd.expected_until(39, seats=1, until=last + WINDOW_S)
+    assert last < until < last + WINDOW_S / 5
+    # And when all are here, nobody is expected
+    assert crowd.expected_until(40, seats=1, until=last + WINDOW_S) == last
+
+
+def test_many_tasks_are_added_and_asked_about_without_looking_at_each_other() -> None:
+    # Given more waiting tasks than any worker holds, of which each has a deadline
+    batches: BatchFormer[int] = BatchFormer(10**9, 1e9, adaptive=True)
+    asked = Counting()
+    for number in range(20_000):
+        deadline = asked if number == 0 else 1e9
+        batches.add(Waiting(number, "a", 1, 0.0, deadline, since=number))
+        batches.next_due()
+        batches.next_deadline()
+    # Then the first one is compared a few times with each newcomer, and not with each pair
+    assert Counting.compared < 10 * 20_000
+
+
+class Counting(float):
+    """A deadline that counts how often it is compared."""
+
+    compared = 0
+
+    def __new__(cls) -> Counting:
+        return super().__new__(cls, 1e6)
+
+    def __lt__(self, other: float) -> bool:
+        Counting.compared += 1
+        return super().__lt__(other)
+
+    def __gt__(self, other: float) -> bool:
+        Counting.compared += 1
+        return super().__gt__(other)
 
 
 # Isolation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from inferno.engine import Engine, choose_device, chunks, count_rows
 from inferno.errors import ForwardFailed, InvalidInput, PackageError
+from inferno.latency import LatencyCurve
 from inferno.protocol.tensors import Tensors
 from inferno.repository import Package
 from inferno.settings import BatchingSettings, InferenceSettings
@@ -131,6 +133,85 @@ def test_members_are_padded_with_the_value_of_the_manifest(engine: Build) -> Non
     first, second = padded.forward([rows(1, 2), rows(1, 4)])
     assert first["y"].tolist() == [[0, 1, -1, -1]]
     assert second["y"].tolist() == [[0, 1, 2, 3]]
+
+
+# Lengths and sizes
+
+
+def lengths_of_passes(model: Engine) -> list[tuple[int, ...]]:
+    return [batch["x"] for batch in model._runtime._model.batches]  # type: ignore[attr-defined]
+
+
+def padding(engine: Build, seconds: dict[int, float], **batching: Any) -> Engine:
+    """Return a model that pads, and of which it is known how long its passes take."""
+    model = engine(
+        SUM, signature=SUM_SIGNATURE, batching={"pad": {"x": 0}, **batching}, max_batch_size=64
+    )
+    model.latency = LatencyCurve(seconds)
+    return model
+
+
+def test_members_of_very_different_lengths_are_answered_in_several_passes(engine: Build) -> None:
+    # Given passes of 5 ms and 1 ms more for each element
+    model = padding(engine, {1: 0.006, 1000: 1.005})
+    members = [rows(1, 20), rows(1, 2), rows(2, 19), rows(1, 3)]
+    answers = model.forward(members)
+    # Then the long ones share one, and the short ones another
+    assert sorted(lengths_of_passes(model)) == [(2, 3), (3, 20)]
+    assert [a["y"].tolist() for a in answers] == [m["x"].sum(axis=1).tolist() for m in members]
+
+
+def test_members_share_a_pass_where_another_one_costs_more_than_padding(engine: Build) -> None:
+    model = padding(engine, {1: 1.0, 1000: 1.1})
+    model.forward([rows(1, 20), rows(1, 2)])
+    assert lengths_of_passes(model) == [(2, 20)]
+
+
+def test_passes_of_a_known_latency_correct_it(engine: Build) -> None:
+    model = padding(engine, {1: 10.0, 1000: 11.0})
+    before = model.latency.predict(40)
+    model.forward([rows(2, 20)])
+    assert model.latency.predict(40) < before
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 40)), min_size=1, max_size=8),
+    fixed=st.floats(1e-4, 1.0),
+    seed=st.integers(0, 999),
+)
+def test_however_members_are_grouped_they_are_answered_as_alone(
+    bucketed: Engine, sizes: list[tuple[int, int]], fixed: float, seed: int
+) -> None:
+    bucketed.latency = LatencyCurve({1: fixed, 1000: fixed + 1.0})
+    source = np.random.default_rng(seed)
+    members: list[Tensors] = [{"x": source.random(size, dtype=np.float32)} for size in sizes]
+    bucketed._runtime._model.batches.clear()  # type: ignore[attr-defined]
+    for member, answer in zip(members, bucketed.forward(members), strict=True):
+        np.testing.assert_allclose(answer["y"], member["x"].sum(axis=1), rtol=1e-5)
+    for size, length in lengths_of_passes(bucketed):
+        assert size in (1, 2, 5, 24)
+        assert length in (8, 32) or 32 < length <= 40
+
+
+@pytest.fixture(scope="module")
+def bucketed(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    folder = tmp_path_factory.mktemp("models") / "sum" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(SUM)
+    (folder / "model.yaml").write_text(
+        """
+        {name: sum, version: 1, format: python, entrypoint: "model:build",
+         batching: {pad: {x: 0}, buckets: [8, 32], batch_sizes: [1, 2, 5, 24]},
+         signature: {inputs: [{name: x, dtype: float32, shape: [batch, n]}],
+                     outputs: [{name: y, dtype: float32, shape: [batch]}]}}
+        """
+    )
+    return load(Package.read(folder))
+
+
+def test_the_largest_declared_batch_is_the_limit_unless_another_is_given(engine: Build) -> None:
+    assert padding(engine, {}, batch_sizes=[1, 8]).max_batch_size == 8
 
 
 def test_texts_are_batched_as_objects(engine: Build) -> None:
@@ -273,8 +354,41 @@ def test_warming_up_runs_every_power_of_two_and_the_largest_batch(
     with caplog.at_level(logging.INFO):
         model.warm_up()
     batches = model._runtime._model.batches  # type: ignore[attr-defined]
-    assert [batch["x"][0] for batch in batches] == [1, 2, 4, 6]
-    assert "batches of 1, 2, 4, 6" in caplog.text
+    assert shapes(batches) == [(1, 8), (2, 8), (4, 8), (6, 8)]
+    assert re.search(r"batches of 1 \(.* ms\), 2 \(.* ms\), 4 \(.* ms\), 6 \(.* ms\)", caplog.text)
+
+
+def shapes(batches: list[dict[str, tuple[int, ...]]]) -> list[tuple[int, ...]]:
+    """Return the shapes of `x` without the repetitions of a measurement."""
+    return list(dict.fromkeys(batch["x"] for batch in batches))
+
+
+def test_warming_up_measures_the_latency_curve(engine: Build) -> None:
+    source = """
+import time
+
+def build(context):
+    def model(inputs):
+        time.sleep(0.002 * len(inputs["x"]))
+        return {"y": inputs["x"].sum(axis=1)}
+    return model
+"""
+    model = engine(source, signature=SUM_SIGNATURE, max_batch_size=16)
+    assert model.predict(16) == 0.0
+    model.warm_up()
+    assert list(model.latency.points) == [1, 2, 4, 8, 16]
+    assert 0.016 <= model.predict(8) <= model.predict(12) <= model.predict(16)
+    # More rows than one pass takes are answered in several
+    assert model.predict(32) == pytest.approx(2 * model.predict(16))
+
+
+def test_declared_shapes_are_all_warmed_up(engine: Build) -> None:
+    batching = {"pad": {"x": 0}, "buckets": [4, 16], "batch_sizes": [1, 3]}
+    sample = {"inputs": {"x": [[1.0] * 3]}}
+    model = engine(SUM, signature=SUM_SIGNATURE, batching=batching, warm_up=sample)
+    model.warm_up()
+    batches = model._runtime._model.batches  # type: ignore[attr-defined]
+    assert shapes(batches) == [(1, 4), (3, 4), (1, 16), (3, 16)]
 
 
 def test_the_sample_of_the_manifest_is_used_and_counts_as_one_row(engine: Build) -> None:
@@ -283,7 +397,7 @@ def test_the_sample_of_the_manifest_is_used_and_counts_as_one_row(engine: Build)
     model = engine(SUM, signature=SUM_SIGNATURE, warm_up=sample, max_batch_size=2)
     model.warm_up()
     batches = model._runtime._model.batches  # type: ignore[attr-defined]
-    assert batches == [{"x": (1, 5)}, {"x": (2, 5)}]
+    assert shapes(batches) == [(1, 5), (2, 5)]
 
 
 def test_a_made_up_sample_obeys_the_signature(engine: Build) -> None:
@@ -302,7 +416,7 @@ def test_a_made_up_sample_obeys_the_signature(engine: Build) -> None:
     model = engine(SUM, signature=signature, max_batch_size=1)
     model.warm_up()
     batches = model._runtime._model.batches  # type: ignore[attr-defined]
-    assert batches == [{"x": (1, 8), "raw": (1,)}]
+    assert {tuple(batch.items()) for batch in batches} == {(("x", (1, 8)), ("raw", (1,)))}
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,20 @@ def with_input(**changes: Any) -> dict[str, Any]:
             "greater than or equal to 0",
         ),
         ({"batching": {"oversized": "cut"}}, "batching.oversized", "'cut'", "'split' or 'refuse'"),
+        ({"batching": {"buckets": [8]}}, "batching", None, "expected `pad`, which says"),
+        (
+            {"batching": {"buckets": [16, 8], "pad": {"x": 0}}},
+            "batching.buckets",
+            None,
+            "[16, 8]: expected ascending sizes",
+        ),
+        ({"batching": {"batch_sizes": [0]}}, "batching.batch_sizes.0", "0", "greater than or"),
+        (
+            {"batching": {"batch_sizes": [1, 8], "max_batch_size": 9}},
+            "batching",
+            None,
+            "max_batch_size: 9: expected at most the last of batch_sizes",
+        ),
         ({"batching": {"pad": {"x": "no"}}}, "batching.pad.x", "'no'", "valid number"),
         (
             {"concurrency": {"max_concurrency": 65}},

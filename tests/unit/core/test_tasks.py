@@ -26,6 +26,11 @@ def test_only_a_running_task_succeeds_or_is_retried() -> None:
 
 def test_a_result_keeps_its_outputs_through_json() -> None:
     result = Result(
-        {"y": {"data": [1.5]}}, "embed", 2, Timings(1, 2, 3, 6), BatchInfo("b", 4, 4, "full"), "w"
+        {"y": {"data": [1.5]}},
+        "embed",
+        2,
+        Timings(1, 2, 3, 6),
+        BatchInfo("b", 4, 4, "full", 2.5, 3.0),
+        "w",
     )
     assert msgspec.json.decode(msgspec.json.encode(result), type=Result) == result

@@ -163,7 +163,14 @@ class FakeWorker:
             "outputs": outputs
             or {"scores": {"dtype": "float32", "shape": [1, 2], "data": [[0, 1]]}},
             "timings": {"queue_ms": 1, "batch_wait_ms": 2, "inference_ms": 3, "total_ms": 6},
-            "batch": {"id": "b", "size": 1, "rows": 1, "flush_reason": "idle"},
+            "batch": {
+                "id": "b",
+                "size": 1,
+                "rows": 1,
+                "flush_reason": "idle",
+                "predicted_ms": 2.5,
+                "run_ms": 3.0,
+            },
             "worker": "fake@host",
         }
         payload = encode_outcome(task_id, msgspec.json.encode(result))
