@@ -241,7 +241,8 @@ class Settler:
         member, state = settled.member, settled.state
         assert state is not None
         task_id = member.request.id
-        commands = self._transitions.ended(_facts(member), task_id, state, payload)
+        facts = {} if state is TaskState.SUCCEEDED else _facts(member)
+        commands = self._transitions.ended(facts, task_id, state, payload)
         commands += extra
         keep = self._tasks.keep_payloads
         if keep == "always" or (keep == "failed" and state is not TaskState.SUCCEEDED):
@@ -304,7 +305,10 @@ def _rider(member: Member) -> Rider:
 
 
 def _facts(member: Member) -> dict[str, Any]:
-    """Return what the record of a task says from the start; other clients write none."""
+    """Return what the record of a task says from the start; other clients write none.
+
+    Whoever succeeds has begun, and has a record.
+    """
     return {
         "model": member.package.name,
         "version": member.package.version,

@@ -200,7 +200,7 @@ class Transitions:
         """Mark tasks as running, just before their forward pass, and count the attempt.
 
         Args:
-          riders: the tasks of the batch.
+          riders: the tasks of the batch, all of one version.
           batch_id: of the batch they ride in.
           alone: it is only one, so that it may be a suspect.
         Returns:
@@ -213,17 +213,17 @@ class Transitions:
             self._tasks.record_ttl_s,
             self._tasks.listed,
             int(alone),
+            riders[0].model,
+            riders[0].version,
         ]
         for rider in riders:
-            arguments += [
+            arguments += (
                 rider.held.stream,
                 rider.held.entry,
                 rider.task_id,
-                rider.model,
-                rider.version,
                 rider.accepted_at,
                 rider.priority,
-            ]
+            )
         keys = [names.index_key(self._prefix), names.counters_key(self._prefix)]
         keys += [names.record_key(self._prefix, rider.task_id) for rider in riders]
         replies = cast(list[tuple[int, int, int, bytes]], self._begin(keys=keys, args=arguments))
@@ -357,7 +357,7 @@ local function ahead(lane, priority)
 end
 
 local index, ttl, listed, key_ttl = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local answers, lanes = {}, {}
+local answers, lanes, newest = {}, {}, {}
 local at = 4
 for i = 2, #KEYS, 2 do
   local record, key = KEYS[i], KEYS[i + 1]
@@ -380,7 +380,8 @@ for i = 2, #KEYS, 2 do
     end
     if answer[1] == 'accepted' then
       redis.call('EXPIRE', record, ttl)
-      redis.call('ZADD', index, ARGV[at + 1], task_id)
+      newest[#newest + 1] = ARGV[at + 1]
+      newest[#newest + 1] = task_id
       if key ~= '' then
         redis.call('SET', key, made, 'EX', key_ttl)
       end
@@ -389,7 +390,10 @@ for i = 2, #KEYS, 2 do
   answers[#answers + 1] = answer
   at = last + 1
 end
-redis.call('ZREMRANGEBYRANK', index, 0, -listed - 1)
+if #newest > 0 then
+  redis.call('ZADD', index, unpack(newest))
+  redis.call('ZREMRANGEBYRANK', index, 0, -listed - 1)
+end
 for lane in pairs(lanes) do
   ring(lane)
 end
@@ -404,10 +408,10 @@ _BEGIN = (
     + _IS_OVER
     + """
 local consumer, now, batch, ttl, listed = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-local alone = ARGV[6] == '1'
+local alone, model, version = ARGV[6] == '1', ARGV[7], ARGV[8]
 local replies = {}
 for i = 3, #KEYS do
-  local record, at = KEYS[i], 7 + 7 * (i - 3)
+  local record, at = KEYS[i], 9 + 5 * (i - 3)
   local stream, entry = ARGV[at], ARGV[at + 1]
   local known = redis.call('HMGET', record, 'state', 'batch_id', 'attempts', 'lost')
   local state, attempts, lost = known[1], tonumber(known[3] or 0), tonumber(known[4] or 0)
@@ -418,7 +422,7 @@ for i = 3, #KEYS do
   if state and over[state] then
     verdict = 0
     if stream ~= '' and owned(stream, entry, consumer) then
-      release(stream, entry)
+      note_release(stream, entry)
     end
   elseif stream ~= '' and not owned(stream, entry, consumer) then
     verdict = -1
@@ -428,16 +432,17 @@ for i = 3, #KEYS do
   elseif known[2] ~= batch or state ~= 'running' then
     attempts = attempts + 1
     redis.call('HSET', record, 'state', 'running', 'started_at', now, 'batch_id', batch,
-               'attempts', attempts, 'lost', lost, 'model', ARGV[at + 3], 'version', ARGV[at + 4])
+               'attempts', attempts, 'lost', lost, 'model', model, 'version', version)
     if not state then
-      redis.call('HSET', record, 'accepted_at', ARGV[at + 5], 'priority', ARGV[at + 6])
-      redis.call('ZADD', KEYS[1], ARGV[at + 5], ARGV[at + 2])
+      redis.call('HSET', record, 'accepted_at', ARGV[at + 3], 'priority', ARGV[at + 4])
+      redis.call('ZADD', KEYS[1], ARGV[at + 3], ARGV[at + 2])
       redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -listed - 1)
     end
     redis.call('EXPIRE', record, ttl)
   end
   replies[#replies + 1] = {verdict, attempts, lost, verdict == 1 and batch or known[2] or ''}
 end
+release_noted()
 return replies
 """
 )
@@ -505,10 +510,11 @@ for i = 2, #KEYS do
     at = last + 1
   end
   if ours and stream ~= '' then
-    release(stream, entry)
+    note_release(stream, entry)
   end
   verdicts[#verdicts + 1] = verdict
 end
+release_noted()
 -- Once to each process, however many of its tasks were in the batch: an array of outcomes.
 for reply_to, payloads in pairs(replies) do
   redis.call('PUBLISH', reply_to, '[' .. table.concat(payloads, ',') .. ']')

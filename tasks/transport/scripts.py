@@ -64,6 +64,21 @@ local function release(stream, entry)
   redis.call('XDEL', stream, entry)
 end
 
+-- Note an entry, for `release_noted` to acknowledge and delete all of a stream together.
+local noted = {}
+local function note_release(stream, entry)
+  local entries = noted[stream] or {}
+  noted[stream] = entries
+  entries[#entries + 1] = entry
+end
+
+local function release_noted()
+  for stream, entries in pairs(noted) do
+    redis.pcall('XACK', stream, GROUP, unpack(entries))
+    redis.call('XDEL', stream, unpack(entries))
+  end
+end
+
 -- Messages that are waiting, delayed or in someone's hands.
 local function backlog(lane)
   local count = redis.call('ZCARD', lane .. ':delayed')
