@@ -469,6 +469,8 @@ def _time(given: Any, default: float) -> float:
 
 
 def _webhook(given: Any) -> Webhook | None:
+    if given is None:
+        return None
     try:
         return msgspec.convert(given, Webhook | None)
     except msgspec.ValidationError as exc:

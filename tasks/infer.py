@@ -35,8 +35,7 @@ class Webhook(msgspec.Struct, frozen=True):
     events: tuple[str, ...] = DEFAULT_EVENTS
 
 
-@dataclass(frozen=True, eq=False)
-class Member:
+class Member(msgspec.Struct, frozen=True, eq=False):
     """One task in a worker's hands."""
 
     request: Request

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import msgspec
 import orjson
 import redis
 from celery import Celery
@@ -31,8 +32,7 @@ _INVERTED = ("redis", "rediss", "sentinel")
 CONFIRM_TIMEOUT_S = 10.0
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """A Celery task on its way into a queue."""
 
     queue: str
@@ -50,8 +50,7 @@ class Message:
     kwargsrepr: str = ""
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """A message in a worker's hands: its entry in a stream. Empty for other brokers."""
 
     stream: str = ""

@@ -23,6 +23,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import cached_property
 
 import redis
 from redis.connection import AbstractConnection
@@ -156,7 +157,7 @@ class Bridge:
         with Waiter(self, task_id) as waiter:
             return waiter.wait(timeout_s)
 
-    @property
+    @cached_property
     def reply_to(self) -> str:
         """The channel on which this process is told of the tasks that it has submitted."""
         return names.reply_channel(self._prefix, consumer_name())

@@ -20,10 +20,6 @@ from web.services import Services, services
 
 blueprint = Blueprint("infer", __name__)
 
-#: Before a call is refused because no worker is there, this is looked at again, if it was read
-#: longer ago, in seconds.
-FRESH_S = 0.1
-
 #: When a pending task is worth asking for, in seconds.
 RETRY_AFTER_S = 1
 #: The status of a request whose client has left, as nginx has it; nobody receives it.
@@ -97,9 +93,7 @@ def run(
     """
     wanted = parse_predict(body, model)
     package, inputs = here.validate(wanted)
-    # A worker may have become ready since this was read last.
-    served = model in here.loaded() or model in here.loaded(FRESH_S)
-    if not served and not (key and here.submitter.earlier(key)):
+    if not here.serves(model) and not (key and here.submitter.earlier(key)):
         raise ModelUnavailable(
             f"no live worker serves {model}; start one with: inferno worker {model}", "model"
         )

@@ -27,6 +27,9 @@ from web.bridge import Bridge, Waiter
 from web.deadlines import Deadlines, is_late
 from web.peer import Peers
 
+#: Before a call is refused because no worker is there, this is looked at again, if it was read
+#: longer ago, in seconds.
+FRESH_S = 0.1
 #: A socket that takes no data for so many ping intervals is cut off.
 STALLED_PINGS = 2
 
@@ -191,16 +194,27 @@ class Services:
             record, outcome = self.records.fetch(task_id)
         return record, outcome
 
-    def loaded(self, max_age_s: float = Cluster.CACHE_S) -> dict[str, set[int]]:
+    def serves(self, model: str) -> bool:
+        """Return whether a ready worker serves a model.
+
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        # One may have become ready since this was read last.
+        return any(
+            report.state == "ready" and model in report.models
+            for max_age_s in (Cluster.CACHE_S, FRESH_S)
+            for report in self.cluster.workers(max_age_s)
+        )
+
+    def loaded(self) -> dict[str, set[int]]:
         """Return the loaded versions of each model that a ready worker serves.
 
-        Args:
-          max_age_s: as of `Cluster.workers`.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
         models: dict[str, set[int]] = {}
-        for report in self.cluster.workers(max_age_s):
+        for report in self.cluster.workers():
             if report.state == "ready":
                 for model, versions in report.models.items():
                     models.setdefault(model, set()).update(versions)

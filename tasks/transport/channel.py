@@ -7,7 +7,7 @@ import re
 import socket
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from queue import Empty
@@ -141,6 +141,17 @@ def pack(
     )
 
 
+class Message(virtual.Message):  # type: ignore[misc]
+    """A message whose JSON is read by a faster library than kombu's."""
+
+    def _decode(self) -> Any:
+        accepted = self.accept is None or self.content_type in self.accept
+        if self.content_type == "application/json" and accepted and not self.errors:
+            with suppress(ValueError):  # Such as NaN, which Python's own JSON knows.
+                return _loads(self.body)
+        return super()._decode()
+
+
 class QoS(lists.QoS):  # type: ignore[misc]
     """Keeps count of what is in our hands; for streams, Redis knows the rest."""
 
@@ -222,6 +233,7 @@ class Channel(lists.Channel):  # type: ignore[misc]
     """A channel whose ordinary queues are streams."""
 
     QoS = QoS
+    Message = Message
 
     heartbeat_interval = 0.5
     lease = 900.0
