@@ -216,6 +216,15 @@ class Package:
         largest = batching.batch_sizes[-1] if batching.batch_sizes else default
         return batching.max_batch_size or (largest if self.signature.batched else 1)
 
+    def max_batch_delay_ms(self, default: float) -> float:
+        """Return the window, in ms.
+
+        Args:
+          default: for a package that does not say.
+        """
+        delay_ms = self.manifest.batching.max_batch_delay_ms
+        return default if delay_ms is None else delay_ms
+
     def timeout_s(self, default: float) -> float:
         """Return the limit of one forward pass, in seconds.
 

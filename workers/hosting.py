@@ -35,15 +35,13 @@ class HostedModel:
         self._engines: dict[int, Engine] = {}
         self._loading = Lock()
         manifest = model.package().manifest
-        delay_ms = manifest.batching.max_batch_delay_ms
         # A batch is formed before it is known which version's turn it is, so it has to suit all.
         self.max_batch_size = min(
             package.max_batch_size(settings.batching.max_batch_size)
             for package in model.versions.values()
         )
-        self.window_s = (
-            settings.batching.max_batch_delay_ms if delay_ms is None else delay_ms
-        ) / 1000
+        delay_ms = model.package().max_batch_delay_ms(settings.batching.max_batch_delay_ms)
+        self.window_s = delay_ms / 1000
         self.executors = manifest.concurrency.max_concurrency
         self.pace = Pace(self.max_batch_size, self.executors)
         #: Limit of one forward pass, by version.
