@@ -183,6 +183,11 @@ def _draw(measured: Sequence[Measured], file: Path) -> None:
 @click.option(
     "--executors", type=click.IntRange(1), help="Passes at once. Default: as was measured."
 )
+@click.option(
+    "--slo-p95-ms",
+    type=click.FloatRange(0, min_open=True),
+    help="Latency objective. Default: the model's.",
+)
 @click.option("--fixed", is_flag=True, help="Do not end the window early.")
 @click.option(
     "--seconds",
@@ -201,6 +206,7 @@ def simulate(
     sizes: tuple[int, ...],
     delays_ms: tuple[float, ...],
     executors: int | None,
+    slo_p95_ms: float | None,
     fixed: bool,
     seconds: float,
 ) -> None:
@@ -246,6 +252,7 @@ def simulate(
                     max_batch_delay_ms=delay,
                     closed_loop=clients is not None,
                     adaptive=settings.batching.adaptive and not fixed,
+                    slo_p95_ms=slo_p95_ms or package.slo_p95_ms(settings.batching.slo_p95_ms),
                 )
                 for size, delay in product(
                     sizes or [package.max_batch_size(settings.batching.max_batch_size)],

@@ -153,6 +153,12 @@ class BatchingSettings(Group):
             "max_batch_delay_ms", "max_batch_wait_ms", "max_batch_latency_ms"
         ),
     )
+    slo_p95_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="What 95 of 100 tasks shall take at most, from acceptance to result, in ms: "
+        "steers batch size and window, and replaces max_batch_delay_ms. Unset: no objective.",
+    )
     adaptive: bool = Field(
         default=True,
         description="End the window early when no other task is expected before it is over.",

@@ -131,6 +131,7 @@ def simulate(
     closed_loop: bool,
     adaptive: bool = True,
     overhead: float = OVERHEAD_S,
+    slo_p95_ms: float | None = None,
 ) -> Choice:
     """Simulate a model's lane.
 
@@ -143,9 +144,16 @@ def simulate(
       closed_loop: whether clients call again after an answer.
       adaptive: end the window early when nobody else is expected.
       overhead: of a batch, beside its pass, in seconds.
+      slo_p95_ms: the objective of the model.
     """
     curve = LatencyCurve(measured.seconds)
-    former: BatchFormer[Call] = BatchFormer(max_batch_size, max_batch_delay_ms / 1000, adaptive)
+    former: BatchFormer[Call] = BatchFormer(
+        max_batch_size,
+        max_batch_delay_ms / 1000,
+        adaptive,
+        lambda bucket, rows: curve.predict(rows),
+        None if slo_p95_ms is None else slo_p95_ms / 1000,
+    )
     lane = Lane(
         former,
         busy=lambda rows: overhead + curve.predict(rows),

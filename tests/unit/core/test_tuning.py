@@ -98,6 +98,39 @@ def test_an_objective_is_met_at_the_expected_rate():
     assert min(other.p95_ms for other in alone) > 1000
 
 
+#: A fast processor: 2 ms a pass, and 2.5 ms for each row.
+ROWS = Measured("rows", 1, "cpu", 1, 1, {n: 0.002 + 0.0025 * n for n in (1, 2, 4, 8, 16, 32)})
+
+
+@pytest.mark.parametrize(
+    ("measured", "rate", "slo_p95_ms"),
+    [(MOCK, 500, 15), (MOCK, 500, 30), (MOCK, 1500, 15), (MOCK, 2500, 15), (ROWS, 250, 50),
+     (ROWS, 250, 100), (ROWS, 330, 100)],
+)  # fmt: skip
+def test_the_window_is_as_long_as_an_objective_allows(measured, rate, slo_p95_ms):
+    choice = run(measured, poisson(rate, 20.0), until=20.0, slo_p95_ms=slo_p95_ms)
+    settled = sorted(choice.report.latencies[len(choice.report.latencies) // 4 :])
+    p95_ms = settled[int(0.95 * len(settled))] * 1000
+    assert 0.9 * slo_p95_ms <= p95_ms <= 1.03 * slo_p95_ms
+
+
+def test_a_generous_objective_fills_batches():
+    assert run(MOCK, poisson(500, 20.0), until=20.0, slo_p95_ms=100).report.mean_size >= 31
+
+
+def test_an_objective_keeps_batches_small_whose_rows_take_long():
+    # Given passes of 82 ms for 32 rows, and clients enough to fill them
+    report = run(ROWS, crowd(6), closed_loop=True, slo_p95_ms=50).report
+    # Then two passes are within the objective
+    assert max(batch.size for batch in report.batches) <= 8
+
+
+def test_an_objective_out_of_reach_costs_no_throughput():
+    # Given a crowd that waits for longer than the objective in any case
+    report = run(MOCK, crowd(64), closed_loop=True, slo_p95_ms=1).report
+    assert report.mean_size >= 28
+
+
 @pytest.mark.parametrize(("slo_p95_ms", "rate"), [(1.0, 100), (None, 10_000)])
 def test_what_cannot_be_met_is_not_proposed(slo_p95_ms, rate):
     assert recommend(list(choices(MOCK, rate=rate)), slo_p95_ms=slo_p95_ms, rate=rate) is None
