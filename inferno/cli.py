@@ -1,7 +1,8 @@
 """The `inferno` command.
 
-`up`, `worker`, `models`, `doctor` and `settings` work on the project's directory and this machine's
-environment; the others use a running platform through its HTTP API, from anywhere.
+`up`, `worker`, `models`, `tune`, `simulate`, `doctor` and `settings` work on the project's
+directory and this machine's environment; the others use a running platform through its HTTP API,
+from anywhere.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from inferno import embedded_redis, operations
+from inferno import embedded_redis, experiments, operations
 from inferno.client import Client, Result
 from inferno.doctor import examine
 from inferno.errors import (
@@ -303,10 +304,8 @@ def show(name: str) -> None:
     model = repository.model(name)
     package = model.package()
     manifest = package.manifest
-    size = manifest.batching.max_batch_size or settings.batching.max_batch_size
-    delay_ms = manifest.batching.max_batch_delay_ms
-    if delay_ms is None:
-        delay_ms = settings.batching.max_batch_delay_ms
+    size = package.max_batch_size(settings.batching.max_batch_size)
+    delay_ms = package.max_batch_delay_ms(settings.batching.max_batch_delay_ms)
     out.print(f"[bold]{name}[/] version {package.version}: {escape(manifest.description)}")
     facts = {
         "versions": ", ".join(map(str, sorted(model.versions))),
@@ -337,6 +336,10 @@ def _describe_spec(spec: TensorSpec) -> str:
     optional = ", optional" if spec.optional else ""
     description = f"  {spec.description}" if spec.description else ""
     return f"{spec.name:<12} {spec.dtype} [{shape}]{optional}{description}"
+
+
+main.add_command(experiments.tune)
+main.add_command(experiments.simulate)
 
 
 # -- Using a running platform ----------------------------------------------------------------------

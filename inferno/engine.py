@@ -58,7 +58,7 @@ class Engine:
         context = ModelContext(
             path=package.path.resolve(),
             device=choose_device(inference.device),
-            threads=inference.threads or len(os.sched_getaffinity(0)),
+            threads=inference.pass_threads(manifest.concurrency.max_concurrency),
             parameters=manifest.parameters,
             labels=manifest.labels,
         )
@@ -85,7 +85,7 @@ class Engine:
         """
         started = time.monotonic()
         try:
-            sample = self.prepare(self._sample())
+            sample = self.prepare(self.sample())
             self._length = self._length_of(sample)
             samples = [sample]
             if self.package.manifest.batching.buckets:
@@ -109,18 +109,19 @@ class Engine:
             time.monotonic() - started,
         )  # fmt: skip
 
-    def measure(self, member: Tensors, rows: int, until: float) -> float:
+    def measure(self, member: Tensors, rows: int, until: float, most: int = MEASUREMENTS) -> float:
         """Measure forward passes of equal members; the latency curve learns of it.
 
         Args:
           member: one prepared row.
           rows: of a pass.
           until: the monotonic time after which the measurement is not repeated.
+          most: repetitions, at most.
         Returns:
           The median of their seconds.
         """
         took = [self._timed([member] * rows)]
-        while len(took) <= self.MEASUREMENTS and time.monotonic() < until:
+        while len(took) <= most and time.monotonic() < until:
             took.append(self._timed([member] * rows))
         # The first pass also allocates and compiles.
         seconds = median(took[1:] or took)
@@ -147,7 +148,7 @@ class Engine:
         seconds = whole * self.latency.predict(self.size(self.max_batch_size, self._length))
         return seconds + (self.latency.predict(self.size(rest, self._length)) if rest else 0.0)
 
-    def _sample(self) -> Tensors:
+    def sample(self) -> Tensors:
         """Return inputs of one row."""
         signature = self.package.signature
         given = self.package.manifest.warm_up.inputs

@@ -59,6 +59,12 @@ class Batching(_Section):
         description="How long the oldest waiting task may be held back, while an executor is free, "
         "in ms.",
     )
+    slo_p95_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="What 95 of 100 tasks shall take at most, in ms: steers batch size and window, "
+        "and replaces max_batch_delay_ms.",
+    )
     pad: dict[str, float] = Field(
         default_factory=dict,
         description="Tensors whose free dimensions are padded to the longest of the batch, and the "
@@ -215,6 +221,23 @@ class Package:
         batching = self.manifest.batching
         largest = batching.batch_sizes[-1] if batching.batch_sizes else default
         return batching.max_batch_size or (largest if self.signature.batched else 1)
+
+    def max_batch_delay_ms(self, default: float) -> float:
+        """Return the window, in ms.
+
+        Args:
+          default: for a package that does not say.
+        """
+        delay_ms = self.manifest.batching.max_batch_delay_ms
+        return default if delay_ms is None else delay_ms
+
+    def slo_p95_ms(self, default: float | None) -> float | None:
+        """Return the latency objective, in ms.
+
+        Args:
+          default: for a package that does not say.
+        """
+        return self.manifest.batching.slo_p95_ms or default
 
     def timeout_s(self, default: float) -> float:
         """Return the limit of one forward pass, in seconds.

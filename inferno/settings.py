@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -152,6 +153,12 @@ class BatchingSettings(Group):
             "max_batch_delay_ms", "max_batch_wait_ms", "max_batch_latency_ms"
         ),
     )
+    slo_p95_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="What 95 of 100 tasks shall take at most, from acceptance to result, in ms: "
+        "steers batch size and window, and replaces max_batch_delay_ms. Unset: no objective.",
+    )
     adaptive: bool = Field(
         default=True,
         description="End the window early when no other task is expected before it is over.",
@@ -164,7 +171,11 @@ class InferenceSettings(Group):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Device of the engines. `auto`: CUDA if there is one, else CPU."
     )
-    threads: int = Field(default=0, ge=0, description="Threads of one engine. 0: one per core.")
+    threads: int = Field(
+        default=0,
+        ge=0,
+        description="Threads of one forward pass. 0: the cores, shared by a model's executors.",
+    )
     timeout_s: float = Field(
         default=120.0,
         gt=0,
@@ -172,6 +183,10 @@ class InferenceSettings(Group):
         description="Limit of one forward pass, in seconds. A worker whose pass takes longer ends "
         "and is restarted. Models may set their own.",
     )
+
+    def pass_threads(self, executors: int) -> int:
+        """Return the threads of one forward pass, of so many at the same time."""
+        return self.threads or max(len(os.sched_getaffinity(0)) // executors, 1)
 
 
 class TaskSettings(Group):

@@ -119,7 +119,9 @@ class Lane:
             while self._running and self._running[0][0] <= now:
                 _, _, flush = heapq.heappop(self._running)
                 self._finish(flush, now)
-                latencies += (now - waiting.task.sent for waiting in flush.members)
+                for waiting in flush.members:
+                    latencies.append(now - waiting.task.sent)
+                    self.former.answered(latencies[-1])
             while self._calendar and self._calendar[0][0] <= now:
                 at, _, call = heapq.heappop(self._calendar)
                 self.former.add(Waiting(call, "all", 1, at, since=at))

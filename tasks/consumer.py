@@ -41,6 +41,7 @@ from inferno.errors import (
 )
 from inferno.pace import Pace
 from inferno.protocol.signature import Limits
+from inferno.protocol.tasks import TaskState
 from inferno.repository import Model, Package
 from inferno.settings import EventSettings
 from tasks.connection import UNAVAILABLE
@@ -381,6 +382,10 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._former.finished(len(batch.members), time.monotonic())
         again = [m for member in batch.members for m in self._riding.pop(member.held, ())]
         self._acknowledge(settled)
+        ended_at = time.time()
+        for item in settled:
+            if item.state is TaskState.SUCCEEDED:
+                self._former.answered(ended_at - item.member.accepted_at)
         for message in again if settled else ():
             message.channel.forget(message.delivery_tag)
         if len(self._consumer.task_consumer.queues) > 1:

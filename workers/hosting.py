@@ -35,15 +35,15 @@ class HostedModel:
         self._engines: dict[int, Engine] = {}
         self._loading = Lock()
         manifest = model.package().manifest
-        delay_ms = manifest.batching.max_batch_delay_ms
         # A batch is formed before it is known which version's turn it is, so it has to suit all.
         self.max_batch_size = min(
             package.max_batch_size(settings.batching.max_batch_size)
             for package in model.versions.values()
         )
-        self.window_s = (
-            settings.batching.max_batch_delay_ms if delay_ms is None else delay_ms
-        ) / 1000
+        delay_ms = model.package().max_batch_delay_ms(settings.batching.max_batch_delay_ms)
+        self.window_s = delay_ms / 1000
+        slo_ms = model.package().slo_p95_ms(settings.batching.slo_p95_ms)
+        self.objective_s = None if slo_ms is None else slo_ms / 1000
         self.executors = manifest.concurrency.max_concurrency
         self.pace = Pace(self.max_batch_size, self.executors)
         #: Limit of one forward pass, by version.
@@ -116,7 +116,11 @@ class HostedModel:
     def task(self, settler: Settler, lanes: Lanes) -> InferenceTask:
         """Return the Celery task that serves this model's lane."""
         former: BatchFormer[Member] = BatchFormer(
-            self.max_batch_size, self.window_s, self._settings.batching.adaptive, self._predict
+            self.max_batch_size,
+            self.window_s,
+            self._settings.batching.adaptive,
+            self._predict,
+            self.objective_s,
         )
         return InferenceTask(
             self.model,

@@ -31,7 +31,7 @@ class ModelContext:
     path: Path
     #: `cpu` or `cuda`.
     device: str
-    #: Threads that one engine may use.
+    #: Threads that one forward pass may use.
     threads: int
     #: `parameters` of the manifest.
     parameters: Mapping[str, Any]

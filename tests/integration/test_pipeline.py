@@ -79,6 +79,8 @@ def test_tasks_that_arrive_during_a_forward_pass_share_the_next_one(
         results = [task.get(timeout=20) for task in crowd]
     assert {result["batch"]["size"] for result in results} == {16}
     assert {result["batch"]["flush_reason"] for result in results} == {"full"}
+    assert min(result["batch"]["predicted_ms"] for result in results) > 0
+    assert min(result["batch"]["run_ms"] for result in results) > 0
     assert [r["outputs"]["text"]["data"] for r in results] == [[f"text {n}"] for n in range(16)]
 
 
