@@ -34,6 +34,8 @@ NOT_RUN = {
     "make setup": "changes the environment that the test runs in; make test does most of it",
     "make check": "make test begins with it",
     "make chaos": "takes ten minutes; the chaos tier runs a short one",
+    ".venv/bin/pip install -r bench/requirements.txt": "would change the environment of the test",
+    ".venv/bin/python -m bench.scenarios": "takes minutes; the e2e tier runs the same in small",
     "inferno worker sentiment": "runs until it is stopped; the e2e tier starts the same command",
     "celery -A tasks worker -Q sentiment": "runs until it is stopped; as every worker in tests",
     "INFERNO_BROKER__URL=amqp://user:password@rabbit.example.com:5672// inferno up": (
