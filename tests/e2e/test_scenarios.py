@@ -19,6 +19,10 @@ SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+# They start four platforms.
+pytestmark = pytest.mark.timeout(300)
+
+
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory) -> dict[str, dict[str, Any]]:
     """What each scenario has seen, as it is written to a file."""

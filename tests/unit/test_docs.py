@@ -35,6 +35,7 @@ NOT_RUN = {
     "make check": "make test begins with it",
     "make chaos": "takes ten minutes; the chaos tier runs a short one",
     ".venv/bin/pip install -r bench/requirements.txt": "would change the environment of the test",
+    ".venv/bin/python -m bench.gpu": "takes minutes; the e2e tier runs the same in small",
     ".venv/bin/python -m bench.scenarios": "takes minutes; the e2e tier runs the same in small",
     "inferno worker sentiment": "runs until it is stopped; the e2e tier starts the same command",
     "celery -A tasks worker -Q sentiment": "runs until it is stopped; as every worker in tests",
