@@ -1,4 +1,4 @@
-"""How the plots look: the only module that imports matplotlib."""
+"""How the plots look. Only this module and `drawings` import matplotlib."""
 
 from __future__ import annotations
 
