@@ -15,7 +15,7 @@ from inferno.ports import free_port
 from inferno.settings import Settings
 from tasks.cluster import Cluster
 from tasks.connection import connect
-from tests.e2e.conftest import running
+from tests.platform import running
 from tests.processes import ROOT, wait_until
 
 

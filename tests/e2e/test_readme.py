@@ -45,7 +45,8 @@ def run(block: Block, arguments: list[str], url: str, folder: Path) -> str:
         check=False,
     )
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    # Tools that print documents to the one tell people of it on the other.
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("block", COMMANDS, ids=str)

@@ -44,6 +44,9 @@ NOT_RUN = {
     "python -m bench run --targets inferno --variant always:INFERNO_REDIS__FSYNC=always": (
         "takes a minute; tests/bench runs a small one without a variant"
     ),
+    ".venv/bin/pip install -r bench/requirements.txt": "would change the environment of the test",
+    ".venv/bin/python -m bench.gpu": "takes minutes; the e2e tier runs the same in small",
+    ".venv/bin/python -m bench.scenarios": "takes minutes; the e2e tier runs the same in small",
     "inferno worker sentiment": "runs until it is stopped; the e2e tier starts the same command",
     "celery -A tasks worker -Q sentiment": "runs until it is stopped; as every worker in tests",
     "INFERNO_BROKER__URL=amqp://user:password@rabbit.example.com:5672// inferno up": (
