@@ -324,6 +324,31 @@ def test_any_plain_value_is_assigned_or_refused(
         assert taker.input(name) in taker.inputs
 
 
+some_texts = st.text(max_size=110) | st.sampled_from(["", "\ud800", "é" * 50, "é" * 51, "a" * 101])
+some_lists = st.lists(some_texts | st.integers(), max_size=5)
+some_tensors = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["string", "bytes", "BYTES", 7]),
+        "shape": st.just([True]) | st.lists(st.integers(-1, 5), max_size=2),
+        "data": some_lists,
+    }
+)
+
+
+@given(value=some_texts | some_lists | some_tensors)
+def test_texts_in_the_usual_forms_are_taken_as_the_closer_look_takes_them(value: Any) -> None:
+    def result() -> Any:
+        try:
+            return TEXT.parse({"text": value}, LIMITS)["text"].tolist()
+        except InvalidInput as error:
+            return error.detail
+
+    taken = result()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("inferno.protocol.signature._plain_texts", lambda *_: None)
+        assert result() == taken
+
+
 def test_read_only_inputs_from_base64_are_as_good_as_lists() -> None:
     row = np.array([[1, 2, 3]], "<f4")
     encoded = {"dtype": "float32", "shape": [1, 3], "base64": b64(row.tobytes())}
