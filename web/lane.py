@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from flask import Flask
 
+from inferno.protocol.requests import is_binary, parse_predict
 from inferno.settings import Settings
 from web import documents, infer
 from web.preference import Preference
@@ -48,9 +49,9 @@ class PredictLane:
             return self._app(environ, start_response)
         body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
         try:
-            ran = infer.run(
-                self._flask.extensions["inferno"], model, body, self._preference, None, environ
-            )
+            wanted = parse_predict(body, model)
+            here = self._flask.extensions["inferno"]
+            ran = infer.run(here, wanted, self._preference, None, environ)
             outcome = ran[1]
             if outcome is None or outcome.error is not None:
                 with self._flask.request_context(environ):
@@ -72,6 +73,8 @@ class PredictLane:
         if path is None or environ["REQUEST_METHOD"] != "POST":
             return None
         if any(name in environ for name in _PARTICULAR):
+            return None
+        if is_binary(environ.get("CONTENT_TYPE")):
             return None
         size = environ.get("CONTENT_LENGTH") or "-"
         plain = size.isdigit() and int(size) <= self._most_bytes

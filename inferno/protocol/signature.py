@@ -86,7 +86,7 @@ class TensorSpec(BaseModel):
         return self.dtype == "string" and self.shape == (BATCH,)
 
     def parse(self, value: Any, limits: Limits) -> Array:
-        """Turn a plain value or an explicit tensor of the wire into an array of this spec.
+        """Turn a plain value, explicit tensor or binary input into an array of this spec.
 
         A plain value may leave out the batch dimension: one text, one image, one vector is one row.
 
@@ -101,7 +101,9 @@ class TensorSpec(BaseModel):
         if isinstance(value, Mapping):
             array = tensors.decode(value, self.dtype, field)
         else:
-            array = tensors.from_values(value, self.dtype, field)
+            binary = isinstance(value, tensors.Binary)
+            read = tensors.from_binary if binary else tensors.from_values
+            array = read(value, self.dtype, field)
             if self.batched and array.ndim == len(self.shape) - 1:
                 array = array[np.newaxis]
         self._check_shape(array, field)
@@ -269,7 +271,8 @@ class Signature(BaseModel):
         """Give one plain value to the input that can hold it.
 
         Args:
-          value: a text, a base64 or data-URI image, a number or (nested) list of these.
+          value: a text, a base64 or data-URI image, a number, a (nested) list of these, or a
+            `tensors.Binary`.
           kind: `text`, `image` or `audio` when the client said which (`input_type`).
         Returns:
           The value by the input's name.
@@ -303,6 +306,8 @@ class Signature(BaseModel):
 
 
 def _can_hold(spec: TensorSpec, value: Any, kind: str | None) -> bool:
+    if isinstance(value, tensors.Binary):
+        return spec.dtype == "bytes" if value.shape is None else spec.dtype in tensors.NUMERIC
     leaf = value
     while isinstance(leaf, list) and leaf:
         leaf = leaf[0]

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from inferno.errors import InvalidInput, RequestError
 from inferno.protocol.signature import Limits, Signature
+from inferno.protocol.tensors import Binary
 from tests.unit.core import strategies
 
 LIMITS = Limits(text_bytes=100, image_bytes=50, rows=4)
@@ -288,6 +289,52 @@ def test_a_wrong_declaration_is_refused(changes: dict[str, Any], message: str) -
 
 def test_a_declared_dtype_may_have_another_name() -> None:
     assert signature(tensor("x", "torch.long", "batch")).input("x").dtype == "int64"
+
+
+# Inputs that are no JSON
+
+
+def test_a_binary_tensor_has_the_bytes_of_its_shape() -> None:
+    rows = np.array([[1, 2, 3], [4, 5, 6]], "<f4")
+    for shape, expected in (((2, 3), rows), ((1, 3), rows[:1]), ((3,), rows[:1])):
+        values = VECTOR.assign(Binary(expected.tobytes(), shape))
+        np.testing.assert_array_equal(VECTOR.parse(values, LIMITS)["x"], expected)
+
+
+def test_a_binary_body_is_one_image() -> None:
+    assert IMAGE.parse(IMAGE.assign(Binary(PNG)), LIMITS)["image"].tolist() == [PNG]
+
+
+@pytest.mark.parametrize(
+    ("taker", "value", "detail"),
+    [
+        (VECTOR, Binary(b"x" * 12), "a binary tensor of float32 needs its shape"),
+        (VECTOR, Binary(b"x", (1, 3)), "shape [1, 3] of float32 is 12 bytes, but the body holds 1"),
+        (VECTOR, Binary(b"x" * 8, (1, 2)), "expected shape [batch, 3], got [1, 2]"),
+        (
+            VECTOR,
+            Binary(b"\xff" * 12, (3,)),
+            "expected finite float32 values, got NaN, infinity or a number out of range",
+        ),
+        (TEXT, Binary(b"x"), "a string tensor is sent as JSON, not as a binary body"),
+        (IMAGE, Binary(WAV), "expected an image (PNG, JPEG, GIF, WebP), got other bytes"),
+        (IMAGE, Binary(b"", None), "expected base64 of at least one byte, got nothing"),
+        (
+            IMAGE,
+            Binary(PNG, (1,)),
+            "a binary body is one element of a bytes tensor, without shape",
+        ),
+    ],
+)
+def test_a_wrong_binary_body_is_refused(taker: Signature, value: Binary, detail: str) -> None:
+    (name,) = (spec.name for spec in taker.inputs)
+    error = refusal(taker, {name: value})
+    assert (error.detail, error.field) == (detail, f"inputs.{name}")
+
+
+def test_a_binary_body_that_no_input_can_hold_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="no input can hold this value"):
+        TEXT.assign(Binary(b"x"))
 
 
 # Anything at all
