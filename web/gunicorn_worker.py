@@ -19,6 +19,7 @@ from gunicorn.http import wsgi
 from gunicorn.http.message import Request
 from gunicorn.workers.ggevent import GeventWorker
 
+from inferno.protocol.requests import is_binary, parse_predict
 from web import documents, infer
 from web.preference import Preference
 
@@ -59,9 +60,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.nr += 1
         body = req.body.read()
         try:
-            ran = infer.run(
-                self.wsgi.extensions["inferno"], model, body, self._preference, None, sock
-            )
+            wanted = parse_predict(body, model)
+            ran = infer.run(self.wsgi.extensions["inferno"], wanted, self._preference, None, sock)
         except Exception as exc:
             error = exc
             self._answer(
@@ -94,6 +94,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 return None
             if name == "CONTENT-LENGTH":
                 size = value
+            elif name == "CONTENT-TYPE" and is_binary(value):
+                return None
         return path[1] if size.isdigit() and int(size) <= self._most_bytes else None
 
     def _answer(self, render: Callable[[], Any], request: tuple[Any, ...]) -> None:

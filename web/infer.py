@@ -8,7 +8,13 @@ import msgspec
 from flask import Blueprint, Response, request
 
 from inferno.errors import BrokerUnavailable, ModelUnavailable, RequestInProgress
-from inferno.protocol.requests import InferRequest, parse_predict, parse_submit
+from inferno.protocol.requests import (
+    InferRequest,
+    is_binary,
+    parse_binary,
+    parse_predict,
+    parse_submit,
+)
 from tasks.records import Outcome
 from tasks.submit import Accepted, new_task_id
 from tasks.transitions import Idempotency
@@ -25,6 +31,9 @@ RETRY_AFTER_S = 1
 #: The status of a request whose client has left, as nginx has it; nobody receives it.
 CLIENT_CLOSED_REQUEST = 499
 
+#: In place of a body that is no JSON: its client has spoken in no other names.
+_NO_MEMBERS = b"{}"
+
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -34,8 +43,13 @@ def infer() -> Response:
     here = services()
     # Clients send JSON without saying so; `get_json` would refuse them.
     body = request.get_data()
-    wanted = parse_submit(body)
-    key = idempotency.from_header("infer", body)
+    if is_binary(request.content_type):
+        wanted = parse_binary(body, request.args.to_dict())
+        key = idempotency.from_header(_scope("infer"), body)
+        body = _NO_MEMBERS
+    else:
+        wanted = parse_submit(body)
+        key = idempotency.from_header("infer", body)
     preference = prefer(request.headers.get("Prefer"), 0.0)
     if not preference.wait_s:
         return _accepted(here.submit(wanted, key), body, preference)
@@ -61,16 +75,26 @@ def predict(model: str) -> Response:
     """Run a model and answer with its outputs; the call is a durable task like any other."""
     here = services()
     body = request.get_data()
-    key = idempotency.from_header(f"predict {model}", body)
+    if is_binary(request.content_type):
+        wanted = parse_binary(body, request.args.to_dict(), model)
+        key = idempotency.from_header(_scope(f"predict {model}"), body)
+        body = _NO_MEMBERS
+    else:
+        wanted = parse_predict(body, model)
+        key = idempotency.from_header(f"predict {model}", body)
     preference = prefer(request.headers.get("Prefer"), here.settings.server.sync_wait_ms / 1000)
-    ran = run(here, model, body, preference, key, disconnect.socket_of(request.environ))
+    ran = run(here, wanted, preference, key, disconnect.socket_of(request.environ))
     return predicted(ran, body, preference)
+
+
+def _scope(kind: str) -> str:
+    """Return the kind of a request whose query is a part of what it asks for."""
+    return f"{kind} {request.content_type} {request.query_string.decode(errors='replace')}"
 
 
 def run(
     here: Services,
-    model: str,
-    body: bytes,
+    wanted: InferRequest,
     preference: Preference,
     key: Idempotency | None,
     sock: socket.socket | None,
@@ -79,8 +103,7 @@ def run(
 
     Args:
       here: of the app.
-      model: that the path names.
-      body: of the request.
+      wanted: what it asks for.
       preference: how long the caller waits.
       key: of the request, if it has one.
       sock: the caller's connection, if it can be known.
@@ -91,8 +114,8 @@ def run(
       ServingError: the task was not accepted.
       Disconnected: the caller has hung up, and the settings say that this matters.
     """
-    wanted = parse_predict(body, model)
     package, inputs = here.validate(wanted)
+    model = wanted.model
     if not here.serves(model) and not (key and here.submitter.earlier(key)):
         raise ModelUnavailable(
             f"no live worker serves {model}; start one with: inferno worker {model}", "model"

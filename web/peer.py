@@ -13,7 +13,8 @@ import logging
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 from typing import Any
 
 from simple_websocket import ConnectionClosed, Server  # type: ignore[import-untyped]
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 
 #: Close codes of RFC 6455.
 NORMAL, GOING_AWAY, INTERNAL_ERROR, TRY_AGAIN_LATER = 1000, 1001, 1011, 1013
+
+#: Writes messages: returns the JSON text of each item in its order, or None for nothing after all.
+Write = Callable[[Sequence[Any]], Iterable[bytes | None]]
 
 
 class Peer:
@@ -43,7 +47,8 @@ class Peer:
         self._ws = ws
         self._limit = limit
         self._changed = threading.Condition()
-        self._queue: deque[Callable[[], bytes | None]] = deque()
+        #: What is not sent yet; a message stays until it is.
+        self._queue: deque[tuple[Write, Any]] = deque()
         self._close: tuple[int, str] | None = None
         self._thread = threading.Thread(target=self._run, name="peer-writer", daemon=True)
         self._thread.start()
@@ -67,20 +72,21 @@ class Peer:
         with self._changed:
             self._changed.wait_for(lambda: len(self._queue) < self._limit or self._close)
             if self._close is None:
-                self._queue.append(lambda: text)
+                self._queue.append((_written, text))
                 self._changed.notify_all()
 
-    def push(self, message: Callable[[], bytes | None]) -> None:
+    def push(self, write: Write, item: Any) -> None:
         """Have sent what nobody can wait for; without room, the client is closed instead.
 
         Args:
-          message: returns the JSON text, or None for nothing after all; called when it is the
-            message's turn, so that what waits in the queue stays small.
+          write: writes the message when it is its turn, together with those that wait behind it
+            and are written by the same; it may do so lazily, so that few large texts are held.
+          item: what it writes.
         """
         with self._changed:
             if self._close is None:
                 if len(self._queue) < self._limit:
-                    self._queue.append(message)
+                    self._queue.append((write, item))
                 else:
                     self._queue.clear()
                     self._close = (TRY_AGAIN_LATER, "the client reads too slowly")
@@ -101,10 +107,14 @@ class Peer:
 
     def _run(self) -> None:
         try:
-            while (message := self._next()) is not None:
-                text = message()
-                if text is not None:
-                    self._ws.send(text.decode())
+            while run := self._next():
+                write = run[0][0]
+                texts = write([item for _, item in run])
+                for message, text in zip(run, texts, strict=True):
+                    if text is not None:
+                        self._ws.send(text.decode())
+                    if not self._sent(message):
+                        break
             code, reason = self._close or (NORMAL, "")
             self._ws.close(code, reason)
         except (ConnectionClosed, LocalProtocolError, OSError):
@@ -118,11 +128,27 @@ class Peer:
         self._ws.event.set()
         self._ws.sock.resume()
 
-    def _next(self) -> Callable[[], bytes | None] | None:
+    def _next(self) -> list[tuple[Write, Any]]:
+        """Wait for messages; return the first ones that are written together, none at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._close)
+            if not self._queue:
+                return []
+            write = self._queue[0][0]
+            return list(takewhile(lambda message: message[0] == write, self._queue))
+
+    def _sent(self, message: tuple[Write, Any]) -> bool:
+        """Make room; returns whether those behind it are still to be sent."""
+        with self._changed:
+            if not self._queue or self._queue[0] is not message:
+                return False
+            self._queue.popleft()
             self._changed.notify_all()
-            return self._queue.popleft() if self._queue else None
+            return True
+
+
+def _written(texts: Sequence[bytes]) -> Iterable[bytes]:
+    return texts
 
 
 class Peers:

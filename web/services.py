@@ -107,15 +107,24 @@ class Services:
                 raise InvalidInput(f"expected at most {most} rows, got {rows}", "inputs")
         return package, inputs
 
-    def submit(self, request: InferRequest, idempotency: Idempotency | None = None) -> Accepted:
+    def submit(
+        self,
+        request: InferRequest,
+        idempotency: Idempotency | None = None,
+        task_id: str | None = None,
+    ) -> Accepted:
         """Validate a request and publish its task.
 
+        Args:
+          request: what the client asked for.
+          idempotency: as `publish`.
+          task_id: as `publish`.
         Raises:
           RequestError: it is wrong.
           ServingError: as `publish`.
         """
         package, inputs = self.validate(request)
-        return self.publish(request, package, inputs, idempotency=idempotency)
+        return self.publish(request, package, inputs, task_id, idempotency)
 
     def publish(
         self,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 from flask import Blueprint, request
@@ -21,6 +21,7 @@ from inferno.errors import BrokerUnavailable, InfernoError, InvalidField, Invali
 from inferno.protocol.requests import convert_submit
 from inferno.protocol.tasks import TaskState
 from tasks.records import Outcome
+from tasks.submit import new_task_id
 from web import documents
 from web.bridge import Subscription
 from web.errors import UNEXPECTED
@@ -33,6 +34,8 @@ blueprint = Blueprint("sockets", __name__)
 
 #: How long `/ws/<task_id>` waits at most, and by default, in seconds.
 WAIT_S = 300.0
+#: Results of at most so many bytes are kept while they wait to be sent; others are fetched again.
+SMALL_BYTES = 16_384
 #: Submits of one socket that are under way at the same time.
 SUBMITTING = 32
 
@@ -55,14 +58,14 @@ def one_task(ws: Server, task_id: str) -> None:
             peer.put(_envelope(document))
             return
 
-        def last_word() -> bytes:
+        def last_word(arrivals: Sequence[_Arrival]) -> Iterator[bytes]:
             try:
-                return _outcome(here, task_id)
+                yield from _outcomes(here, arrivals)
             except BrokerUnavailable as exc:
-                return _error(task_id, exc)
+                yield _error(task_id, exc)
 
-        def arrived(_: Outcome) -> None:
-            peer.push(last_word)
+        def arrived(outcome: Outcome) -> None:
+            peer.push(last_word, _Arrival.of(outcome))
             peer.close()
 
         subscription = here.bridge.subscribe(task_id, arrived)
@@ -116,6 +119,8 @@ class Conversation:
         self._lock = threading.Lock()
         self._ended = False
         self._waiting: dict[str, Subscription] = {}
+        #: Tasks whose acceptance is not said yet, with the outcomes of those that are over already.
+        self._unsaid: dict[str, Outcome | None] = {}
         #: The last tasks that were delivered, so that none arrives twice.
         self._delivered: dict[str, None] = {}
         self._handlers: dict[str, Callable[[Any, dict[str, Any]], None]] = {
@@ -156,28 +161,52 @@ class Conversation:
         run.start()
 
     def _submit_one(self, reference: Any, message: dict[str, Any]) -> None:
+        task_id = new_task_id()
+        said = False
         try:
-            self._check_room()
+            self._expect(task_id)
             key = message.pop("idempotency_key", None)
-            said = msgspec.json.encode(message, order="sorted")
-            idempotency = from_field(key, "submit", said)
-            task = self._here.submit(convert_submit(message), idempotency)
-        except InfernoError as exc:
-            self._say(reference, {"type": "error", "data": exc.problem()})
-        except Exception:
-            log.exception("A submit failed")
-            self._say(reference, {"type": "error", "data": UNEXPECTED.problem()})
-        else:
-            # Subscribed only then, so that the result comes after this; nothing is missed by it.
+            text = msgspec.json.encode(message, order="sorted")
+            idempotency = from_field(key, "submit", text)
+            task = self._here.submit(convert_submit(message), idempotency, task_id)
             answer = {"type": "accepted", "data": documents.accepted(task, message)}
             if task.replayed:
                 self._say(reference, answer | {"replayed": True})
                 self._join(task.task_id)
             else:
                 self._say(reference, answer)
-                self._wait_for(task.task_id, task.deadline)
+                said = True
+                self._here.deadlines.watch(task_id, task.deadline)
+        except InfernoError as exc:
+            self._say(reference, {"type": "error", "data": exc.problem()})
+        except Exception:
+            log.exception("A submit failed")
+            self._say(reference, {"type": "error", "data": UNEXPECTED.problem()})
         finally:
+            self._settle_expected(task_id, said)
             self._submitting.release()
+
+    def _expect(self, task_id: str) -> None:
+        """Wait for a task that is about to be submitted; its outcome is held back until released.
+
+        Raises:
+          InvalidRequest: the socket waits for too many.
+        """
+        self._check_room()
+        with self._lock:
+            if not self._ended:
+                self._unsaid[task_id] = None
+                self._waiting[task_id] = self._here.bridge.expect(task_id, self._arrived)
+
+    def _settle_expected(self, task_id: str, said: bool) -> None:
+        """Deliver the outcome if it has come; without an acceptance, lose interest in it."""
+        with self._lock:
+            outcome = self._unsaid.pop(task_id, None)
+            subscription = None if said else self._waiting.pop(task_id, None)
+        if subscription is not None:
+            subscription.close()
+        elif outcome is not None:
+            self._arrived(outcome)
 
     def _subscribe(self, _: Any, message: dict[str, Any]) -> None:
         for task_id in _task_ids(message):
@@ -194,7 +223,8 @@ class Conversation:
             return
         if TaskState(document["status"]).terminal:
             with self._lock:
-                if task_id in self._delivered:
+                # Who waits for it already is told by the bridge.
+                if task_id in self._delivered or task_id in self._waiting:
                     return
                 self._remember(task_id)
             self._peer.put(_envelope(document))
@@ -238,19 +268,27 @@ class Conversation:
     def _arrived(self, outcome: Outcome) -> None:
         task_id = outcome.task_id
         with self._lock:
-            self._waiting.pop(task_id, None)
+            if task_id in self._unsaid:
+                self._unsaid[task_id] = outcome
+                return
+            if self._waiting.pop(task_id, None) is None:
+                return
             self._remember(task_id)
-        self._peer.push(lambda: self._deliver(task_id))
+        self._peer.push(self._deliver, _Arrival.of(outcome))
 
-    def _deliver(self, task_id: str) -> bytes | None:
+    def _deliver(self, arrivals: Sequence[_Arrival]) -> Iterator[bytes | None]:
+        left = [arrival.task_id for arrival in arrivals]
         try:
-            return _outcome(self._here, task_id)
+            for text in _outcomes(self._here, arrivals):
+                del left[0]
+                yield text
         except BrokerUnavailable:
-            # It arrives again when the bridge has its connection back.
-            with self._lock:
-                self._delivered.pop(task_id, None)
-            self._wait_for(task_id, None)
-            return None
+            # They arrive again when the bridge has its connection back.
+            for task_id in left:
+                with self._lock:
+                    self._delivered.pop(task_id, None)
+                self._wait_for(task_id, None)
+                yield None
 
     def _remember(self, task_id: str) -> None:
         self._delivered[task_id] = None
@@ -263,17 +301,36 @@ class Conversation:
         self._peer.put(documents.encode(message))
 
 
-def _outcome(here: Services, task_id: str) -> bytes:
-    """Return the envelope of a task that is over.
+class _Arrival(NamedTuple):
+    """A task that has just ended."""
+
+    task_id: str
+    #: None where it is large, so that what waits to be sent stays small.
+    outcome: Outcome | None
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> _Arrival:
+        """Keep an outcome, or what it takes to read it again."""
+        small = memoryview(outcome.result).nbytes <= SMALL_BYTES
+        return cls(outcome.task_id, outcome if small else None)
+
+
+def _outcomes(here: Services, arrivals: Sequence[_Arrival]) -> Iterator[bytes]:
+    """Yield the envelopes of tasks that are over.
+
+    Their records are read in one round trip; a large result when it is its turn.
 
     Raises:
       BrokerUnavailable: Redis does not answer.
     """
-    parts = here.records.fetch(task_id)
-    try:
-        return _envelope(documents.task(task_id, *parts))
-    except InfernoError as exc:
-        return _error(task_id, exc)
+    records = here.records.records([arrival.task_id for arrival in arrivals])
+    for (task_id, outcome), record in zip(arrivals, records, strict=True):
+        if outcome is None:
+            record, outcome = here.records.fetch(task_id)
+        try:
+            yield _envelope(documents.task(task_id, record, outcome))
+        except InfernoError as exc:
+            yield _error(task_id, exc)
 
 
 def _envelope(document: dict[str, Any]) -> bytes:

@@ -4,7 +4,8 @@
     {"model_name", "input_type", "payload"}       a form that says what the payload is
     {"model_id", "input"}                         the shortest form
 
-All become one `InferRequest`.
+All become one `InferRequest`, as does a body that is one input itself: an image, or the bytes of a
+tensor. The query of the URL says the rest then.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import msgspec
 
 from inferno.errors import InvalidField, InvalidRequest
 from inferno.protocol.signature import Limits, Signature
-from inferno.protocol.tensors import Tensors
+from inferno.protocol.tensors import MAX_DIMENSIONS, Binary, Tensors
 from inferno.protocol.webhooks import DEFAULT_EVENTS, EVENTS, parse_address
 
 #: S0's range: higher is sooner.
@@ -100,7 +101,32 @@ class _PredictBody(msgspec.Struct, forbid_unknown_fields=True):
     webhook_events_filter: list[str] | None = None
 
 
+class _Query(msgspec.Struct, forbid_unknown_fields=True):
+    """What the query of a URL says of a body that is the input itself."""
+
+    model: str = ""
+    #: The input's name; may be left out where only one can hold it.
+    input: str | None = None
+    #: Sizes with commas between.
+    shape: str | None = None
+    version: int | None = None
+    #: Names with commas between.
+    outputs: str | None = None
+    priority: int = 0
+    timeout_ms: float | None = None
+    codec: str | None = None
+
+
 _T = TypeVar("_T")
+
+#: Content types of a body that is the input itself.
+_BINARY = re.compile(r"\s*(?:application/octet-stream|image/[^;\s]+)\s*(?:;|$)", re.IGNORECASE)
+_SHAPE = re.compile(rf"\d{{1,9}}(?:,\d{{1,9}}){{0,{MAX_DIMENSIONS - 1}}}", re.ASCII)
+
+
+def is_binary(content_type: str | None) -> bool:
+    """Return whether a body of this content type is the input itself, for `parse_binary`."""
+    return content_type is not None and _BINARY.match(content_type) is not None
 
 
 def parse_submit(body: bytes) -> InferRequest:
@@ -143,6 +169,41 @@ def parse_predict(body: bytes, model: str) -> InferRequest:
             None,
             given.webhook,
             _events(given),
+        )
+    )
+
+
+def parse_binary(body: bytes, query: Mapping[str, str], model: str | None = None) -> InferRequest:
+    """Read a request whose body is the input itself.
+
+    Args:
+      body: an element of a `bytes` tensor, or a numeric tensor's little-endian, row-major bytes.
+      query: the parameters of the URL.
+      model: that the path names; None where the query does.
+    Raises:
+      InvalidRequest: a parameter is wrong; names it.
+    """
+    try:
+        given = msgspec.convert(query, _Query, strict=False)
+    except msgspec.ValidationError as exc:
+        raise _explain(exc) from None
+    if model is not None and given.model:
+        raise InvalidField("the path names the model already", "model")
+    if model is None and not given.model:
+        raise InvalidField("missing parameter 'model'", "model")
+    if given.shape is not None and not _SHAPE.fullmatch(given.shape):
+        raise InvalidField(f"expected sizes such as 1,3,224,224, got {given.shape!r:.80}", "shape")
+    shape = None if given.shape is None else tuple(map(int, given.shape.split(",")))
+    value = Binary(body, shape)
+    return _checked(
+        InferRequest(
+            value if given.input is None else {given.input: value},
+            model or given.model,
+            given.version,
+            None if given.outputs is None else given.outputs.split(","),
+            given.priority,
+            given.timeout_ms,
+            given.codec,
         )
     )
 

@@ -81,8 +81,12 @@ class TensorSpec(BaseModel):
         """Whether the first dimension is the batch."""
         return bool(self.shape) and self.shape[0] == BATCH
 
+    @cached_property
+    def _takes_texts(self) -> bool:
+        return self.dtype == "string" and self.shape == (BATCH,)
+
     def parse(self, value: Any, limits: Limits) -> Array:
-        """Turn a plain value or an explicit tensor of the wire into an array of this spec.
+        """Turn a plain value, explicit tensor or binary input into an array of this spec.
 
         A plain value may leave out the batch dimension: one text, one image, one vector is one row.
 
@@ -90,10 +94,16 @@ class TensorSpec(BaseModel):
           InvalidInput: names the field and the expectation, also where a size is over its limit.
         """
         field = f"inputs.{self.name}"
+        if self._takes_texts and (texts := _plain_texts(value, limits)):
+            array = np.empty(len(texts), dtype=object)
+            array[:] = texts
+            return array
         if isinstance(value, Mapping):
             array = tensors.decode(value, self.dtype, field)
         else:
-            array = tensors.from_values(value, self.dtype, field)
+            binary = isinstance(value, tensors.Binary)
+            read = tensors.from_binary if binary else tensors.from_values
+            array = read(value, self.dtype, field)
             if self.batched and array.ndim == len(self.shape) - 1:
                 array = array[np.newaxis]
         self._check_shape(array, field)
@@ -120,11 +130,38 @@ class TensorSpec(BaseModel):
                 _check_bytes(raw, limits.image_bytes, self.content == "image", field)
 
 
+def _plain_texts(value: Any, limits: Limits) -> list[str] | None:
+    """Return texts that are surely right, or None when a closer look is needed.
+
+    It looks at all of them at once, and knows the usual forms: a text, a list of texts, and the
+    tensor that `tasks.submit` writes.
+    """
+    if type(value) is dict and value.keys() == {"dtype", "shape", "data"}:
+        shape, texts = value["shape"], value["data"]
+        if value["dtype"] != "string" or type(shape) is not list or type(texts) is not list:
+            return None
+        if shape != [len(texts)] or type(shape[0]) is not int:
+            return None
+    else:
+        texts = [value] if type(value) is str else value
+    if type(texts) is not list or not 0 < len(texts) <= limits.rows:
+        return None
+    try:
+        together = "".join(texts)
+        # At most four bytes for each character.
+        width = 1 if together.isascii() else 4
+        together.encode()
+    except (TypeError, UnicodeEncodeError):
+        return None
+    sizes = [len(text) for text in texts]
+    return texts if min(sizes) and width * max(sizes) <= limits.text_bytes else None
+
+
 def _check_text(text: str, limit: int, field: str) -> None:
     if not text:
         raise InvalidInput("expected text, got an empty string", field)
     try:
-        size = len(text.encode())
+        size = len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError:
         raise InvalidInput("expected valid Unicode, got an unpaired surrogate", field) from None
     if size > limit:
@@ -195,6 +232,8 @@ class Signature(BaseModel):
         for name, value in values.items():
             spec = self._inputs[name]
             array = arrays[name] = spec.parse(value, limits)
+            if len(values) == array.ndim == 1:
+                continue
             for dim, size in zip(spec.shape, array.shape, strict=True):
                 if isinstance(dim, str):
                     known, other = bound.setdefault(dim, (size, name))
@@ -204,7 +243,13 @@ class Signature(BaseModel):
                         )
         return arrays
 
+    @cached_property
+    def _required(self) -> frozenset[str]:
+        return frozenset(spec.name for spec in self.inputs if not spec.optional)
+
     def _check_names(self, values: Mapping[str, Any]) -> None:
+        if values and values.keys() == self._required and not self.one_of:
+            return
         declared = self._inputs
         missing = [s.name for s in self.inputs if not s.optional and s.name not in values]
         unexpected = values.keys() - declared.keys()
@@ -226,7 +271,8 @@ class Signature(BaseModel):
         """Give one plain value to the input that can hold it.
 
         Args:
-          value: a text, a base64 or data-URI image, a number or (nested) list of these.
+          value: a text, a base64 or data-URI image, a number, a (nested) list of these, or a
+            `tensors.Binary`.
           kind: `text`, `image` or `audio` when the client said which (`input_type`).
         Returns:
           The value by the input's name.
@@ -260,6 +306,8 @@ class Signature(BaseModel):
 
 
 def _can_hold(spec: TensorSpec, value: Any, kind: str | None) -> bool:
+    if isinstance(value, tensors.Binary):
+        return spec.dtype == "bytes" if value.shape is None else spec.dtype in tensors.NUMERIC
     leaf = value
     while isinstance(leaf, list) and leaf:
         leaf = leaf[0]

@@ -12,8 +12,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inferno.errors import InvalidField, InvalidInput, InvalidRequest
-from inferno.protocol.requests import InferRequest, convert_submit, parse_predict, parse_submit
+from inferno.protocol.requests import (
+    InferRequest,
+    convert_submit,
+    is_binary,
+    parse_binary,
+    parse_predict,
+    parse_submit,
+)
 from inferno.protocol.signature import Limits, Signature
+from inferno.protocol.tensors import Binary
 from tests.unit.core.strategies import json_values
 
 LIMITS = Limits(text_bytes=100, image_bytes=100, rows=4)
@@ -273,3 +281,58 @@ def test_any_message_is_a_request_or_refused(message: dict[str, Any]) -> None:
 def test_a_request_is_encoded_and_read_again_without_loss() -> None:
     request = submit(model="m", inputs={"text": "a"}, timeout_ms=5, outputs=["y"])
     assert msgspec.json.decode(msgspec.json.encode(request), type=InferRequest) == request
+
+
+# Bodies that are the input itself
+
+
+@pytest.mark.parametrize(
+    ("content_type", "binary"),
+    [
+        ("application/octet-stream", True),
+        ("Image/PNG; a=b", True),
+        ("application/json", False),
+        ("application/x-www-form-urlencoded", False),
+        ("text/image/png", False),
+        ("image/", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_content_types_say_what_a_body_is(content_type: str | None, binary: bool) -> None:
+    assert is_binary(content_type) is binary
+
+
+def test_query_says_the_rest_of_a_binary_body() -> None:
+    query = {"model": "m", "input": "x", "shape": "1,2", "version": "3", "outputs": "y,z"}
+    query |= {"priority": "4", "timeout_ms": "1.5", "codec": "base64"}
+    assert parse_binary(b"raw", query) == InferRequest(
+        inputs={"x": Binary(b"raw", (1, 2))},
+        model="m",
+        version=3,
+        outputs=["y", "z"],
+        priority=4,
+        timeout_ms=1.5,
+        codec="base64",
+    )
+    assert parse_binary(b"raw", {}, "m") == InferRequest(inputs=Binary(b"raw"), model="m")
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({}, "model"),
+        ({"model": "m", "shape": "1,x"}, "shape"),
+        ({"model": "m", "shape": ""}, "shape"),
+        ({"model": "m", "shape": ",".join(["1"] * 33)}, "shape"),
+        ({"model": "m", "version": "one"}, "version"),
+        ({"model": "m", "priority": "10"}, "priority"),
+        ({"model": "m", "timeout_ms": "nan"}, "timeout_ms"),
+        ({"model": "m", "codec": "xml"}, "codec"),
+        ({"model": "m", "typo": "1"}, "typo"),
+    ],
+)
+def test_wrong_parameter_of_a_binary_body_is_named(query: dict[str, str], field: str) -> None:
+    with pytest.raises(InvalidField) as raised:
+        parse_binary(b"raw", query)
+    assert raised.value.field == field

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from inferno.errors import InvalidInput, RequestError
 from inferno.protocol.signature import Limits, Signature
+from inferno.protocol.tensors import Binary
 from tests.unit.core import strategies
 
 LIMITS = Limits(text_bytes=100, image_bytes=50, rows=4)
@@ -290,6 +291,52 @@ def test_a_declared_dtype_may_have_another_name() -> None:
     assert signature(tensor("x", "torch.long", "batch")).input("x").dtype == "int64"
 
 
+# Inputs that are no JSON
+
+
+def test_a_binary_tensor_has_the_bytes_of_its_shape() -> None:
+    rows = np.array([[1, 2, 3], [4, 5, 6]], "<f4")
+    for shape, expected in (((2, 3), rows), ((1, 3), rows[:1]), ((3,), rows[:1])):
+        values = VECTOR.assign(Binary(expected.tobytes(), shape))
+        np.testing.assert_array_equal(VECTOR.parse(values, LIMITS)["x"], expected)
+
+
+def test_a_binary_body_is_one_image() -> None:
+    assert IMAGE.parse(IMAGE.assign(Binary(PNG)), LIMITS)["image"].tolist() == [PNG]
+
+
+@pytest.mark.parametrize(
+    ("taker", "value", "detail"),
+    [
+        (VECTOR, Binary(b"x" * 12), "a binary tensor of float32 needs its shape"),
+        (VECTOR, Binary(b"x", (1, 3)), "shape [1, 3] of float32 is 12 bytes, but the body holds 1"),
+        (VECTOR, Binary(b"x" * 8, (1, 2)), "expected shape [batch, 3], got [1, 2]"),
+        (
+            VECTOR,
+            Binary(b"\xff" * 12, (3,)),
+            "expected finite float32 values, got NaN, infinity or a number out of range",
+        ),
+        (TEXT, Binary(b"x"), "a string tensor is sent as JSON, not as a binary body"),
+        (IMAGE, Binary(WAV), "expected an image (PNG, JPEG, GIF, WebP), got other bytes"),
+        (IMAGE, Binary(b"", None), "expected base64 of at least one byte, got nothing"),
+        (
+            IMAGE,
+            Binary(PNG, (1,)),
+            "a binary body is one element of a bytes tensor, without shape",
+        ),
+    ],
+)
+def test_a_wrong_binary_body_is_refused(taker: Signature, value: Binary, detail: str) -> None:
+    (name,) = (spec.name for spec in taker.inputs)
+    error = refusal(taker, {name: value})
+    assert (error.detail, error.field) == (detail, f"inputs.{name}")
+
+
+def test_a_binary_body_that_no_input_can_hold_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="no input can hold this value"):
+        TEXT.assign(Binary(b"x"))
+
+
 # Anything at all
 
 json_values = strategies.json_values | st.just(b64(PNG))
@@ -322,6 +369,31 @@ def test_any_plain_value_is_assigned_or_refused(
     with suppress(InvalidInput):
         (name,) = taker.assign(value, kind)
         assert taker.input(name) in taker.inputs
+
+
+some_texts = st.text(max_size=110) | st.sampled_from(["", "\ud800", "é" * 50, "é" * 51, "a" * 101])
+some_lists = st.lists(some_texts | st.integers(), max_size=5)
+some_tensors = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["string", "bytes", "BYTES", 7]),
+        "shape": st.just([True]) | st.lists(st.integers(-1, 5), max_size=2),
+        "data": some_lists,
+    }
+)
+
+
+@given(value=some_texts | some_lists | some_tensors)
+def test_texts_in_the_usual_forms_are_taken_as_the_closer_look_takes_them(value: Any) -> None:
+    def result() -> Any:
+        try:
+            return TEXT.parse({"text": value}, LIMITS)["text"].tolist()
+        except InvalidInput as error:
+            return error.detail
+
+    taken = result()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("inferno.protocol.signature._plain_texts", lambda *_: None)
+        assert result() == taken
 
 
 def test_read_only_inputs_from_base64_are_as_good_as_lists() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import binascii
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -288,6 +290,20 @@ tensor_like = st.fixed_dictionaries(
         | json_values,
     },
 )
+
+
+@given(text=st.text("AQgw/+=zZ9-_ \n\té\0\ud800", max_size=9))
+def test_base64_is_decoded_as_strictly_as_by_the_standard_library(text: str) -> None:
+    try:
+        decoded = tensors.decode_base64(text, FIELD)
+    except InvalidInput:
+        # The standard library overlooks a character too many at the end of a whole.
+        with contextlib.suppress(ValueError):
+            binascii.a2b_base64(text, strict_mode=True)
+            assert text.endswith("=")
+            assert len(text) % 4
+    else:
+        assert decoded == binascii.a2b_base64(text, strict_mode=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

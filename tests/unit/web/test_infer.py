@@ -69,6 +69,46 @@ def test_image_is_accepted_as_base64_and_as_data_uri(client, png):
         assert client.post("/infer", json=form).status_code == 202
 
 
+def test_image_is_accepted_as_a_binary_body(client, png, records):
+    raw = base64.b64decode(png)
+    for path, kind in (
+        ("/infer?model=digits", "image/png"),
+        ("/infer?model=digits&input=image&priority=3", "application/octet-stream"),
+    ):
+        answer = client.post(path, data=raw, content_type=kind)
+        assert (answer.status_code, answer.json["model"]) == (202, "digits")
+        record, _ = records.fetch(answer.json["task_id"])
+        assert record.priority == (3 if "priority" in path else 0)
+
+
+def test_predict_takes_a_binary_body(client, answering, png):
+    raw = base64.b64decode(png)
+    answer = client.post("/v1/models/digits:predict", data=raw, content_type="image/png")
+    assert (answer.status_code, "outputs" in answer.json) == (200, True)
+    for query, data, field in (
+        ("?typo=1", raw, "typo"),
+        ("?model=digits", raw, "model"),
+        ("", b"no image", "inputs.image"),
+        ("", b"", "inputs.image"),
+    ):
+        answer = client.post(f"/v1/models/digits:predict{query}", data=data, content_type="image/x")
+        assert answer.status_code in (400, 422)
+        assert answer.json["field"] == field
+
+
+def test_query_is_a_part_of_what_a_key_stands_for(client, png):
+    def submit(query):
+        return client.post(
+            f"/infer?model=digits{query}",
+            data=base64.b64decode(png),
+            content_type="image/png",
+            headers={"Idempotency-Key": "binary"},
+        )
+
+    assert submit("").json == submit("").json
+    assert submit("&version=1").json["code"] == "idempotency_key_reused"
+
+
 def test_version_in_the_body_selects_it(client):
     body = client.post("/infer", json=NATIVE | {"version": 1}).get_json()
     assert body["version"] == 1

@@ -186,18 +186,80 @@ def test_flood_of_messages_is_read_as_it_is_handled(connect, app, monkeypatch, u
     assert [hear(ws)["id"] for _ in range(200)] == list(range(200))
 
 
-def test_each_result_arrives_once_however_often_it_is_subscribed(connect, worker, until):
+def test_each_result_arrives_once_however_often_it_is_subscribed(connect, worker):
     ws = connect("/ws")
     say(ws, type="submit", **NATIVE)
     task_id = hear(ws)["data"]["task_id"]
     say(ws, type="subscribe", task_id=task_id)
     say(ws, type="subscribe", task_ids=[task_id, task_id])
-    until(lambda: subscribed(worker, task_id))
     worker.succeed(task_id)
     assert hear(ws)["task_id"] == task_id
     say(ws, type="subscribe", task_id=task_id)
     say(ws, type="ping", id=1)
     assert hear(ws) == {"type": "pong", "id": 1}
+
+
+@pytest.mark.parametrize("settings", [100], indirect=True)
+def test_results_that_arrive_together_cost_one_round_trip(app, connect, worker, monkeypatch, until):
+    here, arrived, asked = app.extensions["inferno"], threading.Event(), []
+    here.bridge.start()
+    until(lambda: worker.client.pubsub_channels(here.bridge.reply_to))
+    ws = connect("/ws")
+    for reference in range(8):
+        say(ws, type="submit", id=reference, **NATIVE)
+    ids = [hear(ws)["data"]["task_id"] for _ in range(8)]
+    # The socket's process is told on its own channel, and listens to none for each task.
+    assert not subscribed(worker, "*")
+    read = here.records.records
+
+    def patient(task_ids):
+        asked.append(len(task_ids))
+        arrived.wait(10)
+        return read(task_ids)
+
+    monkeypatch.setattr(here.records, "records", patient)
+    for task_id in ids:
+        worker.succeed(task_id)
+    last = here.bridge.wait(ids[-1], 10)
+    assert last is not None
+    arrived.set()
+    heard = [hear(ws) for _ in ids]
+    assert [message["task_id"] for message in heard] == ids
+    assert all(message["data"]["finished_at"] for message in heard)
+    assert sum(asked) == len(ids)
+    assert len(asked) <= 2
+
+
+@pytest.mark.usefixtures("answering")
+def test_result_that_comes_before_its_acceptance_waits_for_it(app, connect, monkeypatch, until):
+    publish = type(app.extensions["inferno"]).publish
+    over = []
+
+    def slow(self, request, package, inputs, task_id=None, idempotency=None):
+        task = publish(self, request, package, inputs, task_id, idempotency)
+        until(lambda: not self.bridge.awaits(task_id))
+        over.append(task_id)
+        return task
+
+    monkeypatch.setattr("web.services.Services.publish", slow)
+    ws = connect("/ws")
+    say(ws, type="submit", id=1, **NATIVE)
+    accepted, result = hear(ws), hear(ws)
+    assert (accepted["type"], accepted["data"]["task_id"]) == ("accepted", over[0])
+    assert (result["type"], result["task_id"]) == ("result", over[0])
+    say(ws, type="ping")
+    assert hear(ws) == {"type": "pong"}
+
+
+def test_refused_submits_leave_room_for_others(connect, worker):
+    ws = connect("/ws")
+    for _ in range(12):
+        say(ws, type="submit", model="sentiment", inputs={"text": ""})
+        assert hear(ws)["data"]["code"] == "invalid_input"
+    say(ws, type="submit", **NATIVE)
+    task_id = hear(ws)["data"]["task_id"]
+    worker.succeed(task_id)
+    assert hear(ws)["task_id"] == task_id
 
 
 def test_conversation_joins_late(client, connect, worker):
@@ -252,17 +314,17 @@ def test_result_that_redis_could_not_give_arrives_later(
     app, connect, worker, task_id, until, monkeypatch
 ):
     records = app.extensions["inferno"].records
-    fetch, failures = records.fetch, [BrokerUnavailable("Redis does not answer")] * 2
+    read, failures = records.records, [BrokerUnavailable("Redis does not answer")] * 2
 
-    def unsteady(task_id):
+    def unsteady(task_ids):
         if failures:
             raise failures.pop()
-        return fetch(task_id)
+        return read(task_ids)
 
     ws = connect("/ws")
     say(ws, type="subscribe", task_id=task_id)
     until(lambda: subscribed(worker, task_id))
-    monkeypatch.setattr(records, "fetch", unsteady)
+    monkeypatch.setattr(records, "records", unsteady)
     worker.succeed(task_id)
     assert (hear(ws)["type"], failures) == ("result", [])
     # Nothing was said meanwhile, and the result comes once.
