@@ -39,7 +39,7 @@ def infer() -> Response:
     here = services()
     # Clients send JSON without saying so; `get_json` would refuse them.
     body = request.get_data()
-    wanted = parse_submit(body)
+    wanted = _fresh_if_said(parse_submit(body), request.environ)
     key = idempotency.from_header("infer", body)
     preference = prefer(request.headers.get("Prefer"), 0.0)
     if not preference.wait_s:
@@ -87,7 +87,7 @@ def run(
       ServingError: the task was not accepted.
       Disconnected: the caller has hung up, and the settings say that this matters.
     """
-    wanted = parse_predict(body, model)
+    wanted = _fresh_if_said(parse_predict(body, model), environ)
     package, inputs = here.validate(wanted)
     # A worker may have become ready since this was read last.
     served = model in here.loaded() or model in here.loaded(FRESH_S)
@@ -131,6 +131,14 @@ def _hung_up(exc: disconnect.Disconnected) -> Response:
     return Response(status=CLIENT_CLOSED_REQUEST)
 
 
+def _fresh_if_said(wanted: InferRequest, environ: Mapping[str, Any]) -> InferRequest:
+    """Let a request be computed for itself if its `Cache-Control` says so."""
+    said = environ.get("HTTP_CACHE_CONTROL", "").lower()
+    if "no-cache" in said or "no-store" in said:
+        return msgspec.structs.replace(wanted, cache=False)
+    return wanted
+
+
 def _wait(
     here: Services,
     waiter: Waiter,
@@ -145,6 +153,8 @@ def _wait(
     Raises:
       Disconnected: the caller has hung up, and the settings say that this matters.
     """
+    if task.outcome is not None:
+        return task.outcome
     here.deadlines.watch(task.task_id, task.deadline)
     # Who gave a key may come back with it, and a webhook is somebody else who waits.
     wanted_anyway = key is not None or wanted.webhook is not None

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 #: Headers that ask for more than the result.
-_PARTICULAR = ("HTTP_IDEMPOTENCY_KEY", "HTTP_PREFER", "HTTP_TRANSFER_ENCODING")
+_PARTICULAR = (
+    "HTTP_IDEMPOTENCY_KEY", "HTTP_PREFER", "HTTP_TRANSFER_ENCODING", "HTTP_CACHE_CONTROL",
+)  # fmt: skip
 
 
 class PredictLane:

@@ -47,6 +47,8 @@ class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     webhook: str | None = None
     #: What it is told of: keys of `webhooks.EVENTS`, each once. None without a webhook.
     webhook_events: list[str] | None = None
+    #: Whether the result of another task with equal inputs will do.
+    cache: bool = True
 
     def arrays(self, signature: Signature, limits: Limits) -> Tensors:
         """Validate against a model's signature.
@@ -84,6 +86,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
     webhook: str | None = None
     webhook_events: list[str] | None = None
     webhook_events_filter: list[str] | None = None
+    cache: bool = True
 
 
 class _PredictBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -98,6 +101,7 @@ class _PredictBody(msgspec.Struct, forbid_unknown_fields=True):
     webhook: str | None = None
     webhook_events: list[str] | None = None
     webhook_events_filter: list[str] | None = None
+    cache: bool = True
 
 
 _T = TypeVar("_T")
@@ -143,6 +147,7 @@ def parse_predict(body: bytes, model: str) -> InferRequest:
             None,
             given.webhook,
             _events(given),
+            given.cache,
         )
     )
 
@@ -183,6 +188,7 @@ def _unify(body: _Body) -> InferRequest:
             body.input_type,
             body.webhook,
             _events(body),
+            body.cache,
         )
     )
 
