@@ -507,9 +507,11 @@ def test_doctor_names_what_is_wrong(project: Project, monkeypatch: pytest.Monkey
 def test_help_lists_the_commands_as_they_are_needed() -> None:
     output = invoke("--help").output
 
-    names = ["up", "worker", "models", "submit", "watch", "tasks", "dead", "lanes"]
+    names = ["up", "worker", "models", "submit", "watch", "tasks", "dead", "lanes", "cache"]
     names += ["settings", "doctor"]
-    assert [line.split()[0] for line in output.split("Commands:\n")[1].splitlines()[:10]] == names
+    assert [
+        line.split()[0] for line in output.split("Commands:\n")[1].splitlines()[: len(names)]
+    ] == names
 
 
 def test_module_is_the_command_too() -> None:
