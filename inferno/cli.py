@@ -415,6 +415,7 @@ def watch(task_ids: tuple[str, ...], as_json: bool, url: str | None) -> None:
 main.add_command(operations.tasks)
 main.add_command(operations.dead)
 main.add_command(operations.lanes)
+main.add_command(operations.cache)
 
 
 def _read_input(value: str) -> Any:

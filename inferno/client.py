@@ -89,6 +89,8 @@ class Request:
     webhook: str | None = None
     #: What to call it for, `start` or `completed`; None for `completed` alone.
     webhook_events: list[str] | None = None
+    #: Whether the result of another task with equal inputs will do.
+    cache: bool = True
 
     def options(self) -> dict[str, Any]:
         """Return what is not said by default."""
@@ -99,6 +101,7 @@ class Request:
             "timeout_ms": self.timeout_ms,
             "webhook": self.webhook,
             "webhook_events": self.webhook_events,
+            "cache": None if self.cache else False,
         }
         return {name: value for name, value in options.items() if value is not None}
 
@@ -517,6 +520,23 @@ class Client:
         answer = self._call("POST", path, params={"confirm": str(count)}, wait_s=MANY_S)
         cancelled: int = answer["cancelled"]
         return cancelled
+
+    # -- The cache --------------------------------------------------------------------------------
+
+    def cache(self) -> dict[str, Any]:
+        """Return how many results are kept, and what that has saved."""
+        found: dict[str, Any] = self._call("GET", "/cache")
+        return found
+
+    def clear_cache(self, model: str | None = None) -> int:
+        """Forget the kept results, of one model or of all.
+
+        Returns:
+          how many there were.
+        """
+        params = {} if model is None else {"model": model}
+        cleared: int = self._call("DELETE", "/cache", params=params)["cleared"]
+        return cleared
 
     # -- The platform -----------------------------------------------------------------------------
 

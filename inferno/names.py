@@ -80,3 +80,13 @@ def counters_key(prefix: str) -> str:
 def workers_key(prefix: str) -> str:
     """Return the key of the hash that holds each worker's last report."""
     return f"{prefix}workers"
+
+
+def packages_key(prefix: str) -> str:
+    """Return the key of the hash that holds the digest of each version that workers have loaded."""
+    return f"{prefix}packages"
+
+
+def cache_keys(prefix: str) -> str:
+    """Return what the keys of kept results, and of tasks that share a computation, begin with."""
+    return f"{prefix}cache:"

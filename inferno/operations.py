@@ -1,4 +1,4 @@
-"""The commands for those who run a platform: tasks, dead letters and lanes, over its HTTP API."""
+"""The commands for those who run a platform: tasks, dead letters, lanes and cache, over HTTP."""
 
 from __future__ import annotations
 
@@ -326,6 +326,44 @@ def purge(model: str, yes: bool, url: str | None) -> None:
             click.confirm(f"Cancel {_counted(count, 'task')} of {model}?", abort=True)
         cancelled = client.purge(model, count)
     out.print(f"Cancelled {_counted(cancelled, 'task')}.")
+
+
+# -- The cache -------------------------------------------------------------------------------------
+
+
+@click.group(cls=InOrder)
+def cache() -> None:
+    """Show and clear the kept results."""
+
+
+@cache.command("show")
+@_json_option
+@url_option
+def show_cache(as_json: bool, url: str | None) -> None:
+    """Show how much is kept, and what it has saved."""
+    with platform(url) as client:
+        found = client.cache()
+    if as_json:
+        _print_lines([found])
+        return
+    out.print(
+        f"{_counted(found['entries'], 'result')} of at most {found['max_entries']}, "
+        f"{found['bytes']} bytes of at most {found['max_bytes']}."
+    )
+    counts = ("hits", "misses", "coalesced", "deduplicated")
+    table = _table("Model", *map(str.capitalize, counts))
+    for model in found["models"]:
+        table.add_row(escape(model["model"]), *(str(model[name]) for name in counts))
+    _print_table(table, "No models.")
+
+
+@cache.command("clear")
+@_model_option
+@url_option
+def clear_cache(model: str | None, url: str | None) -> None:
+    """Forget the kept results."""
+    with platform(url) as client:
+        out.print(f"Cleared {_counted(client.clear_cache(model), 'result')}.")
 
 
 # -- Printing --------------------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -141,6 +144,23 @@ class Retries(_Section):
     )
 
 
+class Cache(_Section):
+    """Which work is done once for equal inputs. Unset: if the package is `deterministic`."""
+
+    results: bool | None = Field(
+        default=None, description="Whether results are kept, to answer later tasks with them."
+    )
+    ttl_s: float | None = Field(
+        default=None, gt=0, description="How long a result is kept, in seconds."
+    )
+    coalesce: bool | None = Field(
+        default=None, description="Whether equal tasks in flight share one computation."
+    )
+    deduplicate: bool | None = Field(
+        default=None, description="Whether equal tasks in one batch are computed once."
+    )
+
+
 class Manifest(_Section):
     """The fields of `model.yaml`."""
 
@@ -168,6 +188,12 @@ class Manifest(_Section):
     codecs: Codecs = Field(default_factory=Codecs, description="Writing of numbers.")
     warm_up: WarmUp = Field(default_factory=WarmUp, description="The warm-up sample.")
     retries: Retries = Field(default_factory=Retries, description="After transient errors.")
+    deterministic: bool = Field(
+        default=False,
+        description="Whether equal inputs give equally good outputs, and a pass has no other "
+        "effects.",
+    )
+    cache: Cache = Field(default_factory=Cache, description="Work that is done once.")
     timeout_s: float | None = Field(
         default=None,
         gt=0,
@@ -246,6 +272,49 @@ class Package:
           default: for a package that does not say.
         """
         return self.manifest.timeout_s or default
+
+    @property
+    def keeps_results(self) -> bool:
+        """Whether a result may answer later tasks with equal inputs."""
+        return self._shares(self.manifest.cache.results)
+
+    @property
+    def coalesces(self) -> bool:
+        """Whether tasks in flight with equal inputs may share one computation."""
+        return self._shares(self.manifest.cache.coalesce)
+
+    @property
+    def deduplicates(self) -> bool:
+        """Whether members of a batch with equal inputs may be computed once."""
+        return self._shares(self.manifest.cache.deduplicate)
+
+    def _shares(self, chosen: bool | None) -> bool:
+        return self.manifest.deterministic if chosen is None else chosen
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the content of the version's files; another one when any of them has changed.
+
+        Code that these import from elsewhere is not part of it.
+        """
+        found, folder = hashlib.sha256(), self.path.resolve()
+        for file in sorted(self._files()):
+            with file.open("rb") as content:
+                inner = hashlib.file_digest(content, "sha256").hexdigest()
+            # Relative, because the repository may lie elsewhere on another machine.
+            found.update(f"{os.path.relpath(file, folder)}\0{inner}\n".encode())
+        return found.hexdigest()[:16]
+
+    def _files(self) -> set[Path]:
+        folder = self.path.resolve()
+        files = {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
+        manifest = self.manifest
+        if manifest.artifact is not None:
+            files.add((folder / manifest.artifact).resolve())
+        for function in (manifest.entrypoint, manifest.processor):
+            if function is not None:
+                files.add((folder / f"{function.partition(':')[0]}.py").resolve())
+        return {file for file in files if file.is_file()}
 
     @classmethod
     def read(cls, path: Path) -> Package:

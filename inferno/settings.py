@@ -251,6 +251,30 @@ class TaskSettings(Group):
         return value
 
 
+class CacheSettings(Group):
+    """Results that are kept to answer later tasks, of models whose package allows it."""
+
+    enabled: bool = Field(
+        default=True,
+        description="Keep results and let equal tasks share a computation, where a model's package "
+        "allows it.",
+    )
+    ttl_s: int = Field(
+        default=3600,
+        ge=1,
+        description="How long a result is kept, in seconds, for models whose package does not say.",
+    )
+    max_entries: int = Field(
+        default=10_000, ge=1, description="Results that are kept, at most; of all models together."
+    )
+    max_bytes: int = Field(
+        default=67_108_864, ge=1, description="Size of the kept results together."
+    )
+    max_result_bytes: int = Field(
+        default=1_000_000, ge=1, description="A larger result is not kept."
+    )
+
+
 class RetrySettings(Group):
     """What happens after a transient error, for models whose package does not say."""
 
@@ -442,6 +466,7 @@ class Settings(BaseSettings):
     batching: BatchingSettings = Field(default_factory=BatchingSettings)
     inference: InferenceSettings = Field(default_factory=InferenceSettings)
     tasks: TaskSettings = Field(default_factory=TaskSettings)
+    cache: CacheSettings = Field(default_factory=CacheSettings)
     retries: RetrySettings = Field(default_factory=RetrySettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     events: EventSettings = Field(default_factory=EventSettings)

@@ -30,6 +30,8 @@ class WorkerReport(msgspec.Struct, frozen=True):
     reported_at: float
     #: How fast it is, by model; those that have answered nothing yet are missing.
     speeds: dict[str, Speed] = {}
+    #: `Package.digest` of the versions that are loaded, by `<model>/<version>`.
+    packages: dict[str, str] = {}
 
 
 _encode = msgspec.json.Encoder().encode
@@ -46,6 +48,7 @@ class Cluster:
         """Store where the reports are."""
         self._redis = client
         self._key = names.workers_key(settings.redis.prefix)
+        self._packages_key = names.packages_key(settings.redis.prefix)
         self._ttl = settings.worker.heartbeat_ttl_s
         self._reading = Lock()
         self._read_at = 0.0
@@ -105,6 +108,8 @@ class Cluster:
             if gone:
                 pipe.hdel(self._key, *gone)
             pipe.hset(self._key, report.worker, _encode(report))
+            for package, digest in report.packages.items():
+                pipe.hset(self._packages_key, package, digest)
             pipe.execute()
 
     def leave(self, worker: str) -> None:

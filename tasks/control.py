@@ -24,7 +24,8 @@ from inferno.errors import (
 )
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
-from tasks import webhooks
+from tasks import notice
+from tasks.cache import Sharer
 from tasks.connection import translated
 from tasks.lanes import Lanes, Message, Waiting
 from tasks.records import Record, Records, encode_outcome
@@ -59,6 +60,7 @@ class Control:
         self._records = Records(client, settings)
         self._transitions = Transitions(client, settings)
         self._submitter = Submitter(app, client, settings)
+        self._sharer = Sharer(settings)
         self.lanes = Lanes(app, client, settings)
 
     def cancel(self, task_id: str) -> None:
@@ -194,6 +196,8 @@ class Control:
         if self._settings.tasks.keep_payloads != "never":
             asked = _asked(waiting.message or self.lanes.at(waiting.held))
             commands += self._transitions.kept(record.task_id, asked) if asked else []
+        if record.shared is not None:
+            commands += self._sharer.disbanded(record.shared)
         if waiting.removal:
             commands.append(waiting.removal)
         if call is not None and self.lanes.streams:
@@ -203,7 +207,7 @@ class Control:
     def _webhook(self, record: Record) -> Message | None:
         if record.webhook is None or "completed" not in record.webhook_events:
             return None
-        return webhooks.message(
+        return notice.message(
             record.webhook,
             record.task_id,
             "completed",

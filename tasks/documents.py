@@ -22,6 +22,7 @@ class _Parts(msgspec.Struct):
     timings: msgspec.Raw
     batch: msgspec.Raw
     worker: msgspec.Raw
+    cached: bool = False
 
 
 _decode_parts = msgspec.json.Decoder(_Parts).decode
@@ -42,6 +43,7 @@ def _answer(outcome: Outcome) -> dict[str, Any]:
         "timings": parts.timings,
         "batch": parts.batch,
         "worker": parts.worker,
+        **({"cached": True} if parts.cached else {}),
     }
 
 
@@ -87,6 +89,7 @@ def summary(record: Record) -> dict[str, Any]:
         "started_at": time(record.started_at),
         "finished_at": time(record.finished_at),
         **{name: value for name, value in some.items() if value is not None},
+        **({"cached": True} if record.cached else {}),
         "links": links(record.task_id),
     }
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ from celery.worker.request import Request
 from inferno.batching import FlushReason, isolate
 from inferno.engine import Engine, chunks
 from inferno.errors import ForwardFailed, InfernoError
+from inferno.protocol.digest import digest
 from inferno.protocol.tasks import BatchInfo
 from inferno.protocol.tensors import Tensors
 from inferno.protocol.webhooks import DEFAULT_EVENTS
@@ -77,6 +79,17 @@ class Answer:
     #: Seconds since the epoch.
     started_at: float
     ended_at: float
+    #: Another member with equal inputs was computed in its place.
+    twin: bool = False
+
+
+def arguments(member: Member) -> dict[str, Any]:
+    """Return the keyword arguments of a member's message, as far as they can be read."""
+    try:
+        found: Any = member.request.kwargs
+    except Exception:  # Whatever the message's encoding makes of its body.
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 #: Watches what a model does with a batch: its own code runs in the body of the context.
@@ -87,7 +100,8 @@ def answer(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watch
     """Answer those members of a batch that are still wanted.
 
     A member whose input cannot be prepared fails alone; so does one that makes the forward pass
-    fail: see `inferno.batching.isolate`.
+    fail: see `inferno.batching.isolate`. Where the package allows it, members with equal inputs are
+    computed once.
 
     Args:
       engine: of the members' version.
@@ -95,20 +109,41 @@ def answer(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watch
       members: all of the batch, or fewer.
       watch: entered for the preprocessing of the batch, and again for each forward pass.
     """
+    twins = _twins(members)
     started_at = time.time()
     prepared: list[tuple[Member, Tensors]] = []
     answers: list[Answer] = []
     alone = BatchInfo(batch.id, 1, 1, FlushReason.ISOLATED, 0.0, 0.0)
     with watch(batch):
-        for member in members:
+        for member in twins:
             try:
                 prepared.append((member, engine.prepare(member.inputs)))
             except Exception as exc:
                 explained = _explain(exc, member)
                 answers.append(Answer(member, explained, alone, started_at, time.time()))
     if prepared:
-        answers += _isolated(engine, batch, prepared, started_at, watch)
+        answers += _isolated(engine, batch, prepared, started_at, watch, twins)
+    for one in list(answers):
+        answers += (replace(one, member=twin, twin=True) for twin in twins[one.member])
     return answers
+
+
+def _twins(members: Sequence[Member]) -> dict[Member, list[Member]]:
+    """Return the members that have to be computed, each with those of equal inputs."""
+    if len(members) < 2 or not members[0].package.deduplicates:
+        return {member: [] for member in members}
+    first: dict[str, Member] = {}
+    twins: dict[Member, list[Member]] = {}
+    for member in members:
+        if arguments(member).get("cache") is False:
+            twins[member] = []
+            continue
+        known = first.setdefault(digest(member.inputs), member)
+        if known is member:
+            twins[member] = []
+        else:
+            twins[known].append(member)
+    return twins
 
 
 def _isolated(
@@ -117,6 +152,7 @@ def _isolated(
     prepared: list[tuple[Member, Tensors]],
     started_at: float,
     watch: Watch,
+    twins: Mapping[Member, Sequence[Member]],
 ) -> Iterator[Answer]:
     # The last pass that each member was in, which is the one that decided it.
     rode_in: dict[Member, BatchInfo] = {}
@@ -138,7 +174,7 @@ def _isolated(
         finally:
             info = BatchInfo(
                 batch.id,
-                len(part),
+                sum(1 + len(twins[member]) for member, _ in part),
                 rows,
                 batch.reason if len(part) == len(prepared) else FlushReason.ISOLATED,
                 predicted_ms=round(predicted_s * 1000, 3),

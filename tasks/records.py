@@ -54,7 +54,12 @@ class Record:
     webhook_events: tuple[str, ...] = ()
     #: The channel of the process in which its client waits, which is told of the outcome.
     reply_to: str | None = None
-    #: Where its message stood in its lane when it was accepted.
+    #: What it has in common with tasks of equal inputs; see `tasks.cache`.
+    shared: str | None = None
+    #: It was answered with the result of an earlier task, which was kept.
+    cached: bool = False
+    #: Where its message stood when it was accepted: in its lane, or among those of the tasks that
+    #: wait for another one's result.
     held: Held = field(default_factory=Held)
 
     @classmethod
@@ -83,6 +88,8 @@ class Record:
             webhook=text.get("webhook"),
             webhook_events=tuple(text.get("webhook_events", "").split()),
             reply_to=text.get("reply_to"),
+            shared=text.get("shared"),
+            cached="cached" in text,
             held=Held(text.get("stream", ""), text.get("entry", "")),
         )
 
@@ -99,6 +106,7 @@ class Record:
             "webhook": self.webhook,
             "webhook_events": " ".join(self.webhook_events) or None,
             "reply_to": self.reply_to,
+            "shared": self.shared,
         }
         return {name: value for name, value in given.items() if value is not None}
 

@@ -33,9 +33,10 @@ from inferno.protocol import tensors
 from inferno.protocol.tasks import Result, TaskState, Timings
 from inferno.repository import Retries
 from inferno.settings import RetrySettings, Settings
-from tasks import webhooks
+from tasks import notice
+from tasks.cache import Sharer
 from tasks.connection import UNAVAILABLE, is_refusal
-from tasks.infer import Answer, Batch, Member
+from tasks.infer import Answer, Batch, Member, arguments
 from tasks.lanes import Lanes, Message
 from tasks.records import encode_outcome
 from tasks.transitions import Begun, Command, Rider, Step, Transitions, Verdict
@@ -87,6 +88,7 @@ class Settler:
         self._transitions = transitions
         self._retries = settings.retries
         self._tasks = settings.tasks
+        self._sharer = Sharer(settings)
         self._stopping = Event()
 
     def stop(self) -> None:
@@ -180,7 +182,10 @@ class Settler:
                     f"{member.package.name} gave an output that cannot be written: {exc}"
                 )
                 return self._ended(member, unwritable, runtime=runtime)
-            return self._closed(Settled(member, TaskState.SUCCEEDED, None, runtime), payload)
+            extra = self._sharer.succeeded(member.package, arguments(member), payload)
+            if answer.twin:
+                extra += self._sharer.deduplicated(member.package.name)
+            return self._closed(Settled(member, TaskState.SUCCEEDED, None, runtime), payload, extra)
         error = answer.outputs
         if not is_transient(error.__cause__ or error):
             return self._ended(member, error, runtime=runtime)
@@ -231,10 +236,10 @@ class Settler:
         elif isinstance(error, TaskCancelled):
             state = TaskState.CANCELLED
         payload = encode_outcome(member.request.id, error)
-        extra: list[Command] = []
+        extra: list[Command] = [*self._sharer.ended(member.package, arguments(member))]
         if dead_in is not None:
             fields = _dead_letter(member, error, dead_in)
-            extra = self._transitions.buried(member.request.id, fields)
+            extra += self._transitions.buried(member.request.id, fields)
         return self._closed(Settled(member, state, error, runtime), payload, extra)
 
     def _closed(self, settled: Settled, payload: bytes, extra: Sequence[Command] = ()) -> _Outcome:
@@ -343,7 +348,7 @@ def _webhooks(member: Member, event: str) -> tuple[Message, ...]:
         return ()
     package = member.package
     return (
-        webhooks.message(
+        notice.message(
             member.webhook.url,
             member.request.id,
             event,

@@ -14,6 +14,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import redis
 from celery import Celery
 
@@ -25,13 +26,18 @@ from inferno.protocol.tasks import TaskState
 from inferno.protocol.tensors import Tensors
 from inferno.repository import Package
 from inferno.settings import Settings
+from tasks import notice
+from tasks.cache import Sharing
 from tasks.connection import UNAVAILABLE, never_sent, translated
 from tasks.convoy import Convoy
 from tasks.lanes import Lanes, Message
-from tasks.records import Record
-from tasks.transitions import Arrival, Idempotency, Refusal, Transitions
+from tasks.records import Outcome, Record
+from tasks.transitions import Admitted, Arrival, Idempotency, Refusal, Transitions
 
 logger = logging.getLogger(__name__)
+
+#: Stands in a webhook's message for the time of an end that is still to come.
+_WHEN = 9_007_199_254_740_991
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Accepted:
     deadline: float | None = None
     #: An earlier request with the same Idempotency-Key has made it.
     replayed: bool = False
+    #: Of a task that was over at once: its result was there already.
+    outcome: Outcome | None = None
 
 
 def new_task_id() -> str:
@@ -70,6 +78,7 @@ class Submitter:
         self._transitions = Transitions(client, settings)
         self._arrivals = Convoy(self._transitions.accept)
         self._timeout_ms = settings.tasks.timeout_ms
+        self._shares = settings.cache.enabled
 
     def submit(
         self,
@@ -111,6 +120,13 @@ class Submitter:
             kwargs["codec"] = request.codec
         if request.webhook is not None:
             kwargs["webhook"] = {"url": request.webhook, "events": request.webhook_events}
+        sharing = None
+        if not request.cache:
+            kwargs["cache"] = False
+        elif self._shares and self._lanes.streams:
+            sharing = Sharing.of(package, inputs, request.outputs, request.codec)
+            if sharing is not None:
+                kwargs["cache"] = sharing.key
         message = Message(
             queue=package.name,
             name=names.task_name(package.name),
@@ -125,6 +141,7 @@ class Submitter:
             idempotency=idempotency,
             most_waiting=most_waiting,
             reply_to=reply_to,
+            sharing=sharing,
         )
 
     def earlier(self, idempotency: Idempotency) -> str | None:
@@ -171,11 +188,13 @@ class Submitter:
         most_waiting: int | None = None,
         replay_of: str | None = None,
         reply_to: str | None = None,
+        sharing: Sharing | None = None,
     ) -> Accepted:
         now = time.time()
         # The time travels with the message: workers see how long a task has waited.
         message.kwargs["accepted_at"] = now
-        message = replace(message, expires=timeout_ms / 1000 if timeout_ms else None)
+        expires = timeout_ms / 1000 if timeout_ms else None
+        message = msgspec.structs.replace(message, expires=expires)
         webhook = message.kwargs.get("webhook") or {}
         record = Record(
             task_id=message.task_id,
@@ -189,25 +208,47 @@ class Submitter:
             webhook=webhook.get("url"),
             webhook_events=tuple(webhook.get("events") or ()),
             reply_to=reply_to,
+            shared=None if sharing is None else sharing.key,
         )
+        if sharing is not None and "completed" in record.webhook_events:
+            sharing = self._told(sharing, record)
         lane = self._lanes.key(message.queue)
-        arrival = Arrival(record, lane, self._lanes.pack(message), idempotency, most_waiting)
+        arrival = Arrival(
+            record, lane, self._lanes.pack(message), idempotency, most_waiting, sharing
+        )
         with translated():
             try:
-                task_id = self._arrivals.call(arrival)
+                admitted = self._arrivals.call(arrival)
             except (redis.ConnectionError, redis.TimeoutError) as exc:
                 if never_sent(exc):
                     raise
                 # Redis may have done it before the connection was lost; repeating does no harm.
-                task_id = self._accept_again(arrival)
-        if isinstance(task_id, Exception):
-            raise task_id
+                admitted = self._accept_again(arrival)
+        if isinstance(admitted, Exception):
+            raise admitted
+        task_id = admitted.task_id
         if task_id == message.task_id and not lane:
             self._publish(message, idempotency)
         replayed = task_id != message.task_id
-        return Accepted(task_id, record.model, record.version, now, record.deadline, replayed)
+        return Accepted(
+            task_id, record.model, record.version, now, record.deadline, replayed, admitted.outcome
+        )
 
-    def _accept_again(self, arrival: Arrival) -> str | Refusal:
+    def _told(self, sharing: Sharing, record: Record) -> Sharing:
+        """Add the webhook that is sent if a task is answered with another one's result."""
+        assert record.webhook is not None
+        message = notice.message(
+            record.webhook,
+            record.task_id,
+            "completed",
+            record.model,
+            record.version,
+            _WHEN,
+        )
+        head, _, tail = self._lanes.pack(message).partition(str(_WHEN).encode())
+        return replace(sharing, webhook=(head, tail), webhook_lane=self._lanes.key(message.queue))
+
+    def _accept_again(self, arrival: Arrival) -> Admitted | Refusal:
         try:
             return self._arrivals.call(arrival)
         except UNAVAILABLE as exc:

@@ -4,6 +4,9 @@
     begin    QUEUED or RETRYING -> RUNNING, just before a forward pass; counts the attempt
     finish   what else happens to a task, with the acknowledgement of its message
 
+A task whose inputs equal another one's may be over when it is accepted, or wait for that one to be
+finished; see `tasks.cache`.
+
 Two guards make a task's outcome its only one. The record: what is over stays as it is. The fence:
 a worker whose entries were taken over, because it was thought dead, changes nothing any more. (On
 brokers other than Redis Streams the record is the only guard, and messages are acknowledged after.)
@@ -25,13 +28,16 @@ from inferno import names
 from inferno.errors import KeyReused, Overloaded
 from inferno.protocol.tasks import TERMINAL, TaskState
 from inferno.settings import Settings
+from tasks import cache
+from tasks.cache import Sharing
+from tasks.connection import is_refusal
 from tasks.lanes import Held
-from tasks.records import Record
+from tasks.records import Outcome, Record, decode_outcome
 from tasks.transport import consumer_name, scripts
 
 #: A Redis command with its arguments, or one of these: ENQUEUE lane, priority, payload; DELAY lane,
 #: due (ms), priority, payload; END result's key, payload, its time to live, that of the record,
-#: state, time, and what the record says if there is none.
+#: state, time, and what the record says if there is none; SHARE and DISBAND, of `tasks.cache`.
 Command = Sequence[Any]
 
 
@@ -60,6 +66,18 @@ class Arrival:
     #: Refuse if more tasks are ahead of it: they wait in its lane or are in workers' hands, with
     #: the same priority or a higher one.
     most_waiting: int | None = None
+    #: Whose result it may be answered with, if anyone's.
+    sharing: Sharing | None = None
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A task that is accepted."""
+
+    #: An earlier one's when its idempotency key has made that already.
+    task_id: str
+    #: Of a task that was over at once.
+    outcome: Outcome | None = None
 
 
 #: Why a task is not accepted.
@@ -130,8 +148,9 @@ class Transitions:
         self._accept = client.register_script(_ACCEPT)
         self._begin = client.register_script(_BEGIN)
         self._finish = client.register_script(_FINISH)
+        self._cache = cache.Cache(client, settings)
 
-    def accept(self, arrivals: Sequence[Arrival]) -> list[str | Refusal]:
+    def accept(self, arrivals: Sequence[Arrival]) -> list[Admitted | Refusal]:
         """Write the records of new tasks and publish their messages, all in one step.
 
         To repeat it with the same records adds nothing, so that it may be tried again when the
@@ -140,12 +159,11 @@ class Transitions:
         Args:
           arrivals: each its own task.
         Returns:
-          for each the id of its task, an earlier one's when its idempotency key has made that
-          already, or why it is refused.
+          for each its task, or why it is refused.
         Raises:
           redis.RedisError: Redis does not take them, or it is unknown whether it did.
         """
-        keys = [names.index_key(self._prefix)]
+        keys = [names.index_key(self._prefix), names.counters_key(self._prefix)]
         arguments: list[Any] = [
             self._tasks.record_ttl_s,
             self._tasks.listed,
@@ -172,7 +190,14 @@ class Transitions:
             )
             for item in fields.items():
                 arguments += item
-        replies = cast(list[tuple[bytes, bytes]], self._accept(keys=keys, args=arguments))
+            if arrival.sharing is None:
+                arguments.append(0)
+            else:
+                shared = arrival.sharing.arguments(
+                    self._prefix, record.task_id, self._tasks.result_ttl_s
+                )
+                arguments += (len(shared), *shared)
+        replies = cast(list[tuple[bytes, bytes]], self._run(self._accept, keys, arguments))
         return [
             _accepted(arrival, answer, value)
             for arrival, (answer, value) in zip(arrivals, replies, strict=True)
@@ -250,7 +275,22 @@ class Transitions:
                 arguments += [len(command), *command]
         keys = [names.counters_key(self._prefix)]
         keys += [names.record_key(self._prefix, step.task_id) for step in steps]
-        return [Verdict(code) for code in cast(list[int], self._finish(keys=keys, args=arguments))]
+        return [Verdict(code) for code in cast(list[int], self._run(self._finish, keys, arguments))]
+
+    def _run(self, script: Any, keys: list[str], arguments: list[Any]) -> Any:
+        """Run a script; where Redis is full, kept results make room for it."""
+        try:
+            return script(keys=keys, args=arguments)
+        except redis.ResponseError as exc:
+            if not is_refusal(exc) and not isinstance(exc, redis.OutOfMemoryError):
+                raise
+            try:
+                made_room = self._cache.clear()
+            except Exception:
+                raise exc from None
+            if not made_room:
+                raise
+            return script(keys=keys, args=arguments)
 
     # What may happen to a task
 
@@ -313,7 +353,7 @@ class Transitions:
         return [["SET", key, payload, "EX", self._tasks.result_ttl_s]]
 
 
-def _accepted(arrival: Arrival, answer: bytes, value: bytes) -> str | Refusal:
+def _accepted(arrival: Arrival, answer: bytes, value: bytes) -> Admitted | Refusal:
     if answer == b"overloaded":
         error = Overloaded(f"{int(value)} tasks are ahead of it")
         error.waiting = int(value)
@@ -321,10 +361,10 @@ def _accepted(arrival: Arrival, answer: bytes, value: bytes) -> str | Refusal:
     if answer == b"made":
         assert arrival.idempotency is not None
         try:
-            return _made(value, arrival.idempotency)
+            return Admitted(_made(value, arrival.idempotency))
         except KeyReused as reused:
             return reused
-    return arrival.record.task_id
+    return Admitted(arrival.record.task_id, decode_outcome(value) if answer == b"over" else None)
 
 
 def _made(value: bytes, idempotency: Idempotency) -> str:
@@ -340,10 +380,12 @@ def _made(value: bytes, idempotency: Idempotency) -> str:
 
 _IS_OVER = "local over = {" + ", ".join(f"['{state}'] = true" for state in sorted(TERMINAL)) + "}\n"
 
-#: KEYS: index, then record and idempotency key of each task. ARGV: see `accept`. Returns an answer
-#: and its value for each.
+#: KEYS: index, counters, then record and idempotency key of each task. ARGV: see `accept`. Returns
+#: an answer and its value for each.
 _ACCEPT = (
     scripts.LIBRARY
+    + _IS_OVER
+    + cache.ACCEPT
     + """
 local function ahead(lane, priority)
   local count = 0
@@ -356,31 +398,71 @@ local function ahead(lane, priority)
   return count
 end
 
-local index, ttl, listed, key_ttl = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local index, counters = KEYS[1], KEYS[2]
+local ttl, listed, key_ttl = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local answers, lanes, newest = {}, {}, {}
 local at = 4
-for i = 2, #KEYS, 2 do
+for i = 3, #KEYS, 2 do
   local record, key = KEYS[i], KEYS[i + 1]
-  local task_id, made, lane, priority = ARGV[at], ARGV[at + 2], ARGV[at + 3], ARGV[at + 5]
+  local task_id, accepted_at, made = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local lane, priority, payload = ARGV[at + 3], ARGV[at + 5], ARGV[at + 6]
   local most, last = tonumber(ARGV[at + 4]), at + 7 + tonumber(ARGV[at + 7])
+  -- What it shares, if anything.
+  local shares = tonumber(ARGV[last + 1])
+  local by = last + 2
+  local model = shares > 0 and ARGV[by + 5]
+  local results, coalesce = shares > 0 and ARGV[by + 6] == '1', shares > 0 and ARGV[by + 7] == '1'
   local earlier = key ~= '' and redis.call('GET', key)
   local answer = {'accepted', ''}
   if earlier then
     answer = {'made', earlier}
-  elseif redis.call('EXISTS', record) == 0 then
-    local count = most >= 0 and lane ~= '' and ahead(lane, priority) or 0
+  elseif redis.call('EXISTS', record) == 1 then
+    -- Asked again, after it was over: nobody will be told any more.
+    local payload = shares > 0 and redis.call('GET', ARGV[by + 8])
+    answer = payload and {'over', payload} or answer
+  else
+    local text = results and kept(by)
+    local leader = not text and coalesce and leader_of(by, priority)
+    local count = 0
+    if most >= 0 and lane ~= '' and not text and not leader then
+      count = ahead(lane, priority)
+    end
     if most >= 0 and count > most then
       answer = {'overloaded', tostring(count)}
+    elseif text then
+      answer = {'over', answer_with(text, task_id, '0.0', ',"cached":true', ARGV[by + 10])}
+      redis.call('SET', ARGV[by + 8], answer[2], 'EX', ARGV[by + 9])
+      redis.call('HSET', record, unpack(ARGV, at + 8, last))
+      redis.call('HSET', record, 'state', 'succeeded', 'finished_at', accepted_at, 'cached', 1)
+      redis.call('PUBLISH', ARGV[by + 8], answer[2])
+      if ARGV[by + 12] ~= '' then
+        append(ARGV[by + 11], 0, ARGV[by + 12] .. accepted_at .. ARGV[by + 13])
+        lanes[ARGV[by + 11]] = true
+      end
+      redis.call('HINCRBY', counters, 'cache_hits:' .. model, 1)
     elseif lane ~= '' then
-      local stream, entry = append(lane, priority, ARGV[at + 6])
-      lanes[lane] = true
+      local stream, entry
+      if leader then
+        stream, entry = follow(by, leader, record, ttl, task_id, accepted_at, lane, priority,
+                               payload)
+        redis.call('HINCRBY', counters, 'cache_coalesced:' .. model, 1)
+      else
+        stream, entry = append(lane, priority, payload)
+        lanes[lane] = true
+        if coalesce then
+          redis.call('SET', ARGV[by + 1] .. 'leader:' .. ARGV[by], record, 'EX', ttl)
+        end
+        if results then
+          redis.call('HINCRBY', counters, 'cache_misses:' .. model, 1)
+        end
+      end
       redis.call('HSET', record, 'stream', stream, 'entry', entry, unpack(ARGV, at + 8, last))
     else
       redis.call('HSET', record, unpack(ARGV, at + 8, last))
     end
-    if answer[1] == 'accepted' then
+    if answer[1] ~= 'overloaded' then
       redis.call('EXPIRE', record, ttl)
-      newest[#newest + 1] = ARGV[at + 1]
+      newest[#newest + 1] = accepted_at
       newest[#newest + 1] = task_id
       if key ~= '' then
         redis.call('SET', key, made, 'EX', key_ttl)
@@ -388,7 +470,7 @@ for i = 2, #KEYS, 2 do
     end
   end
   answers[#answers + 1] = answer
-  at = last + 1
+  at = by + shares
 end
 if #newest > 0 then
   redis.call('ZADD', index, unpack(newest))
@@ -452,16 +534,26 @@ return replies
 _FINISH = (
     scripts.LIBRARY
     + _IS_OVER
+    + cache.FINISH
     + """
 local consumer, at = ARGV[1], 2
 local verdicts, replies = {}, {}
 
 -- The outcome of a task: stored, announced for whoever listens to this task, and collected for the
 -- process that its client waits in.
+local function announce(result, payload, ttl, reply_to)
+  redis.call('SET', result, payload, 'EX', ttl)
+  redis.call('PUBLISH', result, payload)
+  if reply_to then
+    replies[reply_to] = replies[reply_to] or {}
+    table.insert(replies[reply_to], payload)
+  end
+end
+
 local function finish(record, known, at, last)
   local result, payload, ttl, state, now = ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + 4],
                                            ARGV[at + 5]
-  redis.call('SET', result, payload, 'EX', ARGV[at + 2])
+  announce(result, payload, ARGV[at + 2], known[2])
   redis.call('HSET', record, 'state', state, 'finished_at', now)
   if not known[1] then
     for i = at + 6, last, 2 do
@@ -469,12 +561,6 @@ local function finish(record, known, at, last)
     end
   end
   redis.call('EXPIRE', record, ttl)
-  redis.call('PUBLISH', result, payload)
-  local reply_to = known[2]
-  if reply_to then
-    replies[reply_to] = replies[reply_to] or {}
-    table.insert(replies[reply_to], payload)
-  end
 end
 
 for i = 2, #KEYS do
@@ -503,6 +589,10 @@ for i = 2, #KEYS do
         enqueue(ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
       elseif command == 'DELAY' then
         delay(ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5])
+      elseif command == 'SHARE' then
+        share(at + 2, KEYS[i], announce)
+      elseif command == 'DISBAND' then
+        disband(at + 2, KEYS[i])
       else
         redis.call(unpack(ARGV, at + 1, last))
       end

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Flask
 
 from inferno.settings import Settings, load
-from web import dead, errors, health, infer, lanes, models, pages, sockets, tasks
+from web import cache, dead, errors, health, infer, lanes, models, pages, sockets, tasks
 from web.services import Services
 
 #: The families of routes.
@@ -14,6 +14,7 @@ API = (
     tasks.blueprint,
     dead.blueprint,
     lanes.blueprint,
+    cache.blueprint,
     models.blueprint,
     health.blueprint,
     sockets.blueprint,

@@ -46,12 +46,14 @@ def accepted(task: Accepted, members: Container[str]) -> dict[str, Any]:
     at = time(task.accepted_at)
     document = {
         "task_id": task.task_id,
-        "status": TaskState.QUEUED,
+        "status": TaskState.QUEUED if task.outcome is None else TaskState.SUCCEEDED,
         "model": task.model,
         "version": task.version,
         "accepted_at": at,
         "links": links(task.task_id),
     }
+    if task.outcome is not None:
+        document["cached"] = True
     if "model_name" in members:
         document |= {
             "job_id": task.task_id,

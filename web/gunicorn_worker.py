@@ -24,7 +24,9 @@ from web import documents, infer
 from web.preference import Preference
 
 #: Headers of requests that are not plain.
-_PARTICULAR = frozenset({"IDEMPOTENCY-KEY", "PREFER", "TRANSFER-ENCODING", "EXPECT", "UPGRADE"})
+_PARTICULAR = frozenset(
+    {"IDEMPOTENCY-KEY", "PREFER", "CACHE-CONTROL", "TRANSFER-ENCODING", "EXPECT", "UPGRADE"}
+)
 
 _HEAD = (
     b"HTTP/1.1 200 OK\r\nServer: gunicorn\r\nDate: %b\r\nConnection: %b\r\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 from flask import Blueprint, Response, request
@@ -50,6 +52,7 @@ def infer() -> Response:
     else:
         wanted = parse_submit(body)
         key = idempotency.from_header("infer", body)
+    wanted = _fresh_if_said(wanted, request.environ)
     preference = prefer(request.headers.get("Prefer"), 0.0)
     if not preference.wait_s:
         return _accepted(here.submit(wanted, key), body, preference)
@@ -82,6 +85,7 @@ def predict(model: str) -> Response:
     else:
         wanted = parse_predict(body, model)
         key = idempotency.from_header(f"predict {model}", body)
+    wanted = _fresh_if_said(wanted, request.environ)
     preference = prefer(request.headers.get("Prefer"), here.settings.server.sync_wait_ms / 1000)
     ran = run(here, wanted, preference, key, disconnect.socket_of(request.environ))
     return predicted(ran, body, preference)
@@ -156,6 +160,14 @@ def _hung_up(exc: disconnect.Disconnected) -> Response:
     return Response(status=CLIENT_CLOSED_REQUEST)
 
 
+def _fresh_if_said(wanted: InferRequest, environ: Mapping[str, Any]) -> InferRequest:
+    """Let a request be computed for itself if its `Cache-Control` says so."""
+    said = environ.get("HTTP_CACHE_CONTROL", "").lower()
+    if "no-cache" in said or "no-store" in said:
+        return msgspec.structs.replace(wanted, cache=False)
+    return wanted
+
+
 def _wait(
     here: Services,
     waiter: Waiter,
@@ -170,6 +182,8 @@ def _wait(
     Raises:
       Disconnected: the caller has hung up, and the settings say that this matters.
     """
+    if task.outcome is not None:
+        return task.outcome
     here.deadlines.watch(task.task_id, task.deadline)
     # Who gave a key may come back with it, and a webhook is somebody else who waits.
     wanted_anyway = key is not None or wanted.webhook is not None

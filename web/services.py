@@ -15,6 +15,7 @@ from inferno.protocol.tensors import Tensors
 from inferno.protocol.webhooks import check_reach
 from inferno.repository import Package, Repository
 from inferno.settings import Settings
+from tasks.cache import Cache
 from tasks.celery import app as celery_app
 from tasks.cluster import Cluster
 from tasks.connection import connect
@@ -46,6 +47,7 @@ class Services:
     submitter: Submitter
     control: Control
     dead: DeadLetters
+    cache: Cache
     cluster: Cluster
     bridge: Bridge
     deadlines: Deadlines
@@ -63,15 +65,22 @@ class Services:
         control = Control(celery_app, client, settings)
         bridge = Bridge(client, records, settings.redis.prefix)
         sizes = settings.limits
+        repository = Repository.read(settings.repository)
+        for model in repository.models.values():
+            for package in model.versions.values():
+                if settings.cache.enabled and (package.keeps_results or package.coalesces):
+                    # Now, because it reads every file, and together with the manifest.
+                    _ = package.digest
         return cls(
             settings=settings,
-            repository=Repository.read(settings.repository),
+            repository=repository,
             limits=Limits(sizes.max_text_bytes, sizes.max_image_bytes, sizes.max_rows),
             client=client,
             records=records,
             submitter=Submitter(celery_app, client, settings),
             control=control,
             dead=DeadLetters(celery_app, client, settings),
+            cache=Cache(client, settings),
             cluster=Cluster(client, settings),
             bridge=bridge,
             deadlines=Deadlines(bridge, records, control),

@@ -176,6 +176,9 @@ class Conversation:
             else:
                 self._say(reference, answer)
                 said = True
+                if task.outcome is not None:
+                    # It was over at once, and nobody will tell.
+                    self._arrived(task.outcome)
                 self._here.deadlines.watch(task_id, task.deadline)
         except InfernoError as exc:
             self._say(reference, {"type": "error", "data": exc.problem()})
@@ -271,9 +274,11 @@ class Conversation:
             if task_id in self._unsaid:
                 self._unsaid[task_id] = outcome
                 return
-            if self._waiting.pop(task_id, None) is None:
+            subscription = self._waiting.pop(task_id, None)
+            if subscription is None:
                 return
             self._remember(task_id)
+        subscription.close()
         self._peer.push(self._deliver, _Arrival.of(outcome))
 
     def _deliver(self, arrivals: Sequence[_Arrival]) -> Iterator[bytes | None]:

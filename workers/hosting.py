@@ -33,6 +33,8 @@ class HostedModel:
         self._settings = settings
         self._watchdog = watchdog
         self._engines: dict[int, Engine] = {}
+        #: `Package.digest` of the versions that are loaded and keep results.
+        self.digests: dict[str, str] = {}
         self._loading = Lock()
         manifest = model.package().manifest
         # A batch is formed before it is known which version's turn it is, so it has to suit all.
@@ -96,8 +98,12 @@ class HostedModel:
     def _load(self, version: int) -> Engine:
         logger.info("loading %s version %s", self.model.name, version)
         package = self.model.package(version)
+        # Before it is loaded, so that what changes meanwhile is not taken for what was loaded.
+        digest = package.digest if package.keeps_results else None
         engine = Engine(package, self._settings.batching, self._settings.inference)
         engine.warm_up()
+        if digest is not None:
+            self.digests[f"{package.name}/{package.version}"] = digest
         return engine
 
     def watch(self, batch: Batch) -> AbstractContextManager[None]:

@@ -48,6 +48,8 @@ class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     webhook: str | None = None
     #: What it is told of: keys of `webhooks.EVENTS`, each once. None without a webhook.
     webhook_events: list[str] | None = None
+    #: Whether the result of another task with equal inputs will do.
+    cache: bool = True
 
     def arrays(self, signature: Signature, limits: Limits) -> Tensors:
         """Validate against a model's signature.
@@ -85,6 +87,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
     webhook: str | None = None
     webhook_events: list[str] | None = None
     webhook_events_filter: list[str] | None = None
+    cache: bool = True
 
 
 class _PredictBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -99,6 +102,7 @@ class _PredictBody(msgspec.Struct, forbid_unknown_fields=True):
     webhook: str | None = None
     webhook_events: list[str] | None = None
     webhook_events_filter: list[str] | None = None
+    cache: bool = True
 
 
 class _Query(msgspec.Struct, forbid_unknown_fields=True):
@@ -169,6 +173,7 @@ def parse_predict(body: bytes, model: str) -> InferRequest:
             None,
             given.webhook,
             _events(given),
+            given.cache,
         )
     )
 
@@ -244,6 +249,7 @@ def _unify(body: _Body) -> InferRequest:
             body.input_type,
             body.webhook,
             _events(body),
+            body.cache,
         )
     )
 

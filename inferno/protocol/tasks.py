@@ -89,3 +89,5 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     timings: Timings
     batch: BatchInfo
     worker: str
+    #: Whether it is the result of an earlier task, which was kept.
+    cached: bool = False

@@ -118,7 +118,7 @@ def accept(
     (answer,) = transitions.accept([Arrival(record, lane, payload.encode(), **options)])
     if isinstance(answer, Exception):
         raise answer
-    return answer
+    return answer.task_id
 
 
 @contextmanager

@@ -13,9 +13,9 @@ import pytest
 
 from inferno.protocol.tasks import BatchInfo, Result, TaskState, Timings
 from tasks.lanes import Held
+from tasks.notice import message, message_id
 from tasks.records import Record, encode_outcome
 from tasks.transitions import Step, Transitions
-from tasks.webhooks import message, message_id
 from tests.integration.conftest import accept, send
 from tests.processes import wait_until, worker
 from tests.receiver import Received, Receiver, receiver

@@ -92,6 +92,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "Codecs": repository.Codecs,
     "WarmUp": repository.WarmUp,
     "Retries": repository.Retries,
+    "Cache": repository.Cache,
 }
 
 

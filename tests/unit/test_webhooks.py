@@ -13,9 +13,10 @@ from inferno.ports import free_port
 from inferno.settings import Settings
 from tasks.celery import route
 from tasks.connection import connect
+from tasks.notice import message
 from tasks.outbound import Outbound
 from tasks.records import Records
-from tasks.webhooks import Deliver, message
+from tasks.webhooks import Deliver
 
 
 def test_webhooks_go_to_a_queue_of_their_own() -> None:
