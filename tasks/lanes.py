@@ -23,6 +23,7 @@ from inferno.protocol.requests import MAX_PRIORITY, MIN_PRIORITY
 from inferno.settings import Settings
 from tasks.connection import translated
 from tasks.transport import Lane, pack, scripts
+from tasks.transport.evalsha import Script
 
 #: Brokers on which 0 is the most urgent priority, as Celery documents it.
 _INVERTED = ("redis", "rediss", "sentinel")
@@ -114,7 +115,7 @@ class Lanes:
         self._templates: dict[str, Any] = {}
         #: Queues that the broker knows of.
         self._declared: set[str] = set()
-        self._size = client.register_script(_SIZES)
+        self._size = Script(_SIZES)
 
     def key(self, queue: str) -> str:
         """Return the key that scripts publish to, or "" when the queue is no stream."""
@@ -211,7 +212,7 @@ class Lanes:
           BrokerUnavailable: Redis does not answer.
         """
         with translated():
-            counts = cast(list[int], self._size(keys=[self._key(queue)]))
+            counts = self._size.run(self._redis, [self._key(queue)])
         return Backlog(*counts)
 
     def leave(self, queue: str) -> int:
