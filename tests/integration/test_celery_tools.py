@@ -62,7 +62,7 @@ def test_inspect_tells_what_a_worker_does(repository, start_worker, celery, tool
         assert ping == {"ok": "pong"}
         assert [task["name"] for task in active] == ["infer.inspected"]
         assert {task["id"] for task in reserved} == {task.id for task in waiting}
-        assert stats["prefetch_count"] == 8
+        assert stats["prefetch_count"] == 12
         assert stats["broker"]["transport"] == "redis-streams"
         assert [queue["name"] for queue in queues] == ["inspected"]
         assert registered == ["infer.inspected"]
