@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ import click
 from rich.console import Console
 
 from bench import environments, raw, report, results, wrk
+from bench.cache import Repository
 from bench.load import Way
 from bench.results import Results
 from bench.session import Options, Session
@@ -129,8 +131,8 @@ def run(
 
     Lists have commas: --targets inferno,flask --connections 1,64. `all` is every one there is.
     """
-    if Way.HTTP in ways and 1 in rows and shutil.which("wrk") is None:
-        raise click.ClickException(wrk.INSTALL_HINT)
+    if Way.HTTP in ways and 1 in rows:
+        _require_wrk()
     settings = _settings(env)
     chosen = chosen_targets(targets, settings, read_variants(variant), flower=flower)
     options = Options(
@@ -148,8 +150,70 @@ def run(
         sockets=sockets,
         idle_s=idle_s,
     )
-    path = (output or results.new_path()).resolve()
     described = {"seconds": seconds, "repeats": repeats, "env": settings, "variants": list(variant)}
+    _carry_out(options, described, output, plot=plot)
+
+
+@main.command()
+@click.option(
+    "--workloads", type=_Names(list(WORKLOADS)), default="simulated,embed", show_default=True
+)
+@click.option("--connections", type=_Numbers(), default="1,64", show_default=True)
+@click.option("--rows", type=_Numbers(), default="1", show_default=True, help="Of one request.")
+@click.option("--seconds", type=click.IntRange(1, 300), default=5, show_default=True)
+@click.option(
+    "--warm-up", type=click.IntRange(0, 60), default=2, show_default=True, help="Seconds."
+)
+@click.option("--repeats", type=click.IntRange(1, 50), default=3, show_default=True)
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Setting of Inferno; repeatable.")
+@click.option("--output", type=click.Path(path_type=Path), help="Default: in build/bench-results.")
+@click.option("--plot/--no-plot", help="Also draw the results.")
+def cache(
+    workloads: list[str],
+    connections: list[int],
+    rows: list[int],
+    seconds: int,
+    warm_up: int,
+    repeats: int,
+    env: tuple[str, ...],
+    output: Path | None,
+    plot: bool,
+) -> None:
+    """Measure what Inferno saves by doing equal work once."""
+    if 1 in rows:
+        _require_wrk()
+    settings = _settings(env)
+    with tempfile.TemporaryDirectory(prefix="bench-models-") as folder:
+        shared = Repository(Path(folder, "models"))
+        shared.root.mkdir()
+        chosen = [WORKLOADS[name] for name in workloads]
+        for model in {workload.model: workload for workload in chosen}.values():
+            shared.add(model)
+        options = Options(
+            targets=[Inferno(env={"INFERNO_REPOSITORY__ROOT": str(shared.root), **settings})],
+            workloads=chosen,
+            connections=connections,
+            ways=[Way.HTTP],
+            rows=rows,
+            seconds=seconds,
+            warm_up_s=warm_up,
+            repeats=repeats,
+            shared=shared,
+        )
+        described = {"seconds": seconds, "repeats": repeats, "env": settings}
+        _carry_out(options, described, output, plot=plot)
+
+
+def _require_wrk() -> None:
+    if shutil.which("wrk") is None:
+        raise click.ClickException(wrk.INSTALL_HINT)
+
+
+def _carry_out(
+    options: Options, described: dict[str, Any], output: Path | None, *, plot: bool
+) -> None:
+    """Measure, show the results, and keep them; ends the process when there are none."""
+    path = (output or results.new_path()).resolve()
     found = Results(results.machine(), described)
     _clean_environment()
     try:
