@@ -171,7 +171,7 @@ class Session:
                     sockets.measure(visit.service, number, options.idle_s, visit.place)
                 )
         capacity = 0.0
-        for scenario in self._scenarios(visit.target):
+        for scenario in self._scenarios(visit):
             if options.warm_up_s:
                 self._closed(visit.service, scenario, options.warm_up_s)
             self._settle(visit)
@@ -200,15 +200,20 @@ class Session:
         """Whether what only Inferno has is measured: with one workload, it is about the others."""
         return isinstance(visit.target, Inferno) and visit.workload is self._options.workloads[0]
 
-    def _scenarios(self, target: Target) -> Iterator[Scenario]:
+    def _scenarios(self, visit: _Visit) -> Iterator[Scenario]:
+        kinds: list[Sharing | None] = [None]
+        if self._options.shared is not None:
+            # Another one comes first each time.
+            kinds = list(Sharing)
+            kinds = kinds[(first := (visit.repeat - 1) % len(kinds)) :] + kinds[:first]
         for way in self._options.ways:
-            if way is Way.HTTP or isinstance(target, Inferno):
+            if way is Way.HTTP or isinstance(visit.target, Inferno):
                 for rows in self._options.rows:
                     # As many texts are under way however many are in one request.
                     numbers = (max(1, number // rows) for number in self._options.connections)
                     for connections in dict.fromkeys(numbers):
-                        for sharing in Sharing if self._options.shared else (None,):
-                            yield Scenario(way, connections, rows, sharing)
+                        for kind in kinds:
+                            yield Scenario(way, connections, rows, kind)
 
     def _closed(self, service: Service, scenario: Scenario, seconds: int) -> Load:
         first, rows = self._numbers.first(), scenario.rows
@@ -241,6 +246,8 @@ class Session:
         """Measure what only equal work that comes together shows."""
         counter = cache.Counter(visit.service, visit.workload, shared)
         asked = texts(self._numbers.first())
+        # Before that, a result may not be kept yet.
+        cache.keep(visit.service, [[next(asked)]])
         for calls in ([next(asked)] * cache.BURST, list(islice(asked, cache.BURST))):
             self._settle(visit)
             self.results.measurements.append(cache.burst(counter, calls, visit.place))
