@@ -23,6 +23,7 @@ from bench.results import Results
 from bench.session import Options, Session
 from bench.targets import PEERS, Inferno, Target
 from bench.workloads import WORKLOADS
+from inferno.settings_document import documented_settings
 
 out = Console(highlight=False)
 if not out.is_terminal:
@@ -72,6 +73,9 @@ def _settings(values: Sequence[str], label: str = "") -> dict[str, str]:
         name, is_given, content = value.partition("=")
         if not is_given or not name.startswith("INFERNO_"):
             raise click.BadParameter(f"expected {label}INFERNO_GROUP__FIELD=VALUE: {value!r}")
+        # The platform ignores what it does not know, and a variant would be measured as another.
+        if name not in {setting.variable for setting in documented_settings()}:
+            raise click.BadParameter(f"{name} is no setting; docs/settings.md has all of them")
         settings[name] = content
     return settings
 
