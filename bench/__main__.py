@@ -155,7 +155,9 @@ def run(
         idle_s=idle_s,
     )
     described = {"seconds": seconds, "repeats": repeats, "env": settings, "variants": list(variant)}
-    _carry_out(options, described, output, plot=plot)
+    path = _carry_out(options, described, output)
+    if plot:
+        _plot(path)
 
 
 @main.command()
@@ -171,7 +173,6 @@ def run(
 @click.option("--repeats", type=click.IntRange(1, 50), default=3, show_default=True)
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="Setting of Inferno; repeatable.")
 @click.option("--output", type=click.Path(path_type=Path), help="Default: in build/bench-results.")
-@click.option("--plot/--no-plot", help="Also draw the results.")
 def cache(
     workloads: list[str],
     connections: list[int],
@@ -181,7 +182,6 @@ def cache(
     repeats: int,
     env: tuple[str, ...],
     output: Path | None,
-    plot: bool,
 ) -> None:
     """Measure what Inferno saves by doing equal work once."""
     if 1 in rows:
@@ -205,7 +205,7 @@ def cache(
             shared=shared,
         )
         described = {"seconds": seconds, "repeats": repeats, "env": settings}
-        _carry_out(options, described, output, plot=plot)
+        _carry_out(options, described, output)
 
 
 def _require_wrk() -> None:
@@ -213,10 +213,8 @@ def _require_wrk() -> None:
         raise click.ClickException(wrk.INSTALL_HINT)
 
 
-def _carry_out(
-    options: Options, described: dict[str, Any], output: Path | None, *, plot: bool
-) -> None:
-    """Measure, show the results, and keep them; ends the process when there are none."""
+def _carry_out(options: Options, described: dict[str, Any], output: Path | None) -> Path:
+    """Measure, show the results, and return where they are kept; ends the process without any."""
     path = (output or results.new_path()).resolve()
     found = Results(results.machine(), described)
     _clean_environment()
@@ -228,10 +226,9 @@ def _carry_out(
             found.save(path)
             out.print(report.show(found))
             out.print(f"\n{path}", soft_wrap=True)
-    if plot:
-        _plot(path)
     if not found.measurements:
         sys.exit(1)
+    return path
 
 
 def read_variants(values: Sequence[str]) -> dict[str, dict[str, str]]:

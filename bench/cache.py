@@ -1,9 +1,11 @@
 """What it saves to do equal work once: kept results, tasks that follow others, twins in a batch.
 
-Sharing       how closed loops ask: for new results, for kept ones, or for none but their own
-burst         calls that come at once -> how many of them were computed
-twins         a full batch with few different inputs -> how many rows were computed
-Repository    copies of models that allow it, and count what they compute
+    Sharing       how closed loops ask: for new results, for kept ones, or for none but their own
+    burst         calls that come at once -> how many of them were computed
+    twins         a full batch with few different inputs -> how many rows were computed
+    Repository    copies of models that allow it, and count what they compute
+
+`bench.session` gives each its turn.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ REPEATED = 8
 BURST = 64
 #: Tasks that wait for one batch, and how many of them have inputs of their own.
 TWINS, DIFFERENT = 32, 4
+#: What they are counted by: neither are results kept nor tasks followed.
+_OF_TWINS = ("deduplicated", "passes", "rows")
 #: How long it may take until a worker has said what it has loaded, in seconds.
 _KNOWN_S = 30.0
 #: Versions of a copied model: all work is done once, and equal members of a batch alone.
@@ -247,7 +251,3 @@ def twins(counter: Counter, place: Place, texts: Iterator[str]) -> Measurement:
     found = backlog.measure(service, TWINS, place, repeated())
     counted = {k: n for k, n in counter.since(before).items() if k in _OF_TWINS}
     return replace(found, scenario=f"{TWINS} waiting, {DIFFERENT} different", values=counted)
-
-
-#: What is counted where neither results are kept nor tasks followed.
-_OF_TWINS = ("deduplicated", "passes", "rows")
