@@ -46,6 +46,7 @@ bench: $(RUNTIME) models ## Measure Inferno beside a few other servers, in some 
 bench-full: $(RUNTIME) models ## Measure everything beside every other server, in some hours; needs wrk
 	$(BIN)/python -m bench run --targets all --workloads all --connections 1,64,256 --ways all \
 		--rows 1,64 --open --backlogs 100,10000 --sockets 100,2000 --plot
+	$(BIN)/python -m bench cache
 
 models: $(RUNTIME) ## Make the artifacts of the default models that are missing or out of date
 	@$(BIN)/inferno models prepare

@@ -3,6 +3,7 @@
     targets    what is measured: Inferno and its peers, each started and stopped as a whole
     workloads  what they do: echo, simulated, embed
     wrk, load  what is asked of them: closed and open loops
+    cache      the same inputs again: what is computed once
     session    the order in which it all happens -> results, a JSON file
     report     tables and comparisons; plot draws them
 

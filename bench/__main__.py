@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -16,11 +17,13 @@ import click
 from rich.console import Console
 
 from bench import environments, raw, report, results, wrk
+from bench.cache import Repository
 from bench.load import Way
 from bench.results import Results
 from bench.session import Options, Session
 from bench.targets import PEERS, Inferno, Target
 from bench.workloads import WORKLOADS
+from inferno.settings_document import documented_settings
 
 out = Console(highlight=False)
 if not out.is_terminal:
@@ -70,6 +73,9 @@ def _settings(values: Sequence[str], label: str = "") -> dict[str, str]:
         name, is_given, content = value.partition("=")
         if not is_given or not name.startswith("INFERNO_"):
             raise click.BadParameter(f"expected {label}INFERNO_GROUP__FIELD=VALUE: {value!r}")
+        # The platform ignores what it does not know, and a variant would be measured as another.
+        if name not in {setting.variable for setting in documented_settings()}:
+            raise click.BadParameter(f"{name} is no setting; docs/settings.md has all of them")
         settings[name] = content
     return settings
 
@@ -129,8 +135,8 @@ def run(
 
     Lists have commas: --targets inferno,flask --connections 1,64. `all` is every one there is.
     """
-    if Way.HTTP in ways and 1 in rows and shutil.which("wrk") is None:
-        raise click.ClickException(wrk.INSTALL_HINT)
+    if Way.HTTP in ways and 1 in rows:
+        _require_wrk()
     settings = _settings(env)
     chosen = chosen_targets(targets, settings, read_variants(variant), flower=flower)
     options = Options(
@@ -148,8 +154,68 @@ def run(
         sockets=sockets,
         idle_s=idle_s,
     )
-    path = (output or results.new_path()).resolve()
     described = {"seconds": seconds, "repeats": repeats, "env": settings, "variants": list(variant)}
+    path = _carry_out(options, described, output)
+    if plot:
+        _plot(path)
+
+
+@main.command()
+@click.option(
+    "--workloads", type=_Names(list(WORKLOADS)), default="simulated,embed", show_default=True
+)
+@click.option("--connections", type=_Numbers(), default="1,64", show_default=True)
+@click.option("--rows", type=_Numbers(), default="1", show_default=True, help="Of one request.")
+@click.option("--seconds", type=click.IntRange(1, 300), default=5, show_default=True)
+@click.option(
+    "--warm-up", type=click.IntRange(0, 60), default=2, show_default=True, help="Seconds."
+)
+@click.option("--repeats", type=click.IntRange(1, 50), default=3, show_default=True)
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Setting of Inferno; repeatable.")
+@click.option("--output", type=click.Path(path_type=Path), help="Default: in build/bench-results.")
+def cache(
+    workloads: list[str],
+    connections: list[int],
+    rows: list[int],
+    seconds: int,
+    warm_up: int,
+    repeats: int,
+    env: tuple[str, ...],
+    output: Path | None,
+) -> None:
+    """Measure what Inferno saves by doing equal work once."""
+    if 1 in rows:
+        _require_wrk()
+    settings = _settings(env)
+    with tempfile.TemporaryDirectory(prefix="bench-models-") as folder:
+        shared = Repository(Path(folder, "models"))
+        shared.root.mkdir()
+        chosen = [WORKLOADS[name] for name in workloads]
+        for model in {workload.model: workload for workload in chosen}.values():
+            shared.add(model)
+        options = Options(
+            targets=[Inferno(env={"INFERNO_REPOSITORY__ROOT": str(shared.root), **settings})],
+            workloads=chosen,
+            connections=connections,
+            ways=[Way.HTTP],
+            rows=rows,
+            seconds=seconds,
+            warm_up_s=warm_up,
+            repeats=repeats,
+            shared=shared,
+        )
+        described = {"seconds": seconds, "repeats": repeats, "env": settings}
+        _carry_out(options, described, output)
+
+
+def _require_wrk() -> None:
+    if shutil.which("wrk") is None:
+        raise click.ClickException(wrk.INSTALL_HINT)
+
+
+def _carry_out(options: Options, described: dict[str, Any], output: Path | None) -> Path:
+    """Measure, show the results, and return where they are kept; ends the process without any."""
+    path = (output or results.new_path()).resolve()
     found = Results(results.machine(), described)
     _clean_environment()
     try:
@@ -160,10 +226,9 @@ def run(
             found.save(path)
             out.print(report.show(found))
             out.print(f"\n{path}", soft_wrap=True)
-    if plot:
-        _plot(path)
     if not found.measurements:
         sys.exit(1)
+    return path
 
 
 def read_variants(values: Sequence[str]) -> dict[str, dict[str, str]]:

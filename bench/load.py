@@ -28,6 +28,8 @@ from bench.workloads import MARK
 PATIENCE_S = 10.0
 #: Connections of an open loop; whoever finds none free waits for one, and that counts.
 OPEN_CONNECTIONS = 256
+#: What stands in Inferno's answer when it is a kept result.
+CACHED = b'"cached":true'
 
 
 class Way(StrEnum):
@@ -57,6 +59,8 @@ class Load:
     sample: str | None
     #: What the generator took.
     cpu_s: float = 0.0
+    #: Answers that say that they are another task's kept result.
+    cached: int = 0
     #: How late this process was in sending what was due, 99th percentile; of open loops.
     late_ms: float | None = None
 
@@ -77,6 +81,7 @@ class _Tally:
     errors: Counter[str] = field(default_factory=Counter)
     passes: float = 0.0
     sized: int = 0
+    cached: int = 0
     sample: str | None = None
 
     async def ask(self, call: Call, texts: list[str], since: float) -> bool:
@@ -96,6 +101,7 @@ class _Tally:
             self._fail("connection", exc)
             return False
         self.latencies_s.append(time.perf_counter() - since)
+        self.cached += CACHED in body
         size = self.service.batch_size(body)
         if size:
             self.sized += 1
@@ -117,6 +123,7 @@ class _Tally:
             mean_batch=self.sized / self.passes if self.passes else None,
             sample=self.sample,
             cpu_s=cpu_s,
+            cached=self.cached,
             late_ms=late_ms,
         )
 
@@ -153,7 +160,7 @@ def closed_loop(
       connections: clients, each with one request under way.
       rows: texts of one request.
       seconds: how long.
-      texts: all different.
+      texts: all different, unless kept results shall answer.
     """
 
     async def run() -> Load:

@@ -56,6 +56,9 @@ def _rates(summaries: Sequence[Summary]) -> Table:
     table = _table("Scenario", "Target", "Answers/s", "Range", "Ratio")
     for title in ("p50 ms", "p90", "p95", "p99", "Max", "Batch", "Errors"):
         table.add_column(title, justify="right")
+    shows_cached = any(s.cached is not None for s in summaries)
+    if shows_cached:
+        table.add_column("Cached", justify="right")
     own = {s.scenario: s for s in summaries if s.target == REFERENCE}
     for label, s in _by_scenario(table, summaries):
         reference = own.get(s.scenario)
@@ -68,6 +71,7 @@ def _rates(summaries: Sequence[Summary]) -> Table:
             *(_ms(s.latency_ms.get(name)) for name in ("p50", "p90", "p95", "p99", "max")),
             f"{s.mean_batch:.1f}" if s.mean_batch else "",
             _errors(s),
+            *(["" if s.cached is None else f"{s.cached:.0%}"] if shows_cached else []),
         )
     return table
 

@@ -52,6 +52,8 @@ class Measurement:
     sample: str | None = None
     #: Requests that shared a forward pass, over all passes; None where it is not known.
     mean_batch: float | None = None
+    #: Answers that say that they are kept results; None where that is not the question.
+    cached: int | None = None
     #: By kind of process.
     cpu_s: dict[str, float] = field(default_factory=dict)
     rss_bytes: dict[str, int] = field(default_factory=dict)
@@ -127,6 +129,8 @@ class Summary:
     errors: int
     sample: str | None
     mean_batch: float | None
+    #: Share of the answers that are kept results.
+    cached: float | None
     #: Processor seconds for 1,000 answers, by kind of process.
     cpu_s_per_1000: dict[str, float]
     rss_bytes: dict[str, float]
@@ -162,6 +166,9 @@ def _summary(group: Sequence[Measurement]) -> Summary:
         errors=sum(sum(m.errors.values()) for m in group),
         sample=next((m.sample for m in group if m.sample), None),
         mean_batch=_median([m.mean_batch for m in group]),
+        cached=_median(
+            [m.cached / m.answered if m.cached is not None and m.answered else None for m in group]
+        ),
         cpu_s_per_1000=_medians(cpu),
         rss_bytes=_medians([m.rss_bytes for m in group]),
         offered_rate=first.offered_rate,

@@ -17,10 +17,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
-from bench import backlog, load, processes, raw, sockets, wrk
+from bench import backlog, cache, load, processes, raw, sockets, wrk
+from bench.cache import Sharing
 from bench.client import ProtocolError
 from bench.environments import NotInstalled
 from bench.load import Load, Way
@@ -56,14 +57,16 @@ class Options:
     seconds: int
     warm_up_s: int
     repeats: int
-    open_loop: bool
+    open_loop: bool = False
     #: Whether the engine is measured by itself, too.
-    raw: bool
+    raw: bool = False
     #: Tasks that wait before they are drained; of Inferno.
-    backlogs: Sequence[int]
+    backlogs: Sequence[int] = ()
     #: WebSockets that are open and idle, and for how long; of Inferno.
-    sockets: Sequence[int]
-    idle_s: float
+    sockets: Sequence[int] = ()
+    idle_s: float = 0.0
+    #: The models of Inferno, where what they share is measured; else None.
+    shared: cache.Repository | None = None
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,15 @@ class Scenario:
     way: Way
     connections: int
     rows: int
+    #: What is asked of a cache; None where that is not the question.
+    sharing: Sharing | None = None
 
     @property
     def name(self) -> str:
-        """Such as `http x64`, or `http x64, 64 rows`."""
+        """Such as `http x64`, `http x64, 64 rows` or `http x64, hits`."""
         rows = f", {self.rows} rows" if self.rows > 1 else ""
-        return f"{self.way} x{self.connections}{rows}"
+        sharing = f", {self.sharing}" if self.sharing else ""
+        return f"{self.way} x{self.connections}{rows}{sharing}"
 
 
 OPEN_SCENARIO = f"http open, {OPEN_SHARE:.0%}"
@@ -165,17 +171,21 @@ class Session:
                     sockets.measure(visit.service, number, options.idle_s, visit.place)
                 )
         capacity = 0.0
-        for scenario in self._scenarios(visit.target):
+        for scenario in self._scenarios(visit):
             if options.warm_up_s:
                 self._closed(visit.service, scenario, options.warm_up_s)
             self._settle(visit)
             before = processes.snapshot()
             done = self._closed(visit.service, scenario, options.seconds)
-            self._note(visit, scenario.name, before, done, rows=scenario.rows)
+            self._note(
+                visit, scenario.name, before, done, rows=scenario.rows, sharing=scenario.sharing
+            )
             if scenario.way is Way.HTTP and scenario.rows == 1:
                 capacity = max(capacity, done.answered / done.seconds)
         if options.open_loop:
             self._open(visit, capacity)
+        if options.shared is not None:
+            self._share(visit, options.shared)
         if self._is_special(visit):
             for waiting in options.backlogs:
                 self._say(f"    a backlog of {waiting}")
@@ -190,27 +200,60 @@ class Session:
         """Whether what only Inferno has is measured: with one workload, it is about the others."""
         return isinstance(visit.target, Inferno) and visit.workload is self._options.workloads[0]
 
-    def _scenarios(self, target: Target) -> Iterator[Scenario]:
+    def _scenarios(self, visit: _Visit) -> Iterator[Scenario]:
+        kinds: list[Sharing | None] = [None]
+        if self._options.shared is not None:
+            # Another one comes first each time.
+            kinds = list(Sharing)
+            kinds = kinds[(first := (visit.repeat - 1) % len(kinds)) :] + kinds[:first]
         for way in self._options.ways:
-            if way is Way.HTTP or isinstance(target, Inferno):
+            if way is Way.HTTP or isinstance(visit.target, Inferno):
                 for rows in self._options.rows:
                     # As many texts are under way however many are in one request.
                     numbers = (max(1, number // rows) for number in self._options.connections)
                     for connections in dict.fromkeys(numbers):
-                        yield Scenario(way, connections, rows)
+                        for kind in kinds:
+                            yield Scenario(way, connections, rows, kind)
 
     def _closed(self, service: Service, scenario: Scenario, seconds: int) -> Load:
-        first = self._numbers.first()
-        if scenario.way is Way.HTTP and scenario.rows == 1:
-            return wrk.run(service, connections=scenario.connections, seconds=seconds, first=first)
+        first, rows = self._numbers.first(), scenario.rows
+        asked, different = texts(first), wrk.ALL
+        if scenario.sharing is Sharing.OFF:
+            service = cache.without(service)
+        elif scenario.sharing is Sharing.HITS:
+            different = cache.REPEATED
+            known = [list(islice(asked, rows)) for _ in range(different)]
+            cache.keep(service, known)
+            asked = cycle(text for request in known for text in request)
+        if scenario.way is Way.HTTP and rows == 1:
+            return wrk.run(
+                service,
+                connections=scenario.connections,
+                seconds=seconds,
+                first=first,
+                different=different,
+            )
         return load.closed_loop(
             service,
             scenario.way,
             connections=scenario.connections,
-            rows=scenario.rows,
+            rows=rows,
             seconds=seconds,
-            texts=texts(first),
+            texts=asked,
         )
+
+    def _share(self, visit: _Visit, shared: cache.Repository) -> None:
+        """Measure what only equal work that comes together shows."""
+        counter = cache.Counter(visit.service, visit.workload, shared)
+        asked = texts(self._numbers.first())
+        # Before that, a result may not be kept yet.
+        cache.keep(visit.service, [[next(asked)]])
+        for calls in ([next(asked)] * cache.BURST, list(islice(asked, cache.BURST))):
+            self._settle(visit)
+            self.results.measurements.append(cache.burst(counter, calls, visit.place))
+        if shared.counts(visit.workload):
+            self._settle(visit)
+            self.results.measurements.append(cache.twins(counter, visit.place, asked))
 
     def _settle(self, visit: _Visit) -> None:
         """Wait until the server is done with what wrk left when it hung up.
@@ -263,8 +306,12 @@ class Session:
         *,
         rows: int = 1,
         offered_rate: float | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         after = processes.snapshot()
+        is_hit = sharing is Sharing.HITS
+        if sharing and (unlike := abs(done.cached - is_hit * done.answered)):
+            done.errors["computed" if is_hit else "cached"] = unlike
         measured = Measurement(
             **visit.place,
             scenario=scenario,
@@ -274,7 +321,9 @@ class Session:
             latency_ms=done.latency_ms,
             errors=done.errors,
             sample=done.sample,
-            mean_batch=done.mean_batch,
+            # A kept result tells of the batch of an earlier task.
+            mean_batch=None if is_hit else done.mean_batch,
+            cached=done.cached if sharing else None,
             cpu_s={**processes.cpu_s(before, after), "load": done.cpu_s},
             rss_bytes=processes.rss_bytes(after),
             offered_rate=offered_rate,

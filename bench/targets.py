@@ -51,6 +51,8 @@ class Service:
     echoes: bool
     #: The name of the model, where tasks can be submitted to it.
     model: str | None = None
+    #: Members of each submit, written out, beside model and inputs.
+    members: bytes = b""
 
     def batch_size(self, answer: bytes) -> int | None:
         """Return how many requests shared the batch of an answer, if it tells."""
@@ -63,6 +65,7 @@ class Service:
         """Return the body that submits a task, with further members written out before it."""
         assert self.model is not None
         model = self.model.encode()
+        members += self.members
         return b'{%s"model":"%s","inputs":{"text":%s}}' % (members, model, _list(texts))
 
     def call(

@@ -1,6 +1,7 @@
 -- Gives wrk a different text for each request, and checks each answer.
 -- Arguments: path, first number, the body before and after the text, the words before the batch's
--- size in an answer, "echoes" where the text comes back, and a file of sentences.
+-- size in an answer, "echoes" where the text comes back, a file of sentences, the number of different texts, and
+-- the words of an answer that is a kept result.
 
 local threads = {}
 
@@ -18,19 +19,21 @@ function init(args)
   end
   start = "POST " .. path .. " HTTP/1.1\r\nHost: " .. wrk.headers["Host"]
     .. "\r\nContent-Type: application/json\r\nContent-Length: "
+  different, kept = tonumber(args[8]), args[9]
   -- Each thread has numbers of its own.
-  last = tonumber(first) + number * 100000000
+  base, sent = tonumber(first) + number * 100000000, 0
   open = {}
-  answered, refused, wrong, passes, sized, sample = 0, 0, 0, 0, 0, ""
+  answered, refused, wrong, passes, sized, cached, sample = 0, 0, 0, 0, 0, 0, ""
 end
 
 function request()
-  last = last + 1
-  local id = string.format("%d", last)
+  local at = base + sent % different
+  sent = sent + 1
+  local id = string.format("%d", at)
   if echoes then
-    open[id] = true
+    open[id] = (open[id] or 0) + 1
   end
-  local body = head .. sentences[last % #sentences + 1] .. " #" .. id .. tail
+  local body = head .. sentences[at % #sentences + 1] .. " #" .. id .. tail
   return start .. #body .. "\r\n\r\n" .. body
 end
 
@@ -47,9 +50,12 @@ function response(status, headers, body)
       sample = sample == "" and string.sub(body, 1, 200) or sample
       return
     end
-    open[id] = nil
+    open[id] = open[id] > 1 and open[id] - 1 or nil
   end
   answered = answered + 1
+  if string.find(body, kept, 1, true) then
+    cached = cached + 1
+  end
   local _, stop = string.find(body, marker, 1, true)
   local size = stop and tonumber(string.match(body, "^ *(%d+)", stop + 1))
   if size then
@@ -59,7 +65,7 @@ function response(status, headers, body)
 end
 
 function done(summary, latency, requests)
-  local sums = { answered = 0, refused = 0, wrong = 0, sized = 0, passes = 0 }
+  local sums = { answered = 0, refused = 0, wrong = 0, sized = 0, cached = 0, passes = 0 }
   local sample = ""
   for _, thread in ipairs(threads) do
     for name, sum in pairs(sums) do
@@ -69,10 +75,10 @@ function done(summary, latency, requests)
   end
   local errors = summary.errors
   io.write(string.format(
-    '\nresult {"answered": %d, "refused": %d, "wrong": %d, "sized": %d, "passes": %.6f, "seconds": %.6f, '
+    '\nresult {"answered": %d, "refused": %d, "wrong": %d, "sized": %d, "cached": %d, "passes": %.6f, "seconds": %.6f, '
       .. '"connect": %d, "read": %d, "write": %d, "timeout": %d, '
       .. '"p50": %.3f, "p90": %.3f, "p95": %.3f, "p99": %.3f, "max": %.3f}\n',
-    sums.answered, sums.refused, sums.wrong, sums.sized, sums.passes, summary.duration / 1e6,
+    sums.answered, sums.refused, sums.wrong, sums.sized, sums.cached, sums.passes, summary.duration / 1e6,
     errors.connect, errors.read, errors.write, errors.timeout,
     latency:percentile(50) / 1e3, latency:percentile(90) / 1e3, latency:percentile(95) / 1e3,
     latency:percentile(99) / 1e3, latency.max / 1e3))

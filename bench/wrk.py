@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from bench.load import Load
+from bench.load import CACHED, Load
 from bench.targets import Service
 from bench.workloads import sentences
 
@@ -19,6 +19,8 @@ INSTALL_HINT = "wrk is missing; install it: apt-get install wrk"
 
 #: An answer that takes longer is an error, in seconds.
 PATIENCE_S = 10
+#: Different texts of one run: more than are sent.
+ALL = 10**8
 #: What stands for the text when a body is taken apart.
 _PLACE = "@@"
 
@@ -31,7 +33,9 @@ class WrkFailed(Exception):
     """wrk ended without a result; says what it printed."""
 
 
-def run(service: Service, *, connections: int, seconds: int, first: int) -> Load:
+def run(
+    service: Service, *, connections: int, seconds: int, first: int, different: int = ALL
+) -> Load:
     """Keep a number of connections busy for a while.
 
     Args:
@@ -39,6 +43,7 @@ def run(service: Service, *, connections: int, seconds: int, first: int) -> Load
       connections: each has one request under way.
       seconds: how long.
       first: number of the first text.
+      different: texts, which are sent in turn; by default, no text comes twice.
     Raises:
       WrkMissing: it is not installed.
       WrkFailed: it gave no result.
@@ -53,7 +58,8 @@ def run(service: Service, *, connections: int, seconds: int, first: int) -> Load
         options = ["-t", "1", "-c", str(connections), "-d", f"{seconds}s"]
         options += ["--timeout", f"{PATIENCE_S}s", "-s", str(SCRIPT)]
         arguments = [service.path, str(first), head, tail, service.marker]
-        arguments += ["echoes" if service.echoes else "-", file.name]
+        arguments += ["echoes" if service.echoes else "-", file.name, str(different)]
+        arguments += [CACHED.decode()]
         url = f"http://127.0.0.1:{service.port}"
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         try:
@@ -91,4 +97,5 @@ def parse(output: str) -> Load:
         errors={kind: values[kind] for kind in kinds if values[kind]},
         mean_batch=values["sized"] / values["passes"] if values["passes"] else None,
         sample=sample[1] if sample else None,
+        cached=values["cached"],
     )

@@ -41,6 +41,8 @@ def test_a_variant_is_inferno_with_further_settings():
         (["--connections", "0"], "expected numbers such as 1,64"),
         (["--env", "REDIS__FSYNC=no"], "expected INFERNO_GROUP__FIELD=VALUE"),
         (["--variant", "safe"], "expected LABEL:INFERNO_GROUP__FIELD=VALUE"),
+        (["--env", "INFERNO_REDIS__FSINK=no"], "INFERNO_REDIS__FSINK is no setting"),
+        (["--variant", "x:INFERNO_TASKS__EVENTS=no"], "INFERNO_TASKS__EVENTS is no setting"),
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_starts(arguments, reason):

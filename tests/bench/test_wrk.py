@@ -7,8 +7,8 @@ import pytest
 from bench.wrk import WrkFailed, parse
 
 RESULT = (
-    'result {"answered": 1640, "refused": 2, "wrong": 0, "sized": 1640, "passes": 51.25, '
-    '"seconds": 2.001093, "connect": 0, "read": 3, "write": 0, "timeout": 0, '
+    'result {"answered": 1640, "refused": 2, "wrong": 0, "sized": 1640, "cached": 12, '
+    '"passes": 51.25, "seconds": 2.001093, "connect": 0, "read": 3, "write": 0, "timeout": 0, '
     '"p50": 72.142, "p90": 111.3, "p95": 136.7, "p99": 220.5, "max": 435.127}'
 )
 OUTPUT = f"""\
@@ -28,7 +28,7 @@ sample 503 {{"type": "about:blank", "code": "broker_unavailable"}}
 
 def test_rates_and_latencies_are_read():
     load = parse(OUTPUT)
-    assert (load.answered, load.seconds) == (1640, 2.001093)
+    assert (load.answered, load.cached, load.seconds) == (1640, 12, 2.001093)
     assert load.latency_ms == {
         "p50": 72.142, "p90": 111.3, "p95": 136.7, "p99": 220.5, "max": 435.127
     }  # fmt: skip
