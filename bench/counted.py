@@ -12,7 +12,7 @@ from typing import Any
 
 from inferno.runtimes import ModelContext
 
-from .model import build as build_model  # type: ignore[import-untyped]  # in the package alone
+from .model import build as build_model  # type: ignore[import-not-found]  # in the package alone
 
 #: Arrays by name, the first dimension of each the rows.
 Model = Callable[[dict[str, Any]], dict[str, Any]]
