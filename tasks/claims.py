@@ -1,9 +1,11 @@
 """The claim check: large inputs are under a key of their own, and the message has their shapes.
 
-submit    the step that accepts a task writes its packed inputs
-batch     forms by the shapes, so that the event loop never reads what is large
-forward   an executor fetches the inputs of a whole batch at once
-settle    the step that ends a task deletes them, or keeps them for its dead letter
+    submit    the step that accepts a task writes its packed inputs
+    batch     forms by the shapes, so that the event loop never reads what is large
+    forward   an executor fetches the inputs of a whole batch at once
+    settle    the step that ends a task deletes them, or keeps them for its dead letter
+
+It is for lanes on Redis Streams; what other clients send has its inputs in the message.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ ARGUMENT = "claim"
 
 _Size = Annotated[int, msgspec.Meta(ge=1)]
 _Shape = Annotated[tuple[_Size, ...], msgspec.Meta(max_length=MAX_DIMENSIONS)]
-
 _Shapes = Annotated[dict[str, _Shape], msgspec.Meta(min_length=1)]
 
 
@@ -37,6 +38,11 @@ class Claim:
     payload: bytes = b""
     #: The key that they are copied from; "" when they are the payload.
     source: str = ""
+
+
+def is_claim(kwargs: Mapping[str, Any]) -> bool:
+    """Return whether the inputs of a message are not in it, by its keyword arguments."""
+    return ARGUMENT in kwargs and kwargs.get("inputs") is None
 
 
 def shapes(inputs: Tensors) -> dict[str, list[int]]:

@@ -444,7 +444,7 @@ def _stub(request: Request, package: Package, received_at: float, lanes: Lanes) 
 def _member(request: Request, package: Package, received_at: float, lanes: Lanes) -> Member:
     kwargs = request.kwargs
     inputs = kwargs.get("inputs")
-    claimed = inputs is None and claims.ARGUMENT in kwargs
+    claimed = claims.is_claim(kwargs)
     if not claimed and not isinstance(inputs, dict):
         raise InvalidInput(
             "expected the keyword argument `inputs`, a mapping of named inputs", "inputs"

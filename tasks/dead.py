@@ -170,7 +170,7 @@ class DeadLetters:
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
-        if claims.ARGUMENT not in letter.payload:
+        if not claims.is_claim(letter.payload):
             return letter.payload
         with translated():
             found = self._redis.get(names.claim_key(self._prefix, letter.task_id))

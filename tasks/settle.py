@@ -335,7 +335,7 @@ def _redeemed(member: Member, payload: bytes | None) -> Member:
         raise InputsLost("its inputs have been deleted before it could run")
     try:
         given = packing.unpack(payload)
-    except ValueError as exc:
+    except (TypeError, ValueError) as exc:
         raise InvalidInput(f"its inputs cannot be read: {exc}", "inputs") from None
     inputs = member.package.signature.parse(given, UNBOUNDED)
     return msgspec.structs.replace(member, inputs=inputs)

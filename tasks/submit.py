@@ -178,7 +178,7 @@ class Submitter:
           PayloadGone: its inputs have been deleted.
         """
         task_id, claim = new_task_id(), None
-        if claims.ARGUMENT in kwargs:
+        if claims.is_claim(kwargs):
             source = names.claim_key(self._prefix, record.task_id)
             claim = Claim(names.claim_key(self._prefix, task_id), source=source)
         message = Message(
