@@ -272,10 +272,13 @@ class BatchFormer(Generic[T]):
         """Take note that a flushed batch of so many tasks occupies an executor."""
         self._running += tasks
 
-    def finished(self, tasks: int, now: float) -> None:
-        """Take note that its executor is free again."""
-        self._running -= tasks
+    def freed(self, now: float) -> None:
+        """Take note that its forward pass is over, and an executor is free."""
         self._free_since = now
+
+    def finished(self, tasks: int, now: float) -> None:
+        """Take note that its tasks are answered."""
+        self._running -= tasks
         if self._crowd is not None:
             self._crowd.answered(now)
 

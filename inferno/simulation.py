@@ -146,6 +146,7 @@ class Lane:
         return Left(now, flush.reason, [w.task for w in flush.members], held)
 
     def _finish(self, flush: Flush[Call], now: float) -> None:
+        self.former.freed(now)
         self.former.finished(len(flush.members), now)
         if len(self._running) == self.executors - 1:
             self._free_since = now

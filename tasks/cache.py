@@ -36,6 +36,7 @@ from inferno.protocol.tensors import Tensors
 from inferno.repository import Package
 from inferno.settings import Settings
 from tasks.connection import translated
+from tasks.transport.evalsha import Script
 
 #: Tasks that follow one leader, at most: one step settles them all.
 MOST_FOLLOWERS = 1000
@@ -215,7 +216,7 @@ class Cache:
         self._redis = client
         self._keys = names.cache_keys(settings.redis.prefix)
         self._counters = names.counters_key(settings.redis.prefix)
-        self._clear = client.register_script(CLEAR)
+        self._clear = Script(CLEAR)
 
     def size(self) -> tuple[int, int]:
         """Return how many results are kept, and their bytes together.
@@ -252,7 +253,7 @@ class Cache:
         """
         beginning = "" if model is None else f"{model}/"
         with translated():
-            return int(cast(int, self._clear(keys=[self._keys], args=[beginning])))
+            return int(self._clear.run(self._redis, [self._keys], [beginning]))
 
 
 def _counter(name: str, model: str) -> str:

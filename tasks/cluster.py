@@ -55,6 +55,8 @@ class Cluster:
         self._failure: BrokerUnavailable | None = None
         self._failed_at = 0.0
         self._workers: list[WorkerReport] = []
+        #: When the last ready worker of each model has reported.
+        self._ready: dict[str, float] = {}
 
     def workers(self, max_age_s: float = CACHE_S) -> list[WorkerReport]:
         """Return the reports of the workers that are alive.
@@ -64,22 +66,46 @@ class Cluster:
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
-        # Those who ask while one reads wait for what it reads, or for its failure.
+        self._read(max_age_s)
+        oldest = time.time() - self._ttl
+        return [report for report in self._workers if report.reported_at >= oldest]
+
+    def serves(self, model: str, max_age_s: float = CACHE_S) -> bool:
+        """Return whether a ready worker of a model is alive.
+
+        Args:
+          model: which.
+          max_age_s: as `workers`.
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        self._read(max_age_s)
+        return self._ready.get(model, 0.0) >= time.time() - self._ttl
+
+    def _read(self, max_age_s: float) -> None:
         asked_at = time.monotonic()
+        if asked_at - self._read_at < max_age_s:
+            return
+        # Those who ask while one reads wait for what it reads, or for its failure.
         with self._reading:
             if self._failure is not None and self._failed_at > asked_at:
                 raise self._failure
-            if time.monotonic() - self._read_at >= max_age_s:
-                try:
-                    with translated():
-                        reports = [_decode(value) for value in self._redis.hvals(self._key)]
-                except BrokerUnavailable as exc:
-                    self._failure, self._failed_at = exc, time.monotonic()
-                    raise
-                self._workers = sorted(reports, key=lambda report: report.worker)
-                self._read_at = time.monotonic()
-        oldest = time.time() - self._ttl
-        return [report for report in self._workers if report.reported_at >= oldest]
+            if time.monotonic() - self._read_at < max_age_s:
+                return
+            try:
+                with translated():
+                    reports = [_decode(value) for value in self._redis.hvals(self._key)]
+            except BrokerUnavailable as exc:
+                self._failure, self._failed_at = exc, time.monotonic()
+                raise
+            self._workers = sorted(reports, key=lambda report: report.worker)
+            self._ready = {
+                model: report.reported_at
+                for report in sorted(reports, key=lambda report: report.reported_at)
+                if report.state == "ready"
+                for model in report.models
+            }
+            self._read_at = time.monotonic()
 
     def speed(self, model: str) -> Speed | None:
         """Return what all ready workers of a model can do, or None when that is not known of all.

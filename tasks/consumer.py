@@ -1,6 +1,9 @@
 """The batch-aware consumer of one lane: a `celery_batches.Batches` task that is safe.
 
-    message -> Member -> BatchFormer -> executor (infer, settle) -> acknowledge
+    message -> Member -> BatchFormer -> thread (begin, infer, settle) -> acknowledge
+
+A batch occupies an executor for its forward pass only. The one before it is settled, and the one
+after it may begin, meanwhile, so that Redis' time is not the model's.
 
 celery-batches supplies the task type that consumes messages in groups; what it lacks (it drops
 batches that raise, cuts batches by a free-running timer, and tells Celery nothing) is replaced
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -52,6 +56,10 @@ from tasks.settle import UNBOUNDED, Settled, Settler
 from tasks.transitions import Begun, Verdict
 
 logger = logging.getLogger(__name__)
+
+#: While passes are no longer than this, in seconds, a full batch may begin during the one before
+#: its own. It would not get any better by waiting, but could no longer be cancelled or overtaken.
+AHEAD_S = 0.05
 
 #: What Celery itself would run when a task is over. Refused, because whoever asks for it waits.
 _FOLLOWERS = ("callbacks", "errbacks", "chain", "chord")
@@ -97,12 +105,16 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._settler = settler
         self._lanes = lanes
         self._executors = executors
+        self._turn = threading.Semaphore(executors)
         self._former = former
         self._watch = watch
         self._pace = pace
         self._settings = settings
         self._events: Events = None  # type: ignore[assignment]
-        self._running = 0
+        #: Batches that have not had their forward pass yet, and all that a thread works on.
+        self._to_pass: set[str] = set()
+        self._batches = 0
+        self._pass_s = 0.0
         #: What was handed over in this round of the event loop, and is not looked at yet.
         self._arrived: list[Request] = []
         #: Messages in the batches that run, each with those that the broker handed over again
@@ -246,12 +258,22 @@ class InferenceTask(Batches):  # type: ignore[misc]
         now = time.monotonic()
         self._expire(now)
         self._drop_revoked()
-        while self._running < self._executors and (reason := self._former.next_reason(now)):
+        while (reason := self._next_reason(now)) is not None:
             if reason is not FlushReason.FULL and self._top_up():
                 now = time.monotonic()
             flush = self._former.flush(now)
             if flush is not None:
                 self._start(flush)
+
+    def _next_reason(self, now: float) -> FlushReason | None:
+        """Say why a batch should begin now, or None when none should."""
+        if self._batches >= threads(self._executors):
+            return None
+        reason = self._former.next_reason(now)
+        if len(self._to_pass) < self._executors:
+            return reason
+        is_next = len(self._to_pass) == self._executors and self._pass_s <= AHEAD_S
+        return reason if is_next and reason is FlushReason.FULL else None
 
     def _top_up(self) -> bool:
         """Fetch once more for a batch that would leave with free seats; say whether any came."""
@@ -278,7 +300,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
             self._wake_up.cancel()
             self._wake_up = None
         dues = [self._former.next_deadline()]
-        if self._running < self._executors:
+        if len(self._to_pass) < self._executors and self._batches < threads(self._executors):
             dues.append(self._former.next_due())
         if due := min((due for due in dues if due is not None), default=None):
             delay = max(due - time.monotonic(), 0)
@@ -310,7 +332,8 @@ class InferenceTask(Batches):  # type: ignore[misc]
         for member in batch.members:
             if member.held.entry:
                 self._riding[member.held] = []
-        self._running += 1
+        self._to_pass.add(batch.id)
+        self._batches += 1
         self._former.started(len(batch.members))
         self._consumer.pool.apply_async(self._work, (batch,))
 
@@ -358,10 +381,13 @@ class InferenceTask(Batches):  # type: ignore[misc]
         members, lost = self._settler.redeem(members)
         if not members:
             return lost
-        started = time.monotonic()
-        answers = answer(engine, batch, members, self._watch)
+        with self._turn:
+            started = time.monotonic()
+            answers = answer(engine, batch, members, self._watch)
+            pass_s = time.monotonic() - started
+        self._consumer.call_soon(self._passed, batch, pass_s)
         rows = sum(member.rows for member in members)
-        self._pace.note(len(members), rows, time.monotonic() - started)
+        self._pace.note(len(members), rows, pass_s)
         return lost + self._settler.settle(answers)
 
     def _alone(self, member: Member, last: Begun) -> list[Settled]:
@@ -377,9 +403,21 @@ class InferenceTask(Batches):  # type: ignore[misc]
             return [Settled(member, None)]
         return self._forward(batch, [member])
 
+    def _passed(self, batch: Batch, pass_s: float) -> None:
+        """Let the next batch have its pass, while this one is settled."""
+        self._pass_s = pass_s
+        self._to_pass.discard(batch.id)
+        self._former.freed(time.monotonic())
+        self._pump()
+
     def _finish(self, batch: Batch, settled: list[Settled]) -> None:
-        self._running -= 1
-        self._former.finished(len(batch.members), time.monotonic())
+        now = time.monotonic()
+        if batch.id in self._to_pass:
+            # It has had no pass.
+            self._to_pass.discard(batch.id)
+            self._former.freed(now)
+        self._batches -= 1
+        self._former.finished(len(batch.members), now)
         again = [m for member in batch.members for m in self._riding.pop(member.held, ())]
         self._acknowledge(settled)
         ended_at = time.time()
@@ -408,6 +446,14 @@ class InferenceTask(Batches):  # type: ignore[misc]
             else:
                 request.acknowledge()
         self._events.ended(settled)
+
+
+def threads(executors: int) -> int:
+    """Return how many batches are worked on at the same time.
+
+    Each executor has one in its forward pass and one that is settled; and one is about to begin.
+    """
+    return 2 * executors + 1
 
 
 def _batch(reason: FlushReason, members: list[Member]) -> Batch:

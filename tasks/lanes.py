@@ -23,6 +23,7 @@ from inferno.protocol.requests import MAX_PRIORITY, MIN_PRIORITY
 from inferno.settings import Settings
 from tasks.connection import translated
 from tasks.transport import Lane, pack, scripts
+from tasks.transport.evalsha import Script
 
 #: Brokers on which 0 is the most urgent priority, as Celery documents it.
 _INVERTED = ("redis", "rediss", "sentinel")
@@ -114,7 +115,7 @@ class Lanes:
         self._templates: dict[str, Any] = {}
         #: Queues that the broker knows of.
         self._declared: set[str] = set()
-        self._size = client.register_script(_SIZES)
+        self._size = Script(_SIZES)
 
     def key(self, queue: str) -> str:
         """Return the key that scripts publish to, or "" when the queue is no stream."""
@@ -124,12 +125,12 @@ class Lanes:
         """Return a message as scripts publish it, or b"" when the queue is no stream."""
         if not self.streams:
             return b""
-        task = self._task(message)
+        headers, properties, body = self._parts(message)
         return pack(
-            orjson.dumps(task.body).decode(),
+            orjson.dumps(body).decode(),
             message.queue,
-            headers=task.headers,
-            properties=task.properties,
+            headers=headers,
+            properties=properties,
             priority=message.priority,
         )
 
@@ -144,6 +145,10 @@ class Lanes:
           BrokerUnavailable: the broker does not answer.
         """
         queue = self._app.amqp.queues[message.queue]
+        headers, properties, body = self._parts(message)
+        task = self._template(message.name)._replace(
+            headers=headers, properties=properties, body=body
+        )
         # `send_task` would route again, and subscribe to the result on a connection that all
         # threads share.
         try:
@@ -151,7 +156,7 @@ class Lanes:
                 self._app.amqp.send_task_message(
                     producer,
                     message.name,
-                    self._task(message),
+                    task,
                     queue=queue,
                     # Once is enough, and costs a quarter of a publish.
                     declare=[] if queue.name in self._declared else [queue],
@@ -166,16 +171,16 @@ class Lanes:
             ) from exc
         self._declared.add(queue.name)
 
-    def _task(self, message: Message) -> Any:
-        """Return what Celery makes of a message: headers, properties and body.
-
-        Most of it is the same for each task of a name, and made once.
-        """
-        template = self._templates.get(message.name)
+    def _template(self, name: str) -> Any:
+        """Return what Celery makes of a task; most of it is the same for each of a name."""
+        template = self._templates.get(name)
         if template is None:
-            template = self._templates[message.name] = self._app.amqp.as_task_v2(
-                "", message.name, argsrepr=""
-            )
+            template = self._templates[name] = self._app.amqp.as_task_v2("", name, argsrepr="")
+        return template
+
+    def _parts(self, message: Message) -> tuple[dict[str, Any], dict[str, Any], tuple[Any, ...]]:
+        """Return the headers, properties and body that Celery would give a message."""
+        template = self._template(message.name)
         args, _, embedded = template.body
         task_id = message.task_id
         headers = template.headers | {
@@ -186,11 +191,8 @@ class Lanes:
             "retries": message.retries,
             "kwargsrepr": message.kwargsrepr,
         }
-        return template._replace(
-            headers=headers,
-            properties=template.properties | {"correlation_id": task_id},
-            body=(args, message.kwargs, embedded),
-        )
+        properties = template.properties | {"correlation_id": task_id}
+        return headers, properties, (args, message.kwargs, embedded)
 
     def to_broker(self, priority: int) -> int:
         """Turn our priority, where higher is sooner, into the broker's."""
@@ -211,7 +213,7 @@ class Lanes:
           BrokerUnavailable: Redis does not answer.
         """
         with translated():
-            counts = cast(list[int], self._size(keys=[self._key(queue)]))
+            counts = self._size.run(self._redis, [self._key(queue)])
         return Backlog(*counts)
 
     def leave(self, queue: str) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -23,10 +22,10 @@ from inferno.settings import Settings
 from tasks.connection import translated
 from tasks.lanes import Held
 from tasks.listing import Page, Place, read_page
+from tasks.transport.evalsha import Script
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """What is known of one task. Times are in seconds since the epoch."""
 
     task_id: str
@@ -60,7 +59,7 @@ class Record:
     cached: bool = False
     #: Where its message stood when it was accepted: in its lane, or among those of the tasks that
     #: wait for another one's result.
-    held: Held = field(default_factory=Held)
+    held: Held = msgspec.field(default_factory=Held)
 
     @classmethod
     def read(cls, task_id: str, fields: Mapping[bytes, bytes]) -> Record:
@@ -224,7 +223,7 @@ class Records:
         """
         self._redis = client
         self._prefix = settings.redis.prefix
-        self._fetch = client.register_script(_FETCH)
+        self._fetch = Script(_FETCH)
 
     def fetch(self, task_id: str) -> tuple[Record | None, Outcome | None]:
         """Return a task's record and outcome, as far as they are there.
@@ -234,7 +233,7 @@ class Records:
         """
         keys = [names.record_key(self._prefix, task_id), names.result_key(task_id)]
         with translated():
-            flat, payload = cast(tuple[list[bytes], bytes | None], self._fetch(keys=keys))
+            flat, payload = self._fetch.run(self._redis, keys)
         return (
             Record.read(task_id, dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None,
             decode_outcome(payload) if payload else None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -41,8 +41,7 @@ logger = logging.getLogger(__name__)
 _WHEN = 9_007_199_254_740_991
 
 
-@dataclass(frozen=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True):
     """A task that is safely in its lane."""
 
     task_id: str

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, cast
 
+import msgspec
 import redis
 
 from inferno import names
@@ -35,6 +36,7 @@ from tasks.connection import is_refusal
 from tasks.lanes import Held
 from tasks.records import Outcome, Record, decode_outcome
 from tasks.transport import consumer_name, scripts
+from tasks.transport.evalsha import Script
 
 #: A Redis command with its arguments, or one of these: ENQUEUE lane, priority, payload; DELAY lane,
 #: due (ms), priority, payload; END result's key, payload, its time to live, that of the record,
@@ -53,8 +55,7 @@ class Idempotency:
     fingerprint: str
 
 
-@dataclass(frozen=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True):
     """A task that asks to be accepted."""
 
     #: In its first state.
@@ -74,8 +75,7 @@ class Arrival:
     claim: Claim | None = None
 
 
-@dataclass(frozen=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True):
     """A task that is accepted."""
 
     #: An earlier one's when its idempotency key has made that already.
@@ -149,9 +149,9 @@ class Transitions:
         self._redis = client
         self._prefix = settings.redis.prefix
         self._tasks = settings.tasks
-        self._accept = client.register_script(_ACCEPT)
-        self._begin = client.register_script(_BEGIN)
-        self._finish = client.register_script(_FINISH)
+        self._accept = Script(_ACCEPT)
+        self._begin = Script(_BEGIN)
+        self._finish = Script(_FINISH)
         self._cache = cache.Cache(client, settings)
 
     def accept(self, arrivals: Sequence[Arrival]) -> list[Admitted | Refusal]:
@@ -261,7 +261,7 @@ class Transitions:
             )
         keys = [names.index_key(self._prefix), names.counters_key(self._prefix)]
         keys += [names.record_key(self._prefix, rider.task_id) for rider in riders]
-        replies = cast(list[tuple[int, int, int, bytes]], self._begin(keys=keys, args=arguments))
+        replies = self._begin.run(self._redis, keys, arguments)
         return {
             rider.task_id: Begun(Verdict(verdict), attempts, lost, last.decode())
             for rider, (verdict, attempts, lost, last) in zip(riders, replies, strict=True)
@@ -296,10 +296,10 @@ class Transitions:
         keys += [names.record_key(self._prefix, step.task_id) for step in steps]
         return [Verdict(code) for code in cast(list[int], self._run(self._finish, keys, arguments))]
 
-    def _run(self, script: Any, keys: list[str], arguments: list[Any]) -> Any:
+    def _run(self, script: Script, keys: list[str], arguments: list[Any]) -> Any:
         """Run a script; where Redis is full, kept results make room for it."""
         try:
-            return script(keys=keys, args=arguments)
+            return script.run(self._redis, keys, arguments)
         except redis.ResponseError as exc:
             if not is_refusal(exc) and not isinstance(exc, redis.OutOfMemoryError):
                 raise
@@ -309,7 +309,7 @@ class Transitions:
                 raise exc from None
             if not made_room:
                 raise
-            return script(keys=keys, args=arguments)
+            return script.run(self._redis, keys, arguments)
 
     # What may happen to a task
 

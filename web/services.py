@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import msgspec
 import redis
 from flask import current_app
 
@@ -185,7 +186,7 @@ class Services:
         record, _ = self.records.fetch(task.task_id)
         if record is None:
             return task
-        return replace(
+        return msgspec.structs.replace(
             task,
             version=record.version,
             accepted_at=record.accepted_at,
@@ -219,11 +220,7 @@ class Services:
           BrokerUnavailable: Redis does not answer.
         """
         # One may have become ready since this was read last.
-        return any(
-            report.state == "ready" and model in report.models
-            for max_age_s in (Cluster.CACHE_S, FRESH_S)
-            for report in self.cluster.workers(max_age_s)
-        )
+        return self.cluster.serves(model) or self.cluster.serves(model, FRESH_S)
 
     def loaded(self) -> dict[str, set[int]]:
         """Return the loaded versions of each model that a ready worker serves.

@@ -15,7 +15,7 @@ from inferno.errors import ConfigurationError, PackageError
 from inferno.pace import Pace
 from inferno.repository import Model, Repository
 from inferno.settings import Settings
-from tasks.consumer import InferenceTask
+from tasks.consumer import InferenceTask, threads
 from tasks.infer import Batch, Member
 from tasks.lanes import Lanes
 from tasks.settle import Settler
@@ -56,8 +56,13 @@ class HostedModel:
 
     @property
     def prefetch(self) -> int:
-        """How many tasks to hold: for each executor one batch that runs and one that fills."""
-        return 2 * self.max_batch_size * self.executors
+        """How many tasks to hold: as many batches as are worked on at the same time."""
+        return self.max_batch_size * self.threads
+
+    @property
+    def threads(self) -> int:
+        """Threads that work on its batches."""
+        return threads(self.executors)
 
     @property
     def ready(self) -> list[int]:

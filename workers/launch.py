@@ -59,14 +59,14 @@ class Host:
         self.heartbeat: Heartbeat | None = None
 
     @property
-    def executors(self) -> int:
-        """Forward passes at the same time, over all lanes."""
-        return sum(model.executors for model in self.models)
+    def threads(self) -> int:
+        """Batches that are worked on at the same time, over all lanes."""
+        return sum(model.threads for model in self.models)
 
     @property
     def prefetch_multiplier(self) -> int:
         """Celery's prefetch for each thread of the pool."""
-        return math.ceil(sum(model.prefetch for model in self.models) / self.executors)
+        return math.ceil(sum(model.prefetch for model in self.models) / self.threads)
 
 
 _host: Host | None = None
@@ -89,7 +89,7 @@ def configure(sender: Worker, **_: Any) -> None:
     except InfernoError as exc:
         sys.exit(f"Error: {exc}")
     # Celery's defaults, one executor for each core and 4 tasks for each executor, fit no batches.
-    sender.concurrency = _host.executors
+    sender.concurrency = _host.threads
     sender.prefetch_multiplier = _host.prefetch_multiplier
 
 

@@ -6,10 +6,12 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
+from itertools import count
 from queue import Empty
 from time import monotonic
 from typing import Any
@@ -25,6 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tasks.transport import scripts
+from tasks.transport.evalsha import Argument, Script
 
 logger = get_logger(__name__)
 
@@ -39,6 +42,9 @@ UNLIMITED_FETCH = 100
 REFUSALS = re.compile("OOM|MISCONF|READONLY|NOREPLICAS|MASTERDOWN|BUSY|LOADING|.*OOM command")
 
 _process: tuple[int, str] = (0, "")
+
+#: Numbers of the messages that this process packs.
+_tags = count()
 
 
 def consumer_name() -> str:
@@ -135,7 +141,7 @@ def pack(
                 "delivery_info": {"exchange": "", "routing_key": queue},
                 "priority": priority,
                 "body_encoding": "utf-8",
-                "delivery_tag": str(uuid.uuid4()),
+                "delivery_tag": f"{consumer_name()}:{next(_tags)}",
             },
         }
     )
@@ -289,7 +295,7 @@ class Channel(lists.Channel):  # type: ignore[misc]
         self._client = self._commands = None
         super()._disconnect_pools()
 
-    def _run(self, script: str, keys: Iterable[str], *args: Any) -> Any:
+    def _run(self, script: str, keys: Sequence[str], *args: Argument) -> Any:
         return _run(self.commands, script, keys, *args)
 
     # Queues
@@ -428,7 +434,7 @@ class Channel(lists.Channel):  # type: ignore[misc]
         )
         return entries
 
-    def _careful(self, script: str, keys: Iterable[str], *args: Any) -> list[Any]:
+    def _careful(self, script: str, keys: Sequence[str], *args: Argument) -> list[Any]:
         """Run a script that hands something over to us.
 
         When the answer is lost, it is in our hands without our knowing: we look again. When Redis
@@ -628,8 +634,11 @@ def _is_refusal(exc: redis.ResponseError) -> bool:
     return refused or REFUSALS.match(str(exc)) is not None
 
 
-def _run(client: redis.Redis, script: str, keys: Iterable[str], *args: Any) -> Any:
-    return client.register_script(script)(keys=list(keys), args=args)
+_script = cache(Script)
+
+
+def _run(client: redis.Redis, script: str, keys: Sequence[str], *args: Argument) -> Any:
+    return _script(script).run(client, keys, args)
 
 
 def _entry(message: virtual.Message | None) -> tuple[str, str] | None:

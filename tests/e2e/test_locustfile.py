@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from csv import DictReader
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,36 +17,68 @@ from inferno.client import Client
 from tests.processes import ROOT, bin_path, wait_until
 
 
-def locust(url: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run it without its page; five users."""
+def locust(
+    url: str, *options: str, until: set[str] | None = None, csv: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run it without its page; five users.
+
+    Args:
+      url: of the platform.
+      options: more of them.
+      until: names that must have had requests before it is ended; otherwise it ends by itself.
+      csv: where it then writes its statistics.
+    """
     command = [bin_path("locust"), "-f", "bench/locustfile.py", "--headless", "--host", url]
-    return subprocess.run(
-        [*command, "-u", "5", "-r", "5", "--json", *options],
+    command += ["-u", "5", "-r", "5", "--json", *options]
+    if csv is not None:
+        command += ["--csv", str(csv)]
+    with subprocess.Popen(
+        command,
         cwd=ROOT,
         # Locust also reads options from the environment and from files of the user.
         env={name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
-        check=False,
-    )
+    ) as process:
+        try:
+            if until is not None and csv is not None:
+                wait_until(lambda: until <= _named(csv), what=f"requests named {until}")
+                process.terminate()
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _named(csv: Path) -> set[str]:
+    """Return the names of the requests in Locust's statistics."""
+    path = csv.with_name(f"{csv.name}_stats.csv")
+    if not path.exists():
+        return set()
+    with path.open(newline="") as file:
+        return {line["Name"] for line in DictReader(file) if int(line["Request Count"] or 0)}
 
 
 @pytest.mark.parametrize("model", ["sentiment", "digits"])
-def test_normal_and_mutated_inputs_are_answered_and_odd_ones_refused(platform, model) -> None:
-    options = ["--run-time", "4s", "--model-name", model, "--load-model", "--warmup", "5"]
+def test_normal_and_mutated_inputs_are_answered_and_odd_ones_refused(
+    platform, model, tmp_path
+) -> None:
+    options = ["--model-name", model, "--load-model", "--warmup", "5"]
+    options += ["--verify-response", "--odd-percent", "30"]
+    kinds = ("normal", "mutated", "odd")
+    names = {
+        *(f"predict, {kind}" for kind in kinds),
+        *(f"submit, {kind}" for kind in kinds),
+        # The answer to an odd submit is its end.
+        *(f"result, {kind}" for kind in ("normal", "mutated")),
+    }
 
-    done = locust(platform.url, *options, "--verify-response", "--odd-percent", "30")
+    done = locust(platform.url, *options, until=names, csv=tmp_path / "locust")
 
     assert done.returncode == 0, done.stdout + done.stderr
     lines = {line["name"]: line for line in json.loads(done.stdout)}
-    kinds = ("normal", "mutated", "odd")
-    # The answer to an odd submit is its end.
-    assert lines.keys() == {
-        *(f"predict, {kind}" for kind in kinds),
-        *(f"submit, {kind}" for kind in kinds),
-        *(f"result, {kind}" for kind in ("normal", "mutated")),
-    }
+    assert lines.keys() == names
     assert all(line["num_requests"] > 0 for line in lines.values())
     assert all(line["num_failures"] == 0 for line in lines.values())
 
@@ -60,9 +94,13 @@ def hopeless(platform) -> Iterator[dict[str, Any]]:
         try:
             for n in range(100):
                 client.submit("mock", f"{n}")
+            # By each of the web processes, which learn by themselves how fast the model is.
             wait_until(
-                lambda: httpx.post(f"{platform.url}/infer", json=body).status_code == 429,
-                what="a refusal",
+                lambda: all(
+                    httpx.post(f"{platform.url}/infer", json=body).status_code == 429
+                    for _ in range(20)
+                ),
+                what="refusals",
             )
             yield body
         finally:
@@ -76,11 +114,14 @@ def test_a_refusal_for_too_much_load_is_no_failure(platform, hopeless, tmp_path)
     payload.write_text(json.dumps(hopeless))
     options = ["--model-name", "mock", "--payload-file", str(payload), "--odd-percent", "0"]
 
-    done = locust(platform.url, *options, "--mutated-percent", "0", "--run-time", "2s")
+    names = {"predict, normal, refused", "submit, normal, refused"}
+    options += ["--mutated-percent", "0"]
+
+    done = locust(platform.url, *options, until=names, csv=tmp_path / "locust")
 
     assert done.returncode == 0, done.stdout + done.stderr
     lines = {line["name"]: line for line in json.loads(done.stdout)}
-    assert lines.keys() == {"predict, normal, refused", "submit, normal, refused"}
+    assert lines.keys() == names
     assert all(line["num_requests"] > 0 for line in lines.values())
 
 

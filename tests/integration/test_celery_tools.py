@@ -41,14 +41,18 @@ def lanes(celery, client, settings):
     return Lanes(celery, client, settings)
 
 
-def test_inspect_tells_what_a_worker_does(repository, start_worker, celery, tool):
+def test_inspect_tells_what_a_worker_does(repository, start_worker, celery, tool, client, settings):
     repository.add("inspected", batching={"max_batch_size": 4})
     with start_worker("inspected"), occupied(celery, "inspected", repository) as wait_for:
         waiting = [send(celery, "inspected", f"{n}") for n in range(2)]
         wait_for(2)
 
+        (worker,) = Cluster(client, settings).workers()
+        # When it is asked by name, its answer ends the waiting.
+        options = ["--json", "--timeout", "20", "--destination", worker.worker]
+
         def ask(question: str) -> Any:
-            (answer,) = json.loads(tool("inspect", "--json", *question.split())).values()
+            (answer,) = json.loads(tool("inspect", *options, *question.split())).values()
             return answer
 
         questions = ("ping", "active", "reserved", "stats", "active_queues", "registered")
@@ -58,7 +62,7 @@ def test_inspect_tells_what_a_worker_does(repository, start_worker, celery, tool
         assert ping == {"ok": "pong"}
         assert [task["name"] for task in active] == ["infer.inspected"]
         assert {task["id"] for task in reserved} == {task.id for task in waiting}
-        assert stats["prefetch_count"] == 8
+        assert stats["prefetch_count"] == 12
         assert stats["broker"]["transport"] == "redis-streams"
         assert [queue["name"] for queue in queues] == ["inspected"]
         assert registered == ["infer.inspected"]

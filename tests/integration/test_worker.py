@@ -63,7 +63,7 @@ def test_inspect_sees_the_members_of_batches(repository, start_worker, celery):
         inspect = celery.control.inspect(timeout=1)
         (stats,) = inspect.stats().values()
         assert stats["total"] == {"infer.seen": 7}
-        assert stats["prefetch_count"] == 8
+        assert stats["prefetch_count"] == 12
         wait_until(lambda: not any(reserved(celery).values()))
         assert not any(inspect.active().values())
 

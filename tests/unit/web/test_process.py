@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from http.client import HTTPResponse
 
 import httpx
 import pytest
@@ -109,6 +110,82 @@ def test_large_results_arrive_whole(address, worker):
     ws.send(json.dumps({"type": "subscribe", "task_id": task_id}))
     assert json.loads(ws.recv())["data"]["outputs"]["text"]["data"] == [text]
     ws.close()
+
+
+def request(text: str, *headers: str) -> bytes:
+    body = json.dumps({"inputs": {"text": text}}).encode()
+    lines = ("POST /v1/models/sentiment:predict HTTP/1.1", "Host: here", *headers)
+    head = "".join(f"{line}\r\n" for line in (*lines, f"Content-Length: {len(body)}"))
+    return head.encode() + b"\r\n" + body
+
+
+def say(address, pieces, worker, store, until, count):
+    """Send pieces over one connection, let its tasks succeed, and return the answers."""
+    host, port = address.split(":")
+    known = set(store.zrange(names.index_key("inferno:"), 0, -1))
+
+    def fresh():
+        return set(store.zrange(names.index_key("inferno:"), 0, -1)) - known
+
+    with socket.create_connection((host, int(port)), timeout=20) as sock:
+        for piece in pieces:
+            sock.sendall(piece)
+        answers = []
+        for _ in range(count):
+            submitted = until(fresh)
+            for task_id in submitted:
+                worker.succeed(task_id.decode())
+            known |= submitted
+            answer = HTTPResponse(sock)
+            answer.begin()
+            answers.append((answer, json.loads(answer.read())))
+        # What has not been asked for would come now.
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b""
+    return answers
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [request("one") + request("two")],
+        [request("one"), request("two")],
+        [request("one")[:20], request("one")[20:], request("two")],
+        [request("one")[:-20], request("one")[-20:] + request("two")],
+        [request("one", "X-Long: " + 5000 * "x"), request("two")],
+    ],
+    ids=["together", "one by one", "head in pieces", "body in pieces", "long head"],
+)
+def test_each_request_of_a_connection_gets_its_answer_in_turn(
+    address, worker, store, until, pieces
+):
+    answers = say(address, pieces, worker, store, until, 2)
+
+    assert [answer.status for answer, _ in answers] == [200, 200]
+    assert len({document["task_id"] for _, document in answers}) == 2
+    assert all(answer.getheader("Connection") == "keep-alive" for answer, _ in answers)
+
+
+def test_a_connection_may_ask_for_other_things_between(address, worker, store, until):
+    with httpx.Client(base_url=f"http://{address}") as client:
+        path = "/v1/models/sentiment:predict"
+        wrong = client.post(path, json={"inputs": {"text": 5}})
+        assert (wrong.status_code, wrong.json()["field"]) == (422, "inputs.text")
+        assert client.get("/health/live").status_code == 200
+        task = client.post("/infer", json=NATIVE).json()
+        worker.succeed(task["task_id"])
+        waited = client.post(path, json={"inputs": {"text": "Good."}}, headers={"Prefer": "wait=0"})
+        assert waited.status_code == 202
+
+
+def test_a_client_that_wants_the_connection_closed_gets_that(address, worker, store, until):
+    ((answer, document),) = say(
+        address, [request("one", "Connection: close")], worker, store, until, 1
+    )
+
+    assert answer.status == 200
+    assert answer.getheader("Connection") == "close"
+    assert document["model"] == "sentiment"
 
 
 def test_connection_survives_a_body_that_was_refused(address):

@@ -46,4 +46,4 @@ def test_the_objective_of_a_model_goes_before_that_of_the_settings(
 def test_the_largest_declared_batch_decides_how_much_is_fetched(tmp_path: Path) -> None:
     model = hosted(tmp_path, {"batch_sizes": [1, 4, 12]})
     assert model.max_batch_size == 12
-    assert model.prefetch == 24
+    assert model.prefetch == 36
