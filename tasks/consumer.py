@@ -114,7 +114,8 @@ class InferenceTask(Batches):  # type: ignore[misc]
         #: Batches that have not had their forward pass yet, and all that a thread works on.
         self._to_pass: set[str] = set()
         self._batches = 0
-        self._pass_s = 0.0
+        #: How long the last pass has taken, in seconds; before the first, it may be long.
+        self._pass_s = math.inf
         #: What was handed over in this round of the event loop, and is not looked at yet.
         self._arrived: list[Request] = []
         #: Messages in the batches that run, each with those that the broker handed over again

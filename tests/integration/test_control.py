@@ -209,27 +209,28 @@ def test_purge_cancels_exactly_those_that_wait(
         delayed = submit("purge", "once:p")
         wait_until(lambda: state(delayed) is TaskState.RETRYING)
         with occupied(celery, "purge", repository):
-            buffered = submit("purge", "buffered")
-            wait_until(lambda: control.lanes.backlog("purge").held == 2)
+            buffered = [submit("purge", f"buffered {n}") for n in range(2)]
+            wait_until(lambda: control.lanes.backlog("purge").held == 3)
             waiting = [submit("purge", f"waiting {n}") for n in range(3)]
             # Of a client that leaves no record.
             foreign = send(celery, "purge", "foreign")
             backlog = control.lanes.backlog("purge")
-            assert (backlog.waiting, backlog.held, backlog.delayed) == (4, 2, 1)
+            assert (backlog.waiting, backlog.held, backlog.delayed) == (4, 3, 1)
             for count in (None, 4, 6):
                 with pytest.raises(NotConfirmed, match="5 tasks of purge would be cancelled"):
                     control.purge("purge", count)
             assert control.purge("purge", 5) == 5
             backlog = control.lanes.backlog("purge")
-            assert (backlog.waiting, backlog.held, backlog.delayed) == (0, 2, 0)
-        wait_until(lambda: state(buffered) is TaskState.SUCCEEDED)
+            assert (backlog.waiting, backlog.held, backlog.delayed) == (0, 3, 0)
+        wait_until(lambda: {state(task_id) for task_id in buffered} == {TaskState.SUCCEEDED})
         with pytest.raises(TaskCancelled, match="its lane was purged"):
             foreign.get(timeout=10)
     for task_id in (delayed, *waiting, foreign.id):
         assert_cancelled(records, task_id)
     assert [text for text in repository.ran() if not text.startswith("hold:")] == [
         "once:p",
-        "buffered",
+        "buffered 0",
+        "buffered 1",
     ]
     assert state(elsewhere) is TaskState.QUEUED
     assert control.purge("other", 1) == 1
