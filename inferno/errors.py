@@ -18,6 +18,7 @@
     ├── ServingError             the platform could not do its part
     │   ├── ForwardFailed        500  the model failed on this task
     │   ├── WorkerLost           500  the worker ended during the forward pass, again and again
+    │   ├── InputsLost           500  the task's inputs were deleted before it could run
     │   ├── Overloaded           429  the task could not start within its deadline
     │   ├── NotSupported         501  the broker in use cannot do this
     │   ├── ModelUnavailable     503  no live worker serves the model
@@ -206,6 +207,13 @@ class WorkerLost(ServingError):
 
     code = "worker_lost"
     title = "Worker lost"
+
+
+class InputsLost(ServingError):
+    """The task's inputs are no longer in Redis, although it is not over."""
+
+    code = "inputs_lost"
+    title = "Inputs lost"
 
 
 class NotSupported(ServingError):

@@ -57,6 +57,11 @@ def payload_key(prefix: str, task_id: str) -> str:
     return f"{prefix}payload:{task_id}"
 
 
+def claim_key(prefix: str, task_id: str) -> str:
+    """Return the key of a task's inputs, where they are too large for its message."""
+    return f"{prefix}claim:{task_id}"
+
+
 def idempotency_key(prefix: str, digest: str) -> str:
     """Return the key that remembers which task an Idempotency-Key made."""
     return f"{prefix}idempotency:{digest}"

@@ -190,7 +190,7 @@ class InferenceSettings(Group):
 
 
 class TaskSettings(Group):
-    """Lifetimes of tasks."""
+    """Lifetimes of tasks, and of what they were asked."""
 
     timeout_ms: int | None = Field(
         default=None,
@@ -225,6 +225,18 @@ class TaskSettings(Group):
     )
     dead_ttl_s: int = Field(
         default=604_800, ge=1, description="How long a dead letter is kept, in seconds."
+    )
+    claim_bytes: int = Field(
+        default=65_536,
+        ge=0,
+        description="Inputs larger than this, in bytes, are kept under a key of their own instead "
+        "of in the message, for lanes on Redis Streams. 0: never.",
+    )
+    claim_ttl_s: int = Field(
+        default=604_800,
+        ge=1,
+        description="How long such inputs are kept, in seconds, after the task was accepted or its "
+        "last attempt began. They are deleted when it ends.",
     )
     idempotency_ttl_s: int = Field(
         default=86_400, ge=1, description="How long an Idempotency-Key is remembered, in seconds."

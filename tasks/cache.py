@@ -359,7 +359,7 @@ local function each_follower(base, key, visit)
     for i = 1, #entry[2], 2 do
       task[entry[2][i]] = entry[2][i + 1]
     end
-    local known = redis.call('HMGET', task.record, 'state', 'reply_to')
+    local known = redis.call('HMGET', task.record, 'state', 'reply_to', 'claim')
     if not (known[1] and over[known[1]]) then
       local lane = visit(task, known)
       if lane and lane ~= '' then
@@ -415,6 +415,9 @@ local function share(at, record, announce)
         redis.call('HSET', task.record, 'batch_id', batch)
       end
       redis.call('EXPIRE', task.record, ARGV[at + 7])
+    end
+    if known[3] then
+      redis.call('UNLINK', known[3])
     end
     if task.hook_head ~= '' then
       append(task.hook_lane, 0, task.hook_head .. now .. task.hook_tail)

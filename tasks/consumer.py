@@ -44,21 +44,18 @@ from inferno.errors import (
     TaskCancelled,
 )
 from inferno.pace import Pace
-from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import TaskState
 from inferno.repository import Model, Package
 from inferno.settings import EventSettings
+from tasks import claims
 from tasks.connection import UNAVAILABLE
 from tasks.events import Events
 from tasks.infer import Batch, Member, Watch, Webhook, answer
 from tasks.lanes import Held, Lanes
-from tasks.settle import Settled, Settler
+from tasks.settle import UNBOUNDED, Settled, Settler
 from tasks.transitions import Begun, Verdict
 
 logger = logging.getLogger(__name__)
-
-#: A worker reads inputs that the web tier has already measured.
-_UNBOUNDED = Limits(text_bytes=2**31, image_bytes=2**31, rows=2**31)
 
 #: While passes are no longer than this, in seconds, a full batch may begin during the one before
 #: its own. It would not get any better by waiting, but could no longer be cancelled or overtaken.
@@ -382,6 +379,9 @@ class InferenceTask(Batches):  # type: ignore[misc]
         except InfernoError as exc:
             logger.error("batch %s: %s", batch.id, exc)
             return self._settler.fail(members, exc)
+        members, lost = self._settler.redeem(members)
+        if not members:
+            return lost
         with self._turn:
             started = time.monotonic()
             answers = answer(engine, batch, members, self._watch)
@@ -389,7 +389,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._consumer.call_soon(self._passed, batch, pass_s)
         rows = sum(member.rows for member in members)
         self._pace.note(len(members), rows, pass_s)
-        return self._settler.settle(answers)
+        return lost + self._settler.settle(answers)
 
     def _alone(self, member: Member, last: Begun) -> list[Settled]:
         """Run a member that was in a forward pass during which its worker ended."""
@@ -491,14 +491,18 @@ def _stub(request: Request, package: Package, received_at: float, lanes: Lanes) 
 def _member(request: Request, package: Package, received_at: float, lanes: Lanes) -> Member:
     kwargs = request.kwargs
     inputs = kwargs.get("inputs")
-    if not isinstance(inputs, dict):
+    claimed = claims.is_claim(kwargs)
+    if not claimed and not isinstance(inputs, dict):
         raise InvalidInput(
             "expected the keyword argument `inputs`, a mapping of named inputs", "inputs"
         )
     outputs = kwargs.get("outputs")
     if outputs is not None:
         package.signature.check_outputs(outputs)
-    arrays = package.signature.parse(inputs, _UNBOUNDED)
+    if claimed:
+        arrays = claims.stand_ins(kwargs[claims.ARGUMENT])
+    else:
+        arrays = package.signature.parse(inputs, UNBOUNDED)
     return Member(
         request=request,
         held=Held.of(request.message.delivery_info),
@@ -511,6 +515,7 @@ def _member(request: Request, package: Package, received_at: float, lanes: Lanes
         accepted_at=_time(kwargs.get("accepted_at"), received_at),
         received_at=received_at,
         webhook=_webhook(kwargs.get("webhook")),
+        claimed=claimed,
     )
 
 

@@ -192,10 +192,12 @@ class Control:
         record, waiting = target.record, target.waiting
         payload = encode_outcome(record.task_id, error)
         facts = {"model": record.model, "accepted_at": record.accepted_at}
-        commands = self._transitions.ended(facts, record.task_id, state, payload)
-        if self._settings.tasks.keep_payloads != "never":
+        tasks, asked = self._settings.tasks, None
+        if tasks.keep_payloads != "never":
             asked = _asked(waiting.message or self.lanes.at(waiting.held))
-            commands += self._transitions.kept(record.task_id, asked) if asked else []
+        keep_s = tasks.result_ttl_s if asked else 0
+        commands = self._transitions.ended(facts, record.task_id, state, payload, keep_s)
+        commands += self._transitions.kept(record.task_id, asked) if asked else []
         if record.shared is not None:
             commands += self._sharer.disbanded(record.shared)
         if waiting.removal:

@@ -15,6 +15,7 @@ from inferno import names
 from inferno.errors import NotConfirmed, TaskNotFound
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
+from tasks import claims
 from tasks.connection import translated
 from tasks.listing import CHUNK, Page, Place, read_page
 from tasks.records import Record
@@ -46,7 +47,7 @@ class DeadLetter:
     #: The batch that the task rode in last.
     batch_id: str
     retries: int
-    #: What the task was asked: the keyword arguments of its message.
+    #: What the task was asked: the keyword arguments of its message; see `DeadLetters.asked`.
     payload: dict[str, Any]
 
     @classmethod
@@ -82,7 +83,7 @@ class DeadLetters:
         """
         self._redis = client
         self._prefix = settings.redis.prefix
-        self._ttl_s = settings.tasks.dead_ttl_s
+        self._tasks = settings.tasks
         self._submitter = Submitter(app, client, settings)
 
     def count(self) -> int:
@@ -95,7 +96,7 @@ class DeadLetters:
         # No transactions: a full Redis refuses them whole, and here is room to be made.
         with translated(), self._redis.pipeline(transaction=False) as pipe:
             # The letters themselves expire by their own time to live.
-            pipe.zremrangebyscore(index, "-inf", time.time() - self._ttl_s)
+            pipe.zremrangebyscore(index, "-inf", time.time() - self._tasks.dead_ttl_s)
             pipe.zcard(index)
             return int(pipe.execute()[1])
 
@@ -163,10 +164,25 @@ class DeadLetters:
             raise TaskNotFound(f"no dead letter has the id {task_id!r}")
         return letter
 
+    def asked(self, letter: DeadLetter) -> dict[str, Any]:
+        """Return what a dead task was asked, with those of its inputs that are not in the letter.
+
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        if not claims.is_claim(letter.payload):
+            return letter.payload
+        with translated():
+            found = self._redis.get(names.claim_key(self._prefix, letter.task_id))
+        if found is None:
+            return letter.payload
+        return claims.complete(letter.payload, cast(bytes, found))
+
     def replay(self, letter: DeadLetter) -> Accepted:
         """Run a dead task again, as a new task, and discard its letter.
 
         Raises:
+          PayloadGone: its inputs have been deleted.
           BrokerUnavailable: Redis does not answer.
         """
         record = Record(
@@ -212,6 +228,17 @@ class DeadLetters:
 
     def _discard(self, task_ids: Sequence[str]) -> int:
         with translated(), self._redis.pipeline(transaction=False) as pipe:
-            pipe.delete(*(names.dead_key(self._prefix, task_id) for task_id in task_ids))
+            for task_id in task_ids:
+                pipe.delete(names.dead_key(self._prefix, task_id))
             pipe.zrem(names.dead_index_key(self._prefix), *task_ids)
-            return int(pipe.execute()[0])
+            # Without a letter, a task may still be under way and need its inputs.
+            found = zip(task_ids, pipe.execute(), strict=False)
+            discarded = [task_id for task_id, deleted in found if deleted]
+            for task_id in discarded:
+                claim = names.claim_key(self._prefix, task_id)
+                if self._tasks.keep_payloads == "never":
+                    pipe.unlink(claim)
+                else:
+                    pipe.expire(claim, self._tasks.result_ttl_s)
+            pipe.execute()
+        return len(discarded)

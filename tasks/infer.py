@@ -57,6 +57,8 @@ class Member(msgspec.Struct, frozen=True, eq=False):
     #: When this worker held the task.
     received_at: float
     webhook: Webhook | None = None
+    #: `inputs` only stand in for those that are under a key of their own; see `tasks.claims`.
+    claimed: bool = False
 
 
 @dataclass(frozen=True)

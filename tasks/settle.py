@@ -26,10 +26,13 @@ from inferno.errors import (
     DeadlineExceeded,
     ForwardFailed,
     InfernoError,
+    InputsLost,
+    InvalidInput,
     TaskCancelled,
     WorkerLost,
 )
-from inferno.protocol import tensors
+from inferno.protocol import packing, tensors
+from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import Result, TaskState, Timings
 from inferno.repository import Retries
 from inferno.settings import RetrySettings, Settings
@@ -44,6 +47,9 @@ from tasks.transitions import Begun, Command, Rider, Step, Transitions, Verdict
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+#: A worker reads inputs that the web tier has already measured.
+UNBOUNDED = Limits(text_bytes=2**31, image_bytes=2**31, rows=2**31)
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,27 @@ class Settler:
             if answer.verdict is Verdict.DONE and answer.attempts == 1:
                 self._tell_of_start(member)
         return answers
+
+    def redeem(self, members: Sequence[Member]) -> tuple[list[Member], list[Settled]]:
+        """Fetch the inputs of members that have only claimed them, all of a batch at once.
+
+        Returns:
+          the members with their inputs, and what became of those that have lost theirs.
+        """
+        claimed = [member for member in members if member.claimed]
+        if not claimed:
+            return list(members), []
+        task_ids = [member.request.id for member in claimed]
+        found = iter(self._persist(lambda: self._transitions.claimed(task_ids)))
+        ready: list[Member] = []
+        errors: dict[Member, InfernoError] = {}
+        for member in members:
+            try:
+                ready.append(_redeemed(member, next(found)) if member.claimed else member)
+            except InfernoError as error:
+                logger.error("task %s: %s", member.request.id, error)
+                errors[member] = error
+        return ready, self._persist(lambda: self.refuse(errors)) if errors else []
 
     def settle(self, answers: Sequence[Answer]) -> list[Settled]:
         """Settle the answers of one batch."""
@@ -240,17 +267,22 @@ class Settler:
         if dead_in is not None:
             fields = _dead_letter(member, error, dead_in)
             extra += self._transitions.buried(member.request.id, fields)
-        return self._closed(Settled(member, state, error, runtime), payload, extra)
+        dead = dead_in is not None
+        return self._closed(Settled(member, state, error, runtime), payload, extra, dead=dead)
 
-    def _closed(self, settled: Settled, payload: bytes, extra: Sequence[Command] = ()) -> _Outcome:
+    def _closed(
+        self, settled: Settled, payload: bytes, extra: Sequence[Command], *, dead: bool = False
+    ) -> _Outcome:
         member, state = settled.member, settled.state
         assert state is not None
         task_id = member.request.id
         facts = {} if state is TaskState.SUCCEEDED else _facts(member)
-        commands = self._transitions.ended(facts, task_id, state, payload)
-        commands += extra
         keep = self._tasks.keep_payloads
-        if keep == "always" or (keep == "failed" and state is not TaskState.SUCCEEDED):
+        kept = keep == "always" or (keep == "failed" and state is not TaskState.SUCCEEDED)
+        keep_s = max(self._tasks.result_ttl_s if kept else 0, self._tasks.dead_ttl_s if dead else 0)
+        commands = self._transitions.ended(facts, task_id, state, payload, keep_s)
+        commands += extra
+        if kept:
             commands += self._transitions.kept(task_id, _asked(member))
         messages = _webhooks(member, "completed")
         if self._lanes.streams:
@@ -296,6 +328,17 @@ def backoff(policy: RetrySettings, retries: int) -> float:
         full_jitter=policy.jitter,
     )
     return milliseconds / 1000
+
+
+def _redeemed(member: Member, payload: bytes | None) -> Member:
+    if payload is None:
+        raise InputsLost("its inputs have been deleted before it could run")
+    try:
+        given = packing.unpack(payload)
+    except (TypeError, ValueError) as exc:
+        raise InvalidInput(f"its inputs cannot be read: {exc}", "inputs") from None
+    inputs = member.package.signature.parse(given, UNBOUNDED)
+    return msgspec.structs.replace(member, inputs=inputs)
 
 
 def _rider(member: Member) -> Rider:

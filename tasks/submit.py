@@ -20,14 +20,15 @@ from celery import Celery
 
 from inferno import names
 from inferno.errors import BrokerUnavailable, FateUnknown
-from inferno.protocol import tensors
+from inferno.protocol import packing, tensors
 from inferno.protocol.requests import InferRequest
 from inferno.protocol.tasks import TaskState
 from inferno.protocol.tensors import Tensors
 from inferno.repository import Package
 from inferno.settings import Settings
-from tasks import notice
+from tasks import claims, notice
 from tasks.cache import Sharing
+from tasks.claims import Claim
 from tasks.connection import UNAVAILABLE, never_sent, translated
 from tasks.convoy import Convoy
 from tasks.lanes import Lanes, Message
@@ -76,7 +77,10 @@ class Submitter:
         self._lanes = Lanes(app, client, settings)
         self._transitions = Transitions(client, settings)
         self._arrivals = Convoy(self._transitions.accept)
+        self._prefix = settings.redis.prefix
         self._timeout_ms = settings.tasks.timeout_ms
+        # Other brokers take messages in a step of their own; there they hold all that is needed.
+        self._claim_bytes = settings.tasks.claim_bytes if self._lanes.streams else 0
         self._shares = settings.cache.enabled
 
     def submit(
@@ -106,13 +110,17 @@ class Submitter:
           KeyReused: the idempotency key belongs to another request.
           Overloaded: more tasks are ahead of it.
         """
-        kwargs: dict[str, Any] = {
-            "inputs": {
+        task_id = task_id or new_task_id()
+        kwargs: dict[str, Any] = {"version": package.version}
+        claim = None
+        if 0 < self._claim_bytes < packing.size(inputs):
+            claim = Claim(names.claim_key(self._prefix, task_id), packing.pack(inputs))
+            kwargs[claims.ARGUMENT] = claims.shapes(inputs)
+        else:
+            kwargs["inputs"] = {
                 name: tensors.encode(array, package.signature.input(name).dtype, "base64")
                 for name, array in inputs.items()
-            },
-            "version": package.version,
-        }
+            }
         if request.outputs is not None:
             kwargs["outputs"] = request.outputs
         if request.codec is not None:
@@ -129,7 +137,7 @@ class Submitter:
         message = Message(
             queue=package.name,
             name=names.task_name(package.name),
-            task_id=task_id or new_task_id(),
+            task_id=task_id,
             kwargs=kwargs,
             priority=request.priority,
             kwargsrepr=", ".join(f"{name}: {list(array.shape)}" for name, array in inputs.items()),
@@ -141,6 +149,7 @@ class Submitter:
             most_waiting=most_waiting,
             reply_to=reply_to,
             sharing=sharing,
+            claim=claim,
         )
 
     def earlier(self, idempotency: Idempotency) -> str | None:
@@ -165,17 +174,26 @@ class Submitter:
         Raises:
           BrokerUnavailable: Redis does not answer; the task was not accepted.
           FateUnknown: Redis was lost before it answered.
+          PayloadGone: its inputs have been deleted.
         """
+        task_id, claim = new_task_id(), None
+        if claims.is_claim(kwargs):
+            source = names.claim_key(self._prefix, record.task_id)
+            claim = Claim(names.claim_key(self._prefix, task_id), source=source)
         message = Message(
             queue=record.model,
             name=names.task_name(record.model),
-            task_id=new_task_id(),
+            task_id=task_id,
             kwargs=dict(kwargs),
             priority=record.priority,
             kwargsrepr=f"replay of {record.task_id}",
         )
         return self._accept(
-            message, timeout_ms=self._timeout_ms, idempotency=idempotency, replay_of=record.task_id
+            message,
+            timeout_ms=self._timeout_ms,
+            idempotency=idempotency,
+            replay_of=record.task_id,
+            claim=claim,
         )
 
     def _accept(
@@ -188,6 +206,7 @@ class Submitter:
         replay_of: str | None = None,
         reply_to: str | None = None,
         sharing: Sharing | None = None,
+        claim: Claim | None = None,
     ) -> Accepted:
         now = time.time()
         # The time travels with the message: workers see how long a task has waited.
@@ -213,7 +232,7 @@ class Submitter:
             sharing = self._told(sharing, record)
         lane = self._lanes.key(message.queue)
         arrival = Arrival(
-            record, lane, self._lanes.pack(message), idempotency, most_waiting, sharing
+            record, lane, self._lanes.pack(message), idempotency, most_waiting, sharing, claim
         )
         with translated():
             try:

@@ -26,11 +26,12 @@ import msgspec
 import redis
 
 from inferno import names
-from inferno.errors import KeyReused, Overloaded
+from inferno.errors import KeyReused, Overloaded, PayloadGone
 from inferno.protocol.tasks import TERMINAL, TaskState
 from inferno.settings import Settings
 from tasks import cache
 from tasks.cache import Sharing
+from tasks.claims import Claim
 from tasks.connection import is_refusal
 from tasks.lanes import Held
 from tasks.records import Outcome, Record, decode_outcome
@@ -39,7 +40,8 @@ from tasks.transport.evalsha import Script
 
 #: A Redis command with its arguments, or one of these: ENQUEUE lane, priority, payload; DELAY lane,
 #: due (ms), priority, payload; END result's key, payload, its time to live, that of the record,
-#: state, time, and what the record says if there is none; SHARE and DISBAND, of `tasks.cache`.
+#: state, time, how long its claimed inputs are still kept, and what the record says if there is
+#: none; SHARE and DISBAND, of `tasks.cache`.
 Command = Sequence[Any]
 
 
@@ -69,6 +71,8 @@ class Arrival(msgspec.Struct, frozen=True):
     most_waiting: int | None = None
     #: Whose result it may be answered with, if anyone's.
     sharing: Sharing | None = None
+    #: Its inputs, where they are not in its message.
+    claim: Claim | None = None
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -81,7 +85,7 @@ class Admitted(msgspec.Struct, frozen=True):
 
 
 #: Why a task is not accepted.
-Refusal = Overloaded | KeyReused
+Refusal = Overloaded | KeyReused | PayloadGone
 
 
 class Verdict(Enum):
@@ -168,6 +172,7 @@ class Transitions:
             self._tasks.record_ttl_s,
             self._tasks.listed,
             self._tasks.idempotency_ttl_s,
+            self._tasks.claim_ttl_s,
         ]
         for arrival in arrivals:
             record, idempotency = arrival.record, arrival.idempotency
@@ -190,6 +195,10 @@ class Transitions:
             )
             for item in fields.items():
                 arguments += item
+            if arrival.claim is None:
+                arguments.append("")
+            else:
+                arguments += (arrival.claim.key, arrival.claim.payload, arrival.claim.source)
             if arrival.sharing is None:
                 arguments.append(0)
             else:
@@ -240,6 +249,7 @@ class Transitions:
             int(alone),
             riders[0].model,
             riders[0].version,
+            self._tasks.claim_ttl_s,
         ]
         for rider in riders:
             arguments += (
@@ -256,6 +266,15 @@ class Transitions:
             rider.task_id: Begun(Verdict(verdict), attempts, lost, last.decode())
             for rider, (verdict, attempts, lost, last) in zip(riders, replies, strict=True)
         }
+
+    def claimed(self, task_ids: Sequence[str]) -> list[bytes | None]:
+        """Return the inputs of tasks that are not in their messages, None for those that are gone.
+
+        Args:
+          task_ids: at least one.
+        """
+        keys = [names.claim_key(self._prefix, task_id) for task_id in task_ids]
+        return cast(list[bytes | None], self._redis.mget(keys))
 
     def finish(self, steps: Sequence[Step], *, fenced: bool = True) -> list[Verdict]:
         """Do what shall happen to tasks, and settle their messages, for each in one step.
@@ -295,7 +314,12 @@ class Transitions:
     # What may happen to a task
 
     def ended(
-        self, record: Mapping[str, Any], task_id: str, state: TaskState, payload: bytes
+        self,
+        record: Mapping[str, Any],
+        task_id: str,
+        state: TaskState,
+        payload: bytes,
+        keep_s: int = 0,
     ) -> list[Command]:
         """Return the commands that give a task its outcome and announce it.
 
@@ -304,6 +328,7 @@ class Transitions:
           task_id: whose outcome it is.
           state: one of the terminal ones.
           payload: as `tasks.records.encode_outcome`.
+          keep_s: how long its claimed inputs, if there are any, are still kept, in seconds.
         """
         facts = [part for item in record.items() for part in item]
         return [
@@ -315,6 +340,7 @@ class Transitions:
                 self._tasks.record_ttl_s,
                 state,
                 time.time(),
+                keep_s,
                 *facts,
             ]
         ]
@@ -358,6 +384,8 @@ def _accepted(arrival: Arrival, answer: bytes, value: bytes) -> Admitted | Refus
         error = Overloaded(f"{int(value)} tasks are ahead of it")
         error.waiting = int(value)
         return error
+    if answer == b"gone":
+        return PayloadGone("what the task was asked has been deleted")
     if answer == b"made":
         assert arrival.idempotency is not None
         try:
@@ -399,17 +427,20 @@ local function ahead(lane, priority)
 end
 
 local index, counters = KEYS[1], KEYS[2]
-local ttl, listed, key_ttl = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local ttl, listed, key_ttl, claim_ttl = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local answers, lanes, newest = {}, {}, {}
-local at = 4
+local at = 5
 for i = 3, #KEYS, 2 do
   local record, key = KEYS[i], KEYS[i + 1]
   local task_id, accepted_at, made = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local lane, priority, payload = ARGV[at + 3], ARGV[at + 5], ARGV[at + 6]
   local most, last = tonumber(ARGV[at + 4]), at + 7 + tonumber(ARGV[at + 7])
+  -- The key of its inputs, if they have one; then these, or the key that they are copied from.
+  local claim = ARGV[last + 1]
+  local inputs, source = last + 2, claim ~= '' and ARGV[last + 3] or ''
   -- What it shares, if anything.
-  local shares = tonumber(ARGV[last + 1])
-  local by = last + 2
+  local by = claim ~= '' and last + 5 or last + 3
+  local shares = tonumber(ARGV[by - 1])
   local model = shares > 0 and ARGV[by + 5]
   local results, coalesce = shares > 0 and ARGV[by + 6] == '1', shares > 0 and ARGV[by + 7] == '1'
   local earlier = key ~= '' and redis.call('GET', key)
@@ -420,6 +451,8 @@ for i = 3, #KEYS, 2 do
     -- Asked again, after it was over: nobody will be told any more.
     local payload = shares > 0 and redis.call('GET', ARGV[by + 8])
     answer = payload and {'over', payload} or answer
+  elseif source ~= '' and redis.call('EXISTS', source) == 0 then
+    answer = {'gone', ''}
   else
     local text = results and kept(by)
     local leader = not text and coalesce and leader_of(by, priority)
@@ -468,6 +501,17 @@ for i = 3, #KEYS, 2 do
         redis.call('SET', key, made, 'EX', key_ttl)
       end
     end
+    if claim ~= '' and answer[1] == 'accepted' then
+      if source ~= '' then
+        redis.call('COPY', source, claim)
+        redis.call('EXPIRE', claim, claim_ttl)
+      else
+        redis.call('SET', claim, ARGV[inputs], 'EX', claim_ttl)
+      end
+      redis.call('HSET', record, 'claim', claim)
+      -- While it waits, its record says what there is to delete.
+      redis.call('EXPIRE', record, math.max(ttl, claim_ttl))
+    end
   end
   answers[#answers + 1] = answer
   at = by + shares
@@ -490,12 +534,12 @@ _BEGIN = (
     + _IS_OVER
     + """
 local consumer, now, batch, ttl, listed = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-local alone, model, version = ARGV[6] == '1', ARGV[7], ARGV[8]
+local alone, model, version, claim_ttl = ARGV[6] == '1', ARGV[7], ARGV[8], ARGV[9]
 local replies = {}
 for i = 3, #KEYS do
-  local record, at = KEYS[i], 9 + 5 * (i - 3)
+  local record, at = KEYS[i], 10 + 5 * (i - 3)
   local stream, entry = ARGV[at], ARGV[at + 1]
-  local known = redis.call('HMGET', record, 'state', 'batch_id', 'attempts', 'lost')
+  local known = redis.call('HMGET', record, 'state', 'batch_id', 'attempts', 'lost', 'claim')
   local state, attempts, lost = known[1], tonumber(known[3] or 0), tonumber(known[4] or 0)
   if state == 'running' and known[2] ~= batch then
     lost = lost + 1
@@ -521,6 +565,9 @@ for i = 3, #KEYS do
       redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -listed - 1)
     end
     redis.call('EXPIRE', record, ttl)
+    if known[5] then
+      redis.call('EXPIRE', known[5], claim_ttl)
+    end
   end
   replies[#replies + 1] = {verdict, attempts, lost, verdict == 1 and batch or known[2] or ''}
 end
@@ -551,22 +598,27 @@ local function announce(result, payload, ttl, reply_to)
 end
 
 local function finish(record, known, at, last)
-  local result, payload, ttl, state, now = ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + 4],
-                                           ARGV[at + 5]
+  local result, payload, ttl, state, now, keep = ARGV[at], ARGV[at + 1], ARGV[at + 3],
+                                                 ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
   announce(result, payload, ARGV[at + 2], known[2])
   redis.call('HSET', record, 'state', state, 'finished_at', now)
   if not known[1] then
-    for i = at + 6, last, 2 do
+    for i = at + 7, last, 2 do
       redis.call('HSETNX', record, ARGV[i], ARGV[i + 1])
     end
   end
   redis.call('EXPIRE', record, ttl)
+  if known[3] and keep ~= '0' then
+    redis.call('EXPIRE', known[3], keep)
+  elseif known[3] then
+    redis.call('UNLINK', known[3])
+  end
 end
 
 for i = 2, #KEYS do
   local stream, entry, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   at = at + 3
-  local known = redis.call('HMGET', KEYS[i], 'state', 'reply_to')
+  local known = redis.call('HMGET', KEYS[i], 'state', 'reply_to', 'claim')
   local state = known[1]
   local ours = stream == '' or consumer == '' or owned(stream, entry, consumer)
   local verdict = 1

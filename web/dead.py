@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, request
 
+from inferno.errors import PayloadGone
 from inferno.protocol.webhooks import parse_address
 from tasks.dead import DeadLetter
 from web import documents, paging
@@ -27,8 +28,9 @@ def index() -> Response:
 @blueprint.get("/dead/<task_id>")
 def show(task_id: str) -> Response:
     """Show one with its traceback and what the task was asked."""
-    letter = services().dead.show(task_id)
-    payload = letter.payload
+    here = services()
+    letter = here.dead.show(task_id)
+    payload = here.dead.asked(letter)
     if "webhook" in payload:
         # Its path may hold a token.
         url = str(parse_address(payload["webhook"]["url"]))
@@ -49,15 +51,19 @@ def replay(task_id: str) -> Response:
 
 @blueprint.post("/dead/replay")
 def replay_all() -> Response:
-    """Run all again, or those of one model; those whose model is gone stay where they are."""
+    """Run all again, or those of one model; those whose model or inputs are gone stay there."""
     here = services()
     tasks, left = [], 0
     for letter in filter(_wanted, here.dead.all()):
-        if letter.model in here.repository.models:
-            task = here.dead.replay(letter)
-            tasks.append({"task_id": task.task_id, "replay_of": letter.task_id})
-        else:
+        if letter.model not in here.repository.models:
             left += 1
+            continue
+        try:
+            task = here.dead.replay(letter)
+        except PayloadGone:
+            left += 1
+        else:
+            tasks.append({"task_id": task.task_id, "replay_of": letter.task_id})
     return documents.respond({"replayed": len(tasks), "left": left, "tasks": tasks}, 202)
 
 

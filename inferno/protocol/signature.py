@@ -86,7 +86,7 @@ class TensorSpec(BaseModel):
         return self.dtype == "string" and self.shape == (BATCH,)
 
     def parse(self, value: Any, limits: Limits) -> Array:
-        """Turn a plain value, explicit tensor or binary input into an array of this spec.
+        """Turn a plain value, explicit tensor, binary input or array into an array of this spec.
 
         A plain value may leave out the batch dimension: one text, one image, one vector is one row.
 
@@ -100,6 +100,8 @@ class TensorSpec(BaseModel):
             return array
         if isinstance(value, Mapping):
             array = tensors.decode(value, self.dtype, field)
+        elif isinstance(value, np.ndarray):
+            array = tensors.of_dtype(value, self.dtype, field)
         else:
             binary = isinstance(value, tensors.Binary)
             read = tensors.from_binary if binary else tensors.from_values

@@ -159,6 +159,23 @@ def from_binary(value: Binary, dtype: str, field: str) -> Array:
     return _from_raw(value.raw, dtype, value.shape, "the body", field)
 
 
+def dtype_of(array: Array) -> str:
+    """Return the name on the wire of the dtype of an array that is not empty."""
+    if not array.dtype.hasobject:
+        return array.dtype.name
+    return "string" if isinstance(array.item(0), str) else "bytes"
+
+
+def of_dtype(array: Array, dtype: str, field: str) -> Array:
+    """Return an array if it is of a dtype.
+
+    Raises:
+      InvalidInput: it is of another one.
+    """
+    _check_dtype(dtype_of(array), dtype, field)
+    return array
+
+
 def encode(array: Array, dtype: str, codec: str) -> dict[str, Any]:
     """Turn an array into a tensor of the wire.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 
+import numpy as np
 import orjson
 import pytest
 
 from inferno import names
 from inferno.errors import ForwardFailed
+from inferno.protocol import packing
 from inferno.protocol.tasks import TaskState
 from tasks.lanes import Held
 from tasks.listing import CHUNK, CHUNKS
@@ -333,6 +335,26 @@ def test_dead_letter_whose_model_is_gone_is_kept(client, worker):
     assert problem(response)["code"] == "model_not_found"
     assert client.post("/dead/replay").get_json() == {"replayed": 0, "left": 1, "tasks": []}
     assert client.get("/dead").get_json()["count"] == 1
+
+
+def test_dead_letter_is_shown_and_replayed_with_inputs_that_were_not_in_its_message(
+    client, worker, store, settings
+):
+    inputs = np.array(["Good."], dtype=object)
+    for task_id in ("dead-1", "dead-2"):
+        bury(worker, task_id, payload={"claim": {"text": [1]}, "version": 2})
+    key = names.claim_key(settings.redis.prefix, "dead-1")
+    store.set(key, packing.pack({"text": inputs}))
+    tensor = {"dtype": "string", "shape": [1], "data": ["Good."]}
+    payload = {"inputs": {"text": tensor}, "version": 2}
+    assert client.get("/dead/dead-1").get_json()["payload"] == payload
+    # Those of the other one are gone.
+    assert problem(client.post("/dead/dead-2/replay"))["code"] == "payload_gone"
+    body = client.post("/dead/replay").get_json()
+    assert (body["replayed"], body["left"]) == (1, 1)
+    again = names.claim_key(settings.redis.prefix, body["tasks"][0]["task_id"])
+    assert packing.unpack(store.get(again))["text"].tolist() == ["Good."]
+    assert not store.exists(key)
 
 
 @pytest.mark.parametrize(("query", "replayed"), [("", 3), ("?model=sentiment", 2)])

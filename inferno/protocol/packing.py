@@ -1,0 +1,93 @@
+"""Tensors as bytes, for what is too large to travel in JSON.
+
+It is MessagePack, in which a numeric tensor is its bytes, and a `bytes` tensor the bytes of its
+elements.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from inferno.protocol import tensors
+from inferno.protocol.tensors import Array, Tensors
+
+
+class _Packed(msgspec.Struct, array_like=True):
+    """One tensor."""
+
+    #: Of `tensors.DTYPES`.
+    dtype: str
+    shape: tuple[int, ...]
+    #: Little-endian, row-major bytes, or the elements of a `string` or `bytes` tensor.
+    data: Any
+
+
+_decode = msgspec.msgpack.Decoder(dict[str, _Packed]).decode
+
+
+def size(inputs: Tensors) -> int:
+    """Return how large inputs are, in bytes; texts count by their characters.
+
+    Args:
+      inputs: as `Signature.parse` returns them.
+    """
+    return sum(
+        sum(map(len, array.flat)) if array.dtype.hasobject else array.nbytes
+        for array in inputs.values()
+    )
+
+
+def pack(inputs: Tensors) -> bytes:
+    """Return inputs as bytes.
+
+    Args:
+      inputs: as `Signature.parse` returns them.
+    """
+    return msgspec.msgpack.encode({name: _packed(array) for name, array in inputs.items()})
+
+
+def unpack(payload: bytes) -> Tensors:
+    """Return what was packed; numeric arrays are views of a part of it, not to be written.
+
+    Raises:
+      ValueError: nothing like that was packed.
+    """
+    return {name: _unpacked(packed) for name, packed in _read(payload).items()}
+
+
+def in_json(payload: bytes) -> dict[str, Any]:
+    """Return what was packed as explicit tensors of the wire.
+
+    Raises:
+      ValueError: nothing like that was packed.
+    """
+    return {
+        name: tensors.encode(_unpacked(packed), packed.dtype, "base64")
+        for name, packed in _read(payload).items()
+    }
+
+
+def _read(payload: bytes) -> dict[str, _Packed]:
+    try:
+        return _decode(payload)
+    except msgspec.DecodeError as exc:
+        raise ValueError(f"expected packed tensors: {exc}") from None
+
+
+def _packed(array: Array) -> _Packed:
+    objects = array.dtype.hasobject
+    data = array.ravel().tolist() if objects else np.ascontiguousarray(array).data
+    return _Packed(tensors.dtype_of(array), array.shape, data)
+
+
+def _unpacked(packed: _Packed) -> Array:
+    if packed.dtype in tensors.NUMERIC:
+        dtype = tensors.NUMERIC[packed.dtype]
+        return np.frombuffer(packed.data, dtype=dtype).reshape(packed.shape)
+    array = np.empty(math.prod(packed.shape), dtype=object)
+    array[:] = packed.data
+    return array.reshape(packed.shape)
