@@ -81,8 +81,8 @@ def test_a_worker_started_by_hand_shares_the_load(
         with process(command, env, tmp_path / "by-hand.log"):
             wait_until(lambda: [w.state for w in cluster.workers()] == ["ready", "ready"])
             tasks = [send(celery, "shared", f"{n}") for n in range(10)]
-            # The first worker, which is busy, may have taken one to run next.
-            wait_until(lambda: sum(task.ready() for task in tasks) >= 9)
+            # The first worker, which is busy, may have taken two to run next.
+            wait_until(lambda: sum(task.ready() for task in tasks) >= 8)
             results = [task.get() for task in tasks if task.ready()]
         assert {result["worker"].partition("@")[0] for result in results} == {"celery"}
 

@@ -84,8 +84,11 @@ def werkzeug(settings, app):
 
 
 @pytest.fixture(params=["gunicorn", "werkzeug"])
-def address(request, worker):
-    return request.getfixturevalue(request.param)
+def address(request):
+    found = request.getfixturevalue(request.param)
+    # Afterwards: its report is only believed for some seconds.
+    request.getfixturevalue("worker")
+    return found
 
 
 def call(address, path, body, **headers):
