@@ -445,7 +445,7 @@ for i = 3, #KEYS, 2 do
   local results, coalesce = shares > 0 and ARGV[by + 6] == '1', shares > 0 and ARGV[by + 7] == '1'
   local earlier = key ~= '' and redis.call('GET', key)
   local answer = {'accepted', ''}
-  if earlier then
+  if earlier and earlier ~= made then
     answer = {'made', earlier}
   elseif redis.call('EXISTS', record) == 1 then
     -- Asked again, after it was over: nobody will be told any more.

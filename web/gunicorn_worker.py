@@ -73,7 +73,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._preference = Preference(settings.server.sync_wait_ms / 1000)
         self._most_bytes = settings.limits.max_body_bytes
         prefixes = "|".join(map(re.escape, self.wsgi.extensions["prefixes"]))
-        self._path = re.compile(f"(?:{prefixes})/models/([^/]+):predict")
+        self._path = re.compile(f"(?:{prefixes})/models/([^/%]+):predict")
 
     def handle(self, listener: socket.socket, client: socket.socket, addr: Any) -> None:
         """Serve a connection: by ourselves until it asks for something else than a predict."""
@@ -174,10 +174,13 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _read(self, head: bytes) -> _Plain | None:
         """Return what the head of a request says, or None when it is not one of a plain predict."""
+        unreader = IterUnreader([head])
         try:
-            return self._plain(Request(self.cfg, IterUnreader([head]), ""))
+            plain = self._plain(Request(self.cfg, unreader, ""))
         except Exception:
             return None  # gunicorn tells its client what is wrong with it.
+        # gunicorn may see its end elsewhere: lines may also end with a line feed alone.
+        return None if unreader.take_buffered() else plain
 
     def _plain(self, req: Request) -> _Plain | None:
         """Return what a plain predict asks for, or None when the request is something else."""

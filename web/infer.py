@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -188,8 +189,14 @@ def _wait(
     # Who gave a key may come back with it, and a webhook is somebody else who waits.
     wanted_anyway = key is not None or wanted.webhook is not None
     if wanted_anyway or not here.settings.tasks.cancel_on_disconnect:
-        return waiter.wait(preference.wait_s)
-    return disconnect.wait(waiter, task.task_id, preference.wait_s, sock)
+        outcome = waiter.wait(preference.wait_s)
+    else:
+        outcome = disconnect.wait(waiter, task.task_id, preference.wait_s, sock)
+    if outcome is None:
+        # Where Celery itself has ended the task, this process is not told.
+        with suppress(BrokerUnavailable):
+            return here.records.outcomes([task.task_id]).get(task.task_id)
+    return outcome
 
 
 def _accepted(task: Accepted, body: bytes, preference: Preference) -> Response:

@@ -17,9 +17,15 @@ import redis
 import websocket
 
 from inferno.client import Client
+from inferno.protocol.requests import parse_predict
+from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import TaskState
+from inferno.repository import Repository as Models
 from tasks.cache import Cache
+from tasks.convoy import Convoy
 from tasks.lanes import Lanes
+from tasks.submit import Submitter
+from tasks.transitions import Idempotency
 from tests.integration.conftest import occupied, send
 from tests.processes import wait_until, web
 
@@ -145,6 +151,34 @@ def test_a_later_equal_call_is_answered_without_its_model(
         assert "cached" not in predict(http, "later", "text", outputs=["text"])
     assert repository.ran().count("text") == 5
     assert counts(cache, "later") == {"hits": 4, "misses": 4, "coalesced": 0, "deduplicated": 0}
+
+
+def test_a_keyed_task_whose_answer_was_lost_is_over_when_it_is_asked_for_again(
+    repository, start_worker, serve, celery, client, settings
+):
+    repository.add("again", **SHARED)
+    with start_worker("again"), serve() as http:
+        known(client, "again")
+        predict(http, "again", "text")
+    package = Models.read(settings.repository).model("again").package(1)
+    request = parse_predict(b'{"inputs": {"text": "text"}}', "again")
+    inputs = request.arrays(package.signature, Limits(100, 100, 100))
+    submitter = Submitter(celery, client, settings)
+    accept, calls = submitter._transitions.accept, []
+
+    def cut(arrivals):
+        calls.append(accept(arrivals))
+        if len(calls) == 1:
+            raise redis.ConnectionError("the answer is lost")
+        return calls[-1]
+
+    submitter._arrivals = Convoy(cut)
+    task = submitter.submit(request, package, inputs, idempotency=Idempotency("key", "body"))
+    assert len(calls) == 2
+    assert not task.replayed
+    assert task.outcome is not None
+    earlier = submitter.submit(request, package, inputs, idempotency=Idempotency("key", "body"))
+    assert (earlier.replayed, earlier.task_id) == (True, task.task_id)
 
 
 def test_a_request_may_insist_on_its_own_computation(

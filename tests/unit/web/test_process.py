@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -176,6 +177,28 @@ def test_a_connection_may_ask_for_other_things_between(address, worker, store, u
         worker.succeed(task["task_id"])
         waited = client.post(path, json={"inputs": {"text": "Good."}}, headers={"Prefer": "wait=0"})
         assert waited.status_code == 202
+
+
+@pytest.mark.parametrize("body", [b'{"inputs": {"text": 5}}', b'{\r\n\r\n"inputs": {"text": 5}}'])
+def test_a_head_of_bare_line_feeds_ends_where_gunicorn_says(address, worker, body):
+    head = b"POST /v1/models/sentiment:predict HTTP/1.1\nHost: a\nContent-Length: %d\n\n" % len(
+        body
+    )
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as sock:
+        sock.sendall(head + body + b"GET /health/live HTTP/1.1\r\nHost: b\r\n\r\n")
+        sock.shutdown(socket.SHUT_WR)
+        answers = b""
+        while chunk := sock.recv(65536):
+            answers += chunk
+    statuses = re.findall(rb"HTTP/1.1 (\d+)", answers)
+    # Its parser in Python refuses such heads.
+    assert statuses in ([b"422", b"200"], [b"400"])
+
+
+def test_names_in_a_path_may_be_encoded(address, worker):
+    path = f"http://{address}/v1/models/senti%6Dent:predict"
+    assert httpx.post(path, json={"inputs": {"text": 5}}).status_code == 422
 
 
 def test_a_client_that_wants_the_connection_closed_gets_that(address, worker, store, until):
