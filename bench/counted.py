@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from inferno.runtimes import ModelContext
-
-from .model import build as build_model  # type: ignore[import-not-found]  # in the package alone
 
 #: Arrays by name, the first dimension of each the rows.
 Model = Callable[[dict[str, Any]], dict[str, Any]]
@@ -22,6 +21,8 @@ def build(context: ModelContext) -> Model:
     """Build the wrapped model, from the other parameters."""
     parameters = dict(context.parameters)
     ledger = Path(parameters.pop("ledger"))
+    # It is in the package alone.
+    build_model = import_module(".model", __package__).build
     model: Model = build_model(replace(context, parameters=parameters))
 
     def run(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -287,9 +287,18 @@ class BatchFormer(Generic[T]):
         if self._objective is not None:
             self._objective.answered(latency)
 
-    def flush(self, now: float) -> Flush[T] | None:
-        """Return the batch that should leave now, if any; to be asked when an executor is free."""
-        ready = [(due, key) for key in self._buckets if (due := self._due(key))[0] <= now]
+    def flush(self, now: float, *, full: bool = False) -> Flush[T] | None:
+        """Return the batch that should leave now, if any.
+
+        Args:
+          now: the time.
+          full: only a full one; to be asked while no executor is free.
+        """
+        ready = [
+            (due, key)
+            for key in self._buckets
+            if (due := self._due(key))[0] <= now and (not full or due[1] is FlushReason.FULL)
+        ]
         if not ready:
             return None
         # Of several that are ready, the one whose first task comes first.

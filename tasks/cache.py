@@ -161,9 +161,11 @@ class Sharer:
           arguments: of the task's message.
           payload: its outcome.
         """
-        key = self._key(package, arguments)
+        key = self._key(arguments)
         if key is None:
             return []
+        if not (package.keeps_results or package.coalesces):
+            return self.disbanded(key)
         text, now = text_for_others(payload), datetime.now(UTC)
         ttl_ms = 0
         # The web tier may have read another content of this version than this worker has.
@@ -190,7 +192,7 @@ class Sharer:
 
     def ended(self, package: Package, arguments: Mapping[str, Any]) -> list[list[Any]]:
         """Return the commands that let followers run for themselves."""
-        key = self._key(package, arguments)
+        key = self._key(arguments)
         return [] if key is None else self.disbanded(key)
 
     def disbanded(self, key: str) -> list[list[Any]]:
@@ -201,9 +203,9 @@ class Sharer:
         """Return the commands that count a task that was computed with its twin."""
         return [["HINCRBY", self._counters, _counter("deduplicated", model), 1]]
 
-    def _key(self, package: Package, arguments: Mapping[str, Any]) -> str | None:
-        if not (package.keeps_results or package.coalesces):
-            return None
+    def _key(self, arguments: Mapping[str, Any]) -> str | None:
+        # The web tier has decided it, and its package may have said something else than ours does:
+        # whoever follows is not to be forgotten.
         key = arguments.get("cache")
         return key if isinstance(key, str) else None
 

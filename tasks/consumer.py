@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import msgspec
@@ -50,7 +50,7 @@ from inferno.settings import EventSettings
 from tasks import claims
 from tasks.connection import UNAVAILABLE
 from tasks.events import Events
-from tasks.infer import Batch, Member, Watch, Webhook, answer
+from tasks.infer import Answer, Batch, Member, Watch, Webhook, answer
 from tasks.lanes import Held, Lanes
 from tasks.settle import UNBOUNDED, Settled, Settler
 from tasks.transitions import Begun, Verdict
@@ -262,16 +262,21 @@ class InferenceTask(Batches):  # type: ignore[misc]
         while (reason := self._next_reason(now)) is not None:
             if reason is not FlushReason.FULL and self._top_up():
                 now = time.monotonic()
-            flush = self._former.flush(now)
+            flush = self._former.flush(now, full=not self._is_free)
             if flush is not None:
                 self._start(flush)
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether a batch could have its pass at once."""
+        return len(self._to_pass) < self._executors
 
     def _next_reason(self, now: float) -> FlushReason | None:
         """Say why a batch should begin now, or None when none should."""
         if self._batches >= threads(self._executors):
             return None
         reason = self._former.next_reason(now)
-        if len(self._to_pass) < self._executors:
+        if self._is_free:
             return reason
         is_next = len(self._to_pass) == self._executors and self._pass_s <= AHEAD_S
         return reason if is_next and reason is FlushReason.FULL else None
@@ -301,7 +306,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
             self._wake_up.cancel()
             self._wake_up = None
         dues = [self._former.next_deadline()]
-        if len(self._to_pass) < self._executors and self._batches < threads(self._executors):
+        if self._is_free and self._batches < threads(self._executors):
             dues.append(self._former.next_due())
         if due := min((due for due in dues if due is not None), default=None):
             delay = max(due - time.monotonic(), 0)
@@ -363,33 +368,45 @@ class InferenceTask(Batches):  # type: ignore[misc]
     def _answer(self, batch: Batch) -> list[Settled]:
         begun = self._settler.begin(batch)
         wanted = [member for member, begin in begun.items() if begin.verdict is Verdict.DONE]
-        settled = self._forward(batch, wanted)
-        for member, begin in begun.items():
-            if begin.verdict is Verdict.SUSPECT:
-                settled += self._alone(member, begin)
-            elif begin.verdict is not Verdict.DONE:
-                settled.append(Settled(member, None))
-        return settled
+        suspects = {m: begin for m, begin in begun.items() if begin.verdict is Verdict.SUSPECT}
+        settled, answers = self._forward(batch, wanted, self._turn)
+        if not suspects:
+            self._consumer.call_soon(self._passed, batch)
+        settled += self._settler.settle(answers)
+        for member, last in suspects.items():
+            settled += self._alone(member, last)
+        over = begun.keys() - suspects.keys() - set(wanted)
+        return settled + [Settled(member, None) for member in over]
 
-    def _forward(self, batch: Batch, members: list[Member]) -> list[Settled]:
+    def _forward(
+        self, batch: Batch, members: list[Member], turn: AbstractContextManager[Any]
+    ) -> tuple[list[Settled], list[Answer]]:
+        """Give members their forward pass.
+
+        Args:
+          batch: that they ride in.
+          members: of one version, and marked as running.
+          turn: entered for the pass itself.
+        Returns:
+          what became of those that could not have it, and the answers of the others.
+        """
         if not members:
-            return []
+            return [], []
         try:
             engine = self._engine(members[0].package.version)
         except InfernoError as exc:
             logger.error("batch %s: %s", batch.id, exc)
-            return self._settler.fail(members, exc)
+            return self._settler.fail(members, exc), []
         members, lost = self._settler.redeem(members)
         if not members:
-            return lost
-        with self._turn:
+            return lost, []
+        with turn:
             started = time.monotonic()
             answers = answer(engine, batch, members, self._watch)
             pass_s = time.monotonic() - started
-        self._consumer.call_soon(self._passed, batch, pass_s)
-        rows = sum(member.rows for member in members)
-        self._pace.note(len(members), rows, pass_s)
-        return lost + self._settler.settle(answers)
+        self._pass_s = pass_s
+        self._pace.note(len(members), sum(member.rows for member in members), pass_s)
+        return lost, answers
 
     def _alone(self, member: Member, last: Begun) -> list[Settled]:
         """Run a member that was in a forward pass during which its worker ended."""
@@ -399,14 +416,16 @@ class InferenceTask(Batches):  # type: ignore[misc]
         logger.warning(
             "task %s runs alone: its worker ended during batch %s", member.request.id, last.batch_id
         )
-        begun = self._settler.begin(batch, alone=True)[member]
-        if begun.verdict is not Verdict.DONE:
-            return [Settled(member, None)]
-        return self._forward(batch, [member])
+        # It begins when nobody else has a pass here, or it would be charged with their ends.
+        with self._turn:
+            begun = self._settler.begin(batch, alone=True)[member]
+            if begun.verdict is not Verdict.DONE:
+                return [Settled(member, None)]
+            settled, answers = self._forward(batch, [member], nullcontext())
+        return settled + self._settler.settle(answers)
 
-    def _passed(self, batch: Batch, pass_s: float) -> None:
+    def _passed(self, batch: Batch) -> None:
         """Let the next batch have its pass, while this one is settled."""
-        self._pass_s = pass_s
         self._to_pass.discard(batch.id)
         self._former.freed(time.monotonic())
         self._pump()

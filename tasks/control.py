@@ -145,11 +145,25 @@ class Control:
             part = waiting[start : start + self.CHUNK]
             known = self._records.records([one.task_id for one in part])
             targets = [
-                _Target(record or _unrecorded(one.task_id, model), one)
+                _Target(record or self._unrecorded(one, model), one)
                 for record, one in zip(known, part, strict=True)
             ]
             ended += self._end(targets, error)
         return ended
+
+    def _unrecorded(self, waiting: Waiting, model: str) -> Record:
+        """Return a record of a task that has none: of another client, or its time is over."""
+        asked = _asked(waiting.message or self.lanes.at(waiting.held))
+        arguments = orjson.loads(asked) if asked else {}
+        key = arguments.get("cache") if isinstance(arguments, dict) else None
+        return Record(
+            waiting.task_id,
+            model,
+            None,
+            TaskState.QUEUED,
+            time.time(),
+            shared=key if isinstance(key, str) else None,
+        )
 
     def _target(self, record: Record) -> _Target:
         """Find the message of a task that is to be ended."""
@@ -217,11 +231,6 @@ class Control:
             record.version,
             time.time(),
         )
-
-
-def _unrecorded(task_id: str, model: str) -> Record:
-    """Return a record of a task that another client has sent, and no worker has seen."""
-    return Record(task_id, model, None, TaskState.QUEUED, time.time())
 
 
 def _asked(text: bytes) -> bytes | None:

@@ -263,7 +263,7 @@ class Submitter:
             record.version,
             _WHEN,
         )
-        head, _, tail = self._lanes.pack(message).partition(str(_WHEN).encode())
+        head, _, tail = self._lanes.pack(message).rpartition(str(_WHEN).encode())
         return replace(sharing, webhook=(head, tail), webhook_lane=self._lanes.key(message.queue))
 
     def _accept_again(self, arrival: Arrival) -> Admitted | Refusal:

@@ -261,7 +261,7 @@ class Transitions:
             )
         keys = [names.index_key(self._prefix), names.counters_key(self._prefix)]
         keys += [names.record_key(self._prefix, rider.task_id) for rider in riders]
-        replies = self._begin.run(self._redis, keys, arguments)
+        replies = self._run(self._begin, keys, arguments)
         return {
             rider.task_id: Begun(Verdict(verdict), attempts, lost, last.decode())
             for rider, (verdict, attempts, lost, last) in zip(riders, replies, strict=True)

@@ -72,7 +72,8 @@ class Heartbeat:
             pid=os.getpid(),
             reported_at=time.time(),
             speeds={h.model.name: speed for h in self._hosted if (speed := h.pace.speed)},
-            packages={key: of for hosted in self._hosted for key, of in hosted.digests.items()},
+            # Copies, because other threads load versions meanwhile.
+            packages={key: of for h in self._hosted for key, of in list(h.digests.items())},
         )
         try:
             self._cluster.report(report)

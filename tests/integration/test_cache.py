@@ -22,6 +22,7 @@ from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import TaskState
 from inferno.repository import Repository as Models
 from tasks.cache import Cache
+from tasks.control import Control
 from tasks.convoy import Convoy
 from tasks.lanes import Lanes
 from tasks.submit import Submitter
@@ -234,6 +235,31 @@ def test_a_changed_package_serves_no_old_results(repository, start_worker, serve
                 assert "cached" not in predict(restarted, "changed", "text")
                 assert predict(restarted, "changed", "text")["cached"] is True
     assert len(repository.ran()) == 4
+
+
+def test_followers_are_not_forgotten_by_a_worker_that_shares_nothing(
+    repository, start_worker, serve, cache
+):
+    repository.add("differs", **SHARED)
+    with serve() as http, leader_and_followers(http, cache, "differs", "text") as (first, others):
+        # As an operator might, and the web tier has not been told.
+        repository.add("differs", batching={"max_batch_size": 64})
+        with start_worker("differs"):
+            for task_id in (first, *others):
+                assert result(http, task_id)["status"] == "succeeded"
+    assert repository.ran() == ["text"] * 4
+
+
+def test_followers_outlive_the_purge_of_a_leader_that_is_forgotten(
+    repository, start_worker, serve, cache, celery, client, settings
+):
+    repository.add("purged", **SHARED)
+    with serve() as http, leader_and_followers(http, cache, "purged", "text") as (first, others):
+        client.delete(f"inferno:task:{first}")
+        assert Control(celery, client, settings).purge("purged", 1) == 1
+        with start_worker("purged"):
+            for task_id in others:
+                assert result(http, task_id)["status"] == "succeeded"
 
 
 @contextmanager
