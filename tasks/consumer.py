@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -52,6 +51,7 @@ from tasks.connection import UNAVAILABLE
 from tasks.events import Events
 from tasks.infer import Answer, Batch, Member, Watch, Webhook, answer
 from tasks.lanes import Held, Lanes
+from tasks.line import Line
 from tasks.settle import UNBOUNDED, Settled, Settler
 from tasks.transitions import Begun, Verdict
 
@@ -105,14 +105,14 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._settler = settler
         self._lanes = lanes
         self._executors = executors
-        self._turn = threading.Semaphore(executors)
+        #: The batches that have not had their forward pass yet.
+        self._line = Line(executors)
         self._former = former
         self._watch = watch
         self._pace = pace
         self._settings = settings
         self._events: Events = None  # type: ignore[assignment]
-        #: Batches that have not had their forward pass yet, and all that a thread works on.
-        self._to_pass: set[str] = set()
+        #: All batches that a thread works on.
         self._batches = 0
         #: How long the last pass has taken, in seconds; before the first, it may be long.
         self._pass_s = math.inf
@@ -269,7 +269,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
     @property
     def _is_free(self) -> bool:
         """Whether a batch could have its pass at once."""
-        return len(self._to_pass) < self._executors
+        return len(self._line) < self._executors
 
     def _next_reason(self, now: float) -> FlushReason | None:
         """Say why a batch should begin now, or None when none should."""
@@ -278,7 +278,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         reason = self._former.next_reason(now)
         if self._is_free:
             return reason
-        is_next = len(self._to_pass) == self._executors and self._pass_s <= AHEAD_S
+        is_next = len(self._line) == self._executors and self._pass_s <= AHEAD_S
         return reason if is_next and reason is FlushReason.FULL else None
 
     def _top_up(self) -> bool:
@@ -338,7 +338,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         for member in batch.members:
             if member.held.entry:
                 self._riding[member.held] = []
-        self._to_pass.add(batch.id)
+        self._line.join(batch.id)
         self._batches += 1
         self._former.started(len(batch.members))
         self._consumer.pool.apply_async(self._work, (batch,))
@@ -352,7 +352,13 @@ class InferenceTask(Batches):  # type: ignore[misc]
             logger.exception("batch %s of %s could not be settled", batch.id, self.name)
             settled = self._abandon(batch, exc)
         finally:
+            self._leave(batch)
             self._consumer.call_soon(self._finish, batch, settled)
+
+    def _leave(self, batch: Batch) -> None:
+        """Let the next batch have its pass, while this one is settled."""
+        if self._line.leave(batch.id):
+            self._consumer.call_soon(self._passed)
 
     def _abandon(self, batch: Batch, cause: Exception) -> list[Settled]:
         """Settle what something unforeseen has happened to; if that fails too, end this worker."""
@@ -369,12 +375,15 @@ class InferenceTask(Batches):  # type: ignore[misc]
         begun = self._settler.begin(batch)
         wanted = [member for member, begin in begun.items() if begin.verdict is Verdict.DONE]
         suspects = {m: begin for m, begin in begun.items() if begin.verdict is Verdict.SUSPECT}
-        settled, answers = self._forward(batch, wanted, self._turn)
+        turn = self._line.turn(batch.id)
+        settled, answers = self._forward(batch, wanted, turn)
         if not suspects:
-            self._consumer.call_soon(self._passed, batch)
+            self._leave(batch)
         settled += self._settler.settle(answers)
         for member, last in suspects.items():
-            settled += self._alone(member, last)
+            # It begins when nobody else has a pass here, or it would be charged with their ends.
+            with self._line.turn(batch.id):
+                settled += self._alone(member, last)
         over = begun.keys() - suspects.keys() - set(wanted)
         return settled + [Settled(member, None) for member in over]
 
@@ -416,28 +425,19 @@ class InferenceTask(Batches):  # type: ignore[misc]
         logger.warning(
             "task %s runs alone: its worker ended during batch %s", member.request.id, last.batch_id
         )
-        # It begins when nobody else has a pass here, or it would be charged with their ends.
-        with self._turn:
-            begun = self._settler.begin(batch, alone=True)[member]
-            if begun.verdict is not Verdict.DONE:
-                return [Settled(member, None)]
-            settled, answers = self._forward(batch, [member], nullcontext())
+        begun = self._settler.begin(batch, alone=True)[member]
+        if begun.verdict is not Verdict.DONE:
+            return [Settled(member, None)]
+        settled, answers = self._forward(batch, [member], nullcontext())
         return settled + self._settler.settle(answers)
 
-    def _passed(self, batch: Batch) -> None:
-        """Let the next batch have its pass, while this one is settled."""
-        self._to_pass.discard(batch.id)
+    def _passed(self) -> None:
         self._former.freed(time.monotonic())
         self._pump()
 
     def _finish(self, batch: Batch, settled: list[Settled]) -> None:
-        now = time.monotonic()
-        if batch.id in self._to_pass:
-            # It has had no pass.
-            self._to_pass.discard(batch.id)
-            self._former.freed(now)
         self._batches -= 1
-        self._former.finished(len(batch.members), now)
+        self._former.finished(len(batch.members), time.monotonic())
         again = [m for member in batch.members for m in self._riding.pop(member.held, ())]
         self._acknowledge(settled)
         ended_at = time.time()

@@ -217,9 +217,9 @@ def test_the_urgent_overtake_the_others(repository, start_worker, celery, client
         for task in tasks:
             task.get(timeout=10)
     ran = repository.ran()[1:]
-    # Of two that begin at almost the same time, either may be first.
-    assert ran.index("fast") < ran.index("slow 1")
-    assert sorted(ran) == ["fast", "first", "second", "slow 0", "slow 1", "slow 2"]
+    assert ran.index("fast") < ran.index("slow 0")
+    ran.remove("fast")
+    assert ran == ["first", "second", "slow 0", "slow 1", "slow 2"]
 
 
 def test_a_record_outlives_its_result(repository, start_worker, celery, records, client):
@@ -236,6 +236,8 @@ def test_a_record_outlives_its_result(repository, start_worker, celery, records,
     assert 0 < client.ttl(f"celery-task-meta-{task.id}") < client.ttl(f"inferno:task:{task.id}")
 
 
+# Celery's lists may lose what is on its way just then; see docs/brokers.md.
+@pytest.mark.parametrize("broker", ["streams", "amqp"])
 def test_a_cut_connection_loses_nothing(repository, start_worker, celery, client):
     repository.add("cut", batching={"max_batch_size": 8})
     with start_worker("cut"), ThreadPoolExecutor(1) as pool:

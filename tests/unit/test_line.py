@@ -1,0 +1,42 @@
+"""The line: so many at a time, in the order in which they have joined."""
+
+from __future__ import annotations
+
+import threading
+
+from tasks.line import Line
+from tests.processes import wait_until
+
+
+def test_turns_come_in_the_order_of_joining_not_of_asking():
+    line, went = Line(2), []
+    for who in "abcd":
+        line.join(who)
+
+    def go(who):
+        with line.turn(who):
+            went.append(who)
+
+    # Those who ask first have joined last.
+    threads = [threading.Thread(target=go, args=(who,)) for who in "dcba"]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: set(went) == {"a", "b"})
+    assert line.leave("b")
+    wait_until(lambda: len(went) == 3)
+    assert went[2] == "c"
+    assert line.leave("a")
+    for thread in threads:
+        thread.join(10)
+    assert went[3] == "d"
+    assert len(line) == 2
+
+
+def test_a_turn_may_be_taken_again_until_one_leaves():
+    line = Line(1)
+    line.join("a")
+    for _ in range(2):
+        with line.turn("a"):
+            pass
+    assert line.leave("a")
+    assert not line.leave("a")
