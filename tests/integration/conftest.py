@@ -19,6 +19,8 @@ from celery.result import AsyncResult
 from inferno.protocol.requests import MAX_PRIORITY
 from inferno.settings import Settings
 from tasks.connection import connect
+from tasks.control import Control
+from tasks.dead import DeadLetters
 from tasks.records import Record, Records
 from tasks.transitions import Arrival, Transitions
 from tasks.transport import register
@@ -229,3 +231,15 @@ def celery(settings: Settings) -> Iterator[Celery]:
     app.backend.client.close()
     app.close()
     kombu.pools.reset()
+
+
+@pytest.fixture
+def control(celery: Celery, client: redis.Redis, settings: Settings) -> Control:
+    """What ends and purges tasks."""
+    return Control(celery, client, settings)
+
+
+@pytest.fixture
+def dead(celery: Celery, client: redis.Redis, settings: Settings) -> DeadLetters:
+    """The dead letters of the private Redis."""
+    return DeadLetters(celery, client, settings)

@@ -22,7 +22,6 @@ from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import TaskState
 from inferno.repository import Repository as Models
 from tasks.cache import Cache
-from tasks.control import Control
 from tasks.convoy import Convoy
 from tasks.lanes import Lanes
 from tasks.submit import Submitter
@@ -252,12 +251,12 @@ def test_followers_are_not_forgotten_by_a_worker_that_shares_nothing(
 
 
 def test_followers_outlive_the_purge_of_a_leader_that_is_forgotten(
-    repository, start_worker, serve, cache, celery, client, settings
+    repository, start_worker, serve, cache, client, control
 ):
     repository.add("purged", **SHARED)
     with serve() as http, leader_and_followers(http, cache, "purged", "text") as (first, others):
         client.delete(f"inferno:task:{first}")
-        assert Control(celery, client, settings).purge("purged", 1) == 1
+        assert control.purge("purged", 1) == 1
         with start_worker("purged"):
             for task_id in others:
                 assert result(http, task_id)["status"] == "succeeded"

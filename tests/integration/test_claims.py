@@ -23,7 +23,6 @@ from inferno.protocol.tensors import Binary
 from inferno.repository import Repository as Packages
 from inferno.settings import Settings
 from tasks.control import Control
-from tasks.dead import DeadLetters
 from tasks.records import Outcome, Record, Records
 from tasks.submit import Submitter
 from tests.integration.conftest import occupied, send
@@ -61,16 +60,6 @@ Submit = Callable[..., str]
 def large(text: str) -> list[str]:
     """Return a behaviour of the model, for the first of two rows, and much besides."""
     return [text, "x" * LARGE]
-
-
-@pytest.fixture
-def control(celery: Celery, client: redis.Redis, settings: Settings) -> Control:
-    return Control(celery, client, settings)
-
-
-@pytest.fixture
-def dead(celery: Celery, client: redis.Redis, settings: Settings) -> DeadLetters:
-    return DeadLetters(celery, client, settings)
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from inferno.protocol.tasks import TaskState
 from inferno.repository import Repository as Packages
 from inferno.settings import Settings
 from tasks.control import Control
-from tasks.dead import DeadLetters
 from tasks.records import Records
 from tasks.submit import Submitter
 from tests.integration.conftest import occupied, send
@@ -27,16 +26,6 @@ from tests.processes import wait_until
 LONG_PAUSE = {"max_retries": 1, "backoff_s": 600, "max_backoff_s": 600, "jitter": False}
 
 Submit = Callable[[str, str], str]
-
-
-@pytest.fixture
-def control(celery: Celery, client: redis.Redis, settings: Settings) -> Control:
-    return Control(celery, client, settings)
-
-
-@pytest.fixture
-def dead(celery: Celery, client: redis.Redis, settings: Settings) -> DeadLetters:
-    return DeadLetters(celery, client, settings)
 
 
 @pytest.fixture
