@@ -11,6 +11,7 @@
     │   ├── TaskCancelled        409  its client took the task back
     │   ├── WrongState           409  the task is not in a state that allows this
     │   ├── NotConfirmed         409  it would happen to more or fewer than the caller thinks
+    │   ├── LoadFailed           409  a worker could not load a version
     │   ├── KeyReused            422  another request was made with this Idempotency-Key
     │   ├── RequestInProgress    409  the first request with this Idempotency-Key still runs
     │   ├── ResultExpired        410  the task is known, its result is gone
@@ -25,7 +26,8 @@
     │   ├── BrokerUnavailable    503  Redis does not answer
     │   │   └── FateUnknown      503  the task may have been accepted, or not
     │   ├── PlatformUnreachable  503  the client cannot connect to the platform
-    │   └── DeadlineExceeded     504  the forward pass did not start in time
+    │   ├── DeadlineExceeded     504  the forward pass did not start in time
+    │   └── NotInTime            504  the workers have not done in time what they were asked to
     └── ConfigurationError       the operator must change something
         └── PackageError         a model package is wrong
 
@@ -159,6 +161,14 @@ class NotConfirmed(RequestError):
     title = "Not confirmed"
 
 
+class LoadFailed(RequestError):
+    """A worker could not load the version that was asked for; nothing has changed."""
+
+    status = 409
+    code = "load_failed"
+    title = "Load failed"
+
+
 class KeyReused(RequestError):
     """The Idempotency-Key belongs to another request."""
 
@@ -275,6 +285,14 @@ class DeadlineExceeded(ServingError):
     status = 504
     code = "deadline_exceeded"
     title = "Deadline exceeded"
+
+
+class NotInTime(ServingError):
+    """The workers have not done in time what they were asked to."""
+
+    status = 504
+    code = "not_in_time"
+    title = "Not in time"
 
 
 class ConfigurationError(InfernoError):

@@ -87,6 +87,11 @@ def workers_key(prefix: str) -> str:
     return f"{prefix}workers"
 
 
+def deployments_key(prefix: str) -> str:
+    """Return the key of the hash of what is wanted of the models, also the channel of changes."""
+    return f"{prefix}model_state"
+
+
 def packages_key(prefix: str) -> str:
     """Return the key of the hash that holds the digest of each version that workers have loaded."""
     return f"{prefix}packages"

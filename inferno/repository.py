@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,9 @@ from inferno.protocol.signature import Signature
 from inferno.settings import RepositorySettings
 
 MANIFEST = "model.yaml"
+
+#: Path, time of the last change in ns, and size of each file of a version.
+Stamp = tuple[tuple[str, int, int], ...]
 
 
 class TaskType(StrEnum):
@@ -222,6 +226,8 @@ class Package:
 
     path: Path
     manifest: Manifest
+    #: What its files looked like when it was read; see `stamp`.
+    seen: Stamp = field(default=(), compare=False)
 
     @property
     def name(self) -> str:
@@ -305,6 +311,15 @@ class Package:
             found.update(f"{os.path.relpath(file, folder)}\0{inner}\n".encode())
         return found.hexdigest()[:16]
 
+    def stamp(self) -> Stamp:
+        """Return what the version's files look like now: another value when one was changed."""
+        found = []
+        for file in sorted(self._files()):
+            with suppress(FileNotFoundError):
+                status = file.stat()
+                found.append((str(file), status.st_mtime_ns, status.st_size))
+        return tuple(found)
+
     def _files(self) -> set[Path]:
         folder = self.path.resolve()
         files = {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
@@ -348,7 +363,8 @@ class Package:
                 raise PackageError(
                     f"{file}: {name}: {value!r} differs from the folder's name {folder!r}"
                 )
-        return cls(path, manifest)
+        package = cls(path, manifest)
+        return replace(package, seen=package.stamp())
 
 
 def _explain(error: ErrorDetails) -> str:
@@ -363,26 +379,76 @@ def _explain(error: ErrorDetails) -> str:
 
 @dataclass(frozen=True)
 class Model:
-    """All versions of one model, and what is wrong with those that cannot be read."""
+    """All versions of one model, which of them answer, and what is wrong with the others."""
 
     name: str
     versions: Mapping[int, Package]
-    active: int
+    #: The version that answers who names none, or most of those; None where nothing does.
+    active: int | None
     errors: Mapping[str, str] = field(default_factory=dict)
+    #: What part of the requests that name no version each version answers, where there are several.
+    shares: Mapping[int, float] = field(default_factory=dict)
+    #: Versions that are taken out of service.
+    withdrawn: frozenset[int] = frozenset()
+    #: `active` is to be the newest version, whichever that is.
+    follows_latest: bool = False
+
+    @property
+    def newest(self) -> Package:
+        """The version with the highest number."""
+        return self.versions[max(self.versions)]
+
+    @property
+    def described(self) -> Package:
+        """The version that says what the model is: the active one, if there is one."""
+        return self.newest if self.active is None else self.package()
 
     def package(self, version: int | None = None) -> Package:
         """Return one version, by default the active one.
 
         Raises:
-          ModelNotFound: there is no such version.
+          ModelNotFound: there is no such version, or none is active.
         """
+        if version is None:
+            version = self.active
+        if version is None:
+            raise ModelNotFound(
+                f"model not found or not loaded: no version of {self.name} is active", "model"
+            )
         try:
-            return self.versions[self.active if version is None else version]
+            return self.versions[version]
         except KeyError:
             known = ", ".join(map(str, sorted(self.versions)))
             raise ModelNotFound(
                 f"model {self.name} has no version {version}; it has {known}", "version"
             ) from None
+
+    def served(self, version: int | None, point: float) -> Package:
+        """Return the version that shall answer a request.
+
+        Args:
+          version: that it names, if it does.
+          point: from 0 to 1, evenly spread over the requests: which version's share it falls into.
+        Raises:
+          ModelNotFound: there is no such version, it is out of service, or none is active.
+        """
+        if version is None:
+            return self.package(self._at(point) if self.shares else None)
+        package = self.package(version)
+        if version in self.withdrawn:
+            raise ModelNotFound(
+                f"model not found or not loaded: version {version} of {self.name} was unloaded",
+                "version",
+            )
+        return package
+
+    def _at(self, point: float) -> int:
+        point *= sum(self.shares.values())
+        for version, share in sorted(self.shares.items()):
+            point -= share
+            if point < 0:
+                return version
+        return max(self.shares)
 
 
 @dataclass(frozen=True)
@@ -394,9 +460,12 @@ class Repository:
     errors: Mapping[str, str]
 
     @classmethod
-    def read(cls, settings: RepositorySettings) -> Repository:
+    def read(cls, settings: RepositorySettings, before: Repository | None = None) -> Repository:
         """Read every package; a broken one is listed with its error and takes nothing else down.
 
+        Args:
+          settings: where it is, and which versions are active.
+          before: an earlier reading; what has not changed since is taken from it.
         Raises:
           PackageError: the folder itself cannot be read.
         """
@@ -405,15 +474,26 @@ class Repository:
                 f"no model repository at {settings.root}; "
                 "set INFERNO_REPOSITORY__ROOT to a folder of models"
             )
+        known = {
+            package.path: package
+            for model in (before.models.values() if before else ())
+            for package in model.versions.values()
+        }
         models: dict[str, Model] = {}
         errors: dict[str, str] = {}
         for folder in sorted(settings.root.iterdir()):
             if not any(_version_folders(folder)):
                 continue
-            versions, broken = _read_versions(folder)
+            versions, broken = _read_versions(folder, known)
             active = settings.active.get(folder.name, max(versions, default=0))
             if active in versions:
-                models[folder.name] = Model(folder.name, versions, active, broken)
+                models[folder.name] = Model(
+                    folder.name,
+                    versions,
+                    active,
+                    broken,
+                    follows_latest=folder.name not in settings.active,
+                )
             elif not versions:
                 errors[folder.name] = "; ".join(broken.values())
             else:
@@ -437,16 +517,23 @@ class Repository:
 
 
 def _version_folders(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from (path for path in folder.iterdir() if (path / MANIFEST).is_file())
+    # Hidden folders are packages that are still being written.
+    if folder.is_dir() and not folder.name.startswith("."):
+        for path in folder.iterdir():
+            if not path.name.startswith(".") and (path / MANIFEST).is_file():
+                yield path
 
 
-def _read_versions(folder: Path) -> tuple[dict[int, Package], dict[str, str]]:
+def _read_versions(
+    folder: Path, known: Mapping[Path, Package]
+) -> tuple[dict[int, Package], dict[str, str]]:
     versions: dict[int, Package] = {}
     broken: dict[str, str] = {}
     for path in _version_folders(folder):
         try:
-            package = Package.read(path)
+            package = known.get(path)
+            if package is None or package.stamp() != package.seen:
+                package = Package.read(path)
             versions[package.version] = package
         except PackageError as exc:
             broken[path.name] = exc.detail

@@ -52,7 +52,7 @@ class Screen:
         self._console = console
         self._settings = settings
         self._models = models
-        self._broken = broken
+        self._broken = dict(broken)
         self._flower = flower
         #: Which server, when it is the platform's own.
         self.redis: str | None = None
@@ -114,22 +114,27 @@ class Screen:
                     self._remind(waiting if answered else ["web"])
                     reminded = True
                 try:
-                    ready = {model["name"] for model in client.models() if model["ready"]}
+                    models = client.models()
                 except InfernoError:
                     continue
                 if not answered:
                     self._tell("web", self._url)
                     answered = True
-                for name in [name for name in waiting if name in ready]:
-                    self._tell(name, f"ready after {time.monotonic() - self._started_at:.1f} s")
-                    waiting.remove(name)
+                for model in models:
+                    name = model["name"]
+                    if name in waiting and model["ready"]:
+                        self._tell(name, f"ready after {time.monotonic() - self._started_at:.1f} s")
+                        waiting.remove(name)
+                    elif name in waiting and model.get("failed_versions"):
+                        self._broken[name] = "; ".join(model["failed_versions"].values())
+                        waiting.remove(name)
                 waiting = [name for name in waiting if name not in self._failed]
                 if not waiting:
                     break
                 if self._status is not None:
                     self._status.update(f"Loading {', '.join(waiting)}")
         if not self._stopping.is_set():
-            self._summarise(sorted(set(self._models) - self._failed))
+            self._summarise(sorted(set(self._models) - self._failed - self._broken.keys()))
 
     def _remind(self, late: Sequence[str]) -> None:
         logs = self._settings.data.dir / "logs"

@@ -126,18 +126,48 @@ class RepositorySettings(Group):
     )
     preload: Literal["all", "active", "none"] = Field(
         default="all",
-        description="Versions that a worker loads before it takes tasks; others load on first use.",
+        description="Versions that a worker loads before it takes tasks, and when they appear; "
+        "others load on first use.",
+    )
+    reconcile_interval_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="How often workers and front ends look for new packages and for what is wanted "
+        "of the models, in s; changes made over HTTP are announced besides.",
+    )
+    load_timeout_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="How long a call that loads or unloads waits for the workers, in s.",
+    )
+    idle_unload_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="A version that nothing asks for is unloaded when it was not used for so long, "
+        "in s; not the active one, and none that is pinned. Unset: only to make room.",
+    )
+    memory_budget_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        description="Memory that the loaded versions of one worker may take together; those that "
+        "were not used for longest make room for others. Unset: no limit.",
+    )
+    pinned: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description='What is never unloaded for being idle or to make room, as JSON: `["embed", '
+        '"digits/1"]`.',
     )
 
-    @field_validator("active", mode="before")
+    @field_validator("active", "pinned", mode="before")
     @classmethod
-    def _from_json(cls, value: object) -> object:
+    def _from_json(cls, value: object, info: ValidationInfo) -> object:
         if not isinstance(value, str):
             return value
         try:
             return json.loads(value)
         except ValueError:
-            raise ValueError('expected JSON such as {"embed": 1}') from None
+            example = '{"embed": 1}' if info.field_name == "active" else '["embed", "digits/1"]'
+            raise ValueError(f"expected JSON such as {example}") from None
 
 
 class BatchingSettings(Group):

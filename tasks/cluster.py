@@ -15,12 +15,29 @@ from inferno.settings import Settings
 from tasks.connection import translated
 
 
+class HeldVersion(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a worker says of one version of a model."""
+
+    #: `loading`, `ready` or `failed`.
+    state: str
+    #: `Package.digest` of what it has loaded.
+    digest: str = ""
+    #: As `Deployment.asked` when it was loaded, or failed.
+    asked: int = 0
+    #: Why it could not be loaded; of a version that is ready, why it could not be loaded anew.
+    error: str | None = None
+    #: How long loading and warming up took, in seconds.
+    load_s: float = 0.0
+    #: What it takes of the memory of its device, as far as it can be known.
+    memory_bytes: int = 0
+
+
 class WorkerReport(msgspec.Struct, frozen=True):
     """What one worker process said of itself last."""
 
     #: Celery's node name.
     worker: str
-    #: Versions that are loaded and warm, by model.
+    #: Versions that are loaded and warm, by model; of those models whose tasks it takes.
     models: dict[str, list[int]]
     #: `starting`, `ready` or `draining`.
     state: str
@@ -32,6 +49,8 @@ class WorkerReport(msgspec.Struct, frozen=True):
     speeds: dict[str, Speed] = {}
     #: `Package.digest` of the versions that are loaded, by `<model>/<version>`.
     packages: dict[str, str] = {}
+    #: All versions that it has loaded, is loading or could not load, by model.
+    held: dict[str, dict[int, HeldVersion]] = {}
 
 
 _encode = msgspec.json.Encoder().encode
@@ -106,6 +125,21 @@ class Cluster:
                 for model in report.models
             }
             self._read_at = time.monotonic()
+
+    def serving(self, model: str, max_age_s: float = CACHE_S) -> list[WorkerReport]:
+        """Return the reports of the ready workers of a model, also of those that cannot load it.
+
+        Args:
+          model: which.
+          max_age_s: as `workers`.
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        return [
+            report
+            for report in self.workers(max_age_s)
+            if report.state == "ready" and (model in report.models or model in report.held)
+        ]
 
     def speed(self, model: str) -> Speed | None:
         """Return what all ready workers of a model can do, or None when that is not known of all.

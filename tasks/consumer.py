@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import time
 import uuid
 from collections.abc import Callable
@@ -125,6 +126,16 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._consumer: Consumer = None
         self._wake_up: Entry | None = None
 
+    def serve(self, model: Model, max_rows: int) -> None:
+        """Go on with other versions of the model.
+
+        Args:
+          model: as it is now.
+          max_rows: of one forward pass of any of its versions.
+        """
+        self._model = model
+        self._former.max_rows = max_rows
+
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse to run outside a worker: a batch needs the engine that only a worker holds."""
         raise NotImplementedError(
@@ -204,7 +215,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
 
     def _admit(self, request: Request) -> None:
         received_at = time.time()
-        package = self._model.package()
+        package = self._model.newest
         try:
             if request.id in worker_state.revoked:
                 raise _revoked()
@@ -240,6 +251,8 @@ class InferenceTask(Batches):  # type: ignore[misc]
             raise ModelNotFound(
                 f"expected the version as a whole number, got {version!r}", "version"
             )
+        if version is None:
+            return self._model.served(None, random.random())
         return self._model.package(version)
 
     def _pump(self) -> None:

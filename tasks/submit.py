@@ -93,6 +93,7 @@ class Submitter:
         idempotency: Idempotency | None = None,
         most_waiting: int | None = None,
         reply_to: str | None = None,
+        generation: int | None = None,
     ) -> Accepted:
         """Publish a validated request; when this returns, the task is in its lane.
 
@@ -104,7 +105,9 @@ class Submitter:
           idempotency: returns the earlier task if there is one.
           most_waiting: refuse if more tasks are ahead of it in its lane; only streams can tell.
           reply_to: the channel of the process that waits for the outcome, if one does.
+          generation: of what is wanted of the models, by which the version was chosen.
         Raises:
+          Outdated: that is another one by now.
           BrokerUnavailable: Redis does not answer; the task was not accepted.
           FateUnknown: Redis was lost before it answered.
           KeyReused: the idempotency key belongs to another request.
@@ -150,6 +153,7 @@ class Submitter:
             reply_to=reply_to,
             sharing=sharing,
             claim=claim,
+            generation=generation,
         )
 
     def earlier(self, idempotency: Idempotency) -> str | None:
@@ -207,6 +211,7 @@ class Submitter:
         reply_to: str | None = None,
         sharing: Sharing | None = None,
         claim: Claim | None = None,
+        generation: int | None = None,
     ) -> Accepted:
         now = time.time()
         # The time travels with the message: workers see how long a task has waited.
@@ -232,7 +237,14 @@ class Submitter:
             sharing = self._told(sharing, record)
         lane = self._lanes.key(message.queue)
         arrival = Arrival(
-            record, lane, self._lanes.pack(message), idempotency, most_waiting, sharing, claim
+            record,
+            lane,
+            self._lanes.pack(message),
+            idempotency,
+            most_waiting,
+            sharing,
+            claim,
+            generation,
         )
         with translated():
             try:

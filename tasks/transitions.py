@@ -33,6 +33,7 @@ from tasks import cache
 from tasks.cache import Sharing
 from tasks.claims import Claim
 from tasks.connection import is_refusal
+from tasks.deployments import GENERATION, Outdated
 from tasks.lanes import Held
 from tasks.records import Outcome, Record, decode_outcome
 from tasks.transport import consumer_name, scripts
@@ -73,6 +74,8 @@ class Arrival(msgspec.Struct, frozen=True):
     sharing: Sharing | None = None
     #: Its inputs, where they are not in its message.
     claim: Claim | None = None
+    #: Refuse if this is no longer the generation of what is wanted of the models.
+    generation: int | None = None
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -85,7 +88,7 @@ class Admitted(msgspec.Struct, frozen=True):
 
 
 #: Why a task is not accepted.
-Refusal = Overloaded | KeyReused | PayloadGone
+Refusal = Overloaded | KeyReused | PayloadGone | Outdated
 
 
 class Verdict(Enum):
@@ -167,12 +170,17 @@ class Transitions:
         Raises:
           redis.RedisError: Redis does not take them, or it is unknown whether it did.
         """
-        keys = [names.index_key(self._prefix), names.counters_key(self._prefix)]
+        keys = [
+            names.index_key(self._prefix),
+            names.counters_key(self._prefix),
+            names.deployments_key(self._prefix),
+        ]
         arguments: list[Any] = [
             self._tasks.record_ttl_s,
             self._tasks.listed,
             self._tasks.idempotency_ttl_s,
             self._tasks.claim_ttl_s,
+            GENERATION,
         ]
         for arrival in arrivals:
             record, idempotency = arrival.record, arrival.idempotency
@@ -191,6 +199,7 @@ class Transitions:
                 -1 if arrival.most_waiting is None else arrival.most_waiting,
                 record.priority,
                 arrival.payload,
+                "" if arrival.generation is None else arrival.generation,
                 2 * len(fields),
             )
             for item in fields.items():
@@ -384,6 +393,8 @@ def _accepted(arrival: Arrival, answer: bytes, value: bytes) -> Admitted | Refus
         error = Overloaded(f"{int(value)} tasks are ahead of it")
         error.waiting = int(value)
         return error
+    if answer == b"outdated":
+        return Outdated()
     if answer == b"gone":
         return PayloadGone("what the task was asked has been deleted")
     if answer == b"made":
@@ -408,8 +419,8 @@ def _made(value: bytes, idempotency: Idempotency) -> str:
 
 _IS_OVER = "local over = {" + ", ".join(f"['{state}'] = true" for state in sorted(TERMINAL)) + "}\n"
 
-#: KEYS: index, counters, then record and idempotency key of each task. ARGV: see `accept`. Returns
-#: an answer and its value for each.
+#: KEYS: index, counters, what is wanted of the models, then record and idempotency key of each
+#: task. ARGV: see `accept`. Returns an answer and its value for each.
 _ACCEPT = (
     scripts.LIBRARY
     + _IS_OVER
@@ -428,13 +439,14 @@ end
 
 local index, counters = KEYS[1], KEYS[2]
 local ttl, listed, key_ttl, claim_ttl = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local generation = redis.call('HGET', KEYS[3], ARGV[5]) or '0'
 local answers, lanes, newest = {}, {}, {}
-local at = 5
-for i = 3, #KEYS, 2 do
+local at = 6
+for i = 4, #KEYS, 2 do
   local record, key = KEYS[i], KEYS[i + 1]
   local task_id, accepted_at, made = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local lane, priority, payload = ARGV[at + 3], ARGV[at + 5], ARGV[at + 6]
-  local most, last = tonumber(ARGV[at + 4]), at + 7 + tonumber(ARGV[at + 7])
+  local most, chosen, last = tonumber(ARGV[at + 4]), ARGV[at + 7], at + 8 + tonumber(ARGV[at + 8])
   -- The key of its inputs, if they have one; then these, or the key that they are copied from.
   local claim = ARGV[last + 1]
   local inputs, source = last + 2, claim ~= '' and ARGV[last + 3] or ''
@@ -451,6 +463,8 @@ for i = 3, #KEYS, 2 do
     -- Asked again, after it was over: nobody will be told any more.
     local payload = shares > 0 and redis.call('GET', ARGV[by + 8])
     answer = payload and {'over', payload} or answer
+  elseif chosen ~= '' and chosen ~= generation then
+    answer = {'outdated', ''}
   elseif source ~= '' and redis.call('EXISTS', source) == 0 then
     answer = {'gone', ''}
   else
@@ -465,7 +479,7 @@ for i = 3, #KEYS, 2 do
     elseif text then
       answer = {'over', answer_with(text, task_id, '0.0', ',"cached":true', ARGV[by + 10])}
       redis.call('SET', ARGV[by + 8], answer[2], 'EX', ARGV[by + 9])
-      redis.call('HSET', record, unpack(ARGV, at + 8, last))
+      redis.call('HSET', record, unpack(ARGV, at + 9, last))
       redis.call('HSET', record, 'state', 'succeeded', 'finished_at', accepted_at, 'cached', 1)
       redis.call('PUBLISH', ARGV[by + 8], answer[2])
       if ARGV[by + 12] ~= '' then
@@ -489,9 +503,9 @@ for i = 3, #KEYS, 2 do
           redis.call('HINCRBY', counters, 'cache_misses:' .. model, 1)
         end
       end
-      redis.call('HSET', record, 'stream', stream, 'entry', entry, unpack(ARGV, at + 8, last))
+      redis.call('HSET', record, 'stream', stream, 'entry', entry, unpack(ARGV, at + 9, last))
     else
-      redis.call('HSET', record, unpack(ARGV, at + 8, last))
+      redis.call('HSET', record, unpack(ARGV, at + 9, last))
     end
     if answer[1] ~= 'overloaded' then
       redis.call('EXPIRE', record, ttl)

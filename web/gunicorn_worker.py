@@ -33,7 +33,16 @@ from web.preference import Preference
 
 #: Headers of requests that are not plain.
 _PARTICULAR = frozenset(
-    {"IDEMPOTENCY-KEY", "PREFER", "CACHE-CONTROL", "TRANSFER-ENCODING", "EXPECT", "UPGRADE"}
+    {
+        "CACHE-CONTROL",
+        "EXPECT",
+        "IDEMPOTENCY-KEY",
+        "INFERNO-STICKY-KEY",
+        "INFERNO-VERSION",
+        "PREFER",
+        "TRANSFER-ENCODING",
+        "UPGRADE",
+    }
 )
 
 _HEAD = (

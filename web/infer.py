@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,7 +11,12 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response, request
 
-from inferno.errors import BrokerUnavailable, ModelUnavailable, RequestInProgress
+from inferno.errors import (
+    BrokerUnavailable,
+    InvalidRequest,
+    ModelUnavailable,
+    RequestInProgress,
+)
 from inferno.protocol.requests import (
     InferRequest,
     is_binary,
@@ -53,14 +59,14 @@ def infer() -> Response:
     else:
         wanted = parse_submit(body)
         key = idempotency.from_header("infer", body)
-    wanted = _fresh_if_said(wanted, request.environ)
+    wanted = _as_headers_say(wanted, request.environ)
     preference = prefer(request.headers.get("Prefer"), 0.0)
     if not preference.wait_s:
         return _accepted(here.submit(wanted, key), body, preference)
-    package, inputs = here.validate(wanted)
+    valid = here.validate(wanted)
     task_id = new_task_id()
     with Waiter(here.bridge, task_id, expected=True) as waiter:
-        task = here.publish(wanted, package, inputs, task_id, key)
+        task = here.publish(valid, task_id, key)
         outcome = None
         if not task.replayed:
             sock = disconnect.socket_of(request.environ)
@@ -86,7 +92,7 @@ def predict(model: str) -> Response:
     else:
         wanted = parse_predict(body, model)
         key = idempotency.from_header(f"predict {model}", body)
-    wanted = _fresh_if_said(wanted, request.environ)
+    wanted = _as_headers_say(wanted, request.environ)
     preference = prefer(request.headers.get("Prefer"), here.settings.server.sync_wait_ms / 1000)
     ran = run(here, wanted, preference, key, disconnect.socket_of(request.environ))
     return predicted(ran, body, preference)
@@ -119,7 +125,7 @@ def run(
       ServingError: the task was not accepted.
       Disconnected: the caller has hung up, and the settings say that this matters.
     """
-    package, inputs = here.validate(wanted)
+    valid = here.validate(wanted)
     model = wanted.model
     if not here.serves(model) and not (key and here.submitter.earlier(key)):
         raise ModelUnavailable(
@@ -127,7 +133,7 @@ def run(
         )
     task_id = new_task_id()
     with Waiter(here.bridge, task_id, expected=True) as waiter:
-        task = here.publish(wanted, package, inputs, task_id, key)
+        task = here.publish(valid, task_id, key)
         if task.replayed:
             return task, None
         return task, _wait(here, waiter, task, wanted, preference, key, sock)
@@ -161,11 +167,28 @@ def _hung_up(exc: disconnect.Disconnected) -> Response:
     return Response(status=CLIENT_CLOSED_REQUEST)
 
 
-def _fresh_if_said(wanted: InferRequest, environ: Mapping[str, Any]) -> InferRequest:
-    """Let a request be computed for itself if its `Cache-Control` says so."""
+def _as_headers_say(wanted: InferRequest, environ: Mapping[str, Any]) -> InferRequest:
+    """Add to a request what its headers ask for.
+
+    `Cache-Control`: let it be computed for itself. `Inferno-Version`: of the model.
+    `Inferno-Sticky-Key`: give the same version to all that have the same key.
+
+    Raises:
+      InvalidRequest: the version is no number, or the body names another one.
+    """
     said = environ.get("HTTP_CACHE_CONTROL", "").lower()
     if "no-cache" in said or "no-store" in said:
-        return msgspec.structs.replace(wanted, cache=False)
+        wanted = msgspec.structs.replace(wanted, cache=False)
+    if (version := environ.get("HTTP_INFERNO_VERSION")) is not None:
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", version):
+            raise InvalidRequest(f"Inferno-Version: expected a number, got {version!r:.80}")
+        if wanted.version not in (None, int(version)):
+            raise InvalidRequest(
+                f"Inferno-Version: the body names version {wanted.version}; name one of them"
+            )
+        wanted = msgspec.structs.replace(wanted, version=int(version))
+    if sticky := environ.get("HTTP_INFERNO_STICKY_KEY"):
+        wanted = msgspec.structs.replace(wanted, sticky=sticky)
     return wanted
 
 

@@ -83,7 +83,7 @@ def front() -> Response:
 
 def card(model: Model, here: Services, loaded: dict[str, set[int]]) -> Card:
     """Return what the page shows of a model."""
-    package = model.package()
+    package = model.described
     return Card(
         model=model,
         manifest=package.manifest,

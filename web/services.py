@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import redis
@@ -22,10 +23,13 @@ from tasks.cluster import Cluster
 from tasks.connection import connect
 from tasks.control import Control
 from tasks.dead import DeadLetters
+from tasks.deployments import Deployments, Outdated
 from tasks.records import Outcome, Record, Records
+from tasks.rollout import Rollouts
 from tasks.submit import Accepted, Submitter
 from tasks.transitions import Idempotency
 from web.bridge import Bridge, Waiter
+from web.catalog import Catalog
 from web.deadlines import Deadlines, is_late
 from web.peer import Peers
 
@@ -36,12 +40,23 @@ FRESH_S = 0.1
 STALLED_PINGS = 2
 
 
+class Valid(NamedTuple):
+    """A request that may be published."""
+
+    request: InferRequest
+    #: The version that shall answer.
+    package: Package
+    inputs: Tensors
+    #: Of what is wanted of the models, by which the version was chosen.
+    generation: int
+
+
 @dataclass(frozen=True)
 class Services:
     """The web tier's view of the platform."""
 
     settings: Settings
-    repository: Repository
+    catalog: Catalog
     limits: Limits
     client: redis.Redis
     records: Records
@@ -50,6 +65,8 @@ class Services:
     dead: DeadLetters
     cache: Cache
     cluster: Cluster
+    deployments: Deployments
+    rollouts: Rollouts
     bridge: Bridge
     deadlines: Deadlines
     peers: Peers
@@ -62,19 +79,14 @@ class Services:
           PackageError: the model repository cannot be read.
         """
         client = connect(settings)
+        deployments, cluster = Deployments(client, settings), Cluster(client, settings)
         records = Records(client, settings)
         control = Control(celery_app, client, settings)
         bridge = Bridge(client, records, settings.redis.prefix)
         sizes = settings.limits
-        repository = Repository.read(settings.repository)
-        for model in repository.models.values():
-            for package in model.versions.values():
-                if settings.cache.enabled and (package.keeps_results or package.coalesces):
-                    # Now, because it reads every file, and together with the manifest.
-                    _ = package.digest
         return cls(
             settings=settings,
-            repository=repository,
+            catalog=Catalog(deployments, settings),
             limits=Limits(sizes.max_text_bytes, sizes.max_image_bytes, sizes.max_rows),
             client=client,
             records=records,
@@ -82,7 +94,9 @@ class Services:
             control=control,
             dead=DeadLetters(celery_app, client, settings),
             cache=Cache(client, settings),
-            cluster=Cluster(client, settings),
+            cluster=cluster,
+            deployments=deployments,
+            rollouts=Rollouts(deployments, cluster, settings.repository),
             bridge=bridge,
             deadlines=Deadlines(bridge, records, control),
             peers=Peers(
@@ -98,7 +112,12 @@ class Services:
         self.bridge.stop()
         self.client.close()
 
-    def validate(self, request: InferRequest) -> tuple[Package, Tensors]:
+    @property
+    def repository(self) -> Repository:
+        """The models, as they were known last."""
+        return self.catalog.repository
+
+    def validate(self, request: InferRequest) -> Valid:
         """Find the version that shall answer and check the inputs against its signature.
 
         Raises:
@@ -108,14 +127,14 @@ class Services:
         """
         if request.webhook is not None and not self.settings.webhooks.allow_private:
             check_reach(request.webhook)
-        package = self.repository.model(request.model).package(request.version)
+        package, generation = self.catalog.choose(request.model, request.version, request.sticky)
         inputs = request.arrays(package.signature, self.limits)
         if package.manifest.batching.oversized == "refuse" and package.signature.batched:
             most = package.max_batch_size(self.settings.batching.max_batch_size)
             rows = max(len(array) for array in inputs.values())
             if rows > most:
                 raise InvalidInput(f"expected at most {most} rows, got {rows}", "inputs")
-        return package, inputs
+        return Valid(request, package, inputs, generation)
 
     def submit(
         self,
@@ -133,30 +152,38 @@ class Services:
           RequestError: it is wrong.
           ServingError: as `publish`.
         """
-        package, inputs = self.validate(request)
-        return self.publish(request, package, inputs, task_id, idempotency)
+        return self.publish(self.validate(request), task_id, idempotency)
 
     def publish(
         self,
-        request: InferRequest,
-        package: Package,
-        inputs: Tensors,
+        valid: Valid,
         task_id: str | None = None,
         idempotency: Idempotency | None = None,
     ) -> Accepted:
         """Publish the task of a validated request, unless it could not start in time.
 
         Args:
-          request: what the client asked for.
-          package: as `validate` returned it.
-          inputs: likewise.
+          valid: what `validate` returned for it; if another version shall answer by now, the
+            request is validated again.
           task_id: chosen beforehand by a caller who expects its outcome already.
           idempotency: returns the earlier task if there is one.
         Raises:
           KeyReused: the idempotency key belongs to another request.
           Overloaded: the predicted wait is longer than the deadline.
           BrokerUnavailable: Redis does not answer; the task was not accepted.
+          RequestError: the version that shall answer by now does not take the request.
         """
+        while True:
+            try:
+                return self._publish(valid, task_id, idempotency)
+            except Outdated:
+                self.catalog.refresh(packages=False)
+                valid = self.validate(valid.request)
+
+    def _publish(
+        self, valid: Valid, task_id: str | None, idempotency: Idempotency | None
+    ) -> Accepted:
+        request, package, inputs, generation = valid
         tasks = self.settings.tasks
         deadline_s = (request.timeout_ms or tasks.timeout_ms or 0.0) / 1000
         hopeless = deadline_s and tasks.refuse_hopeless
@@ -170,6 +197,7 @@ class Services:
                 idempotency=idempotency,
                 most_waiting=None if speed is None else speed.most_waiting(deadline_s),
                 reply_to=None if task_id is None else self.bridge.reply_to,
+                generation=generation,
             )
         except Overloaded as exc:
             assert speed is not None
@@ -222,18 +250,35 @@ class Services:
         # One may have become ready since this was read last.
         return self.cluster.serves(model) or self.cluster.serves(model, FRESH_S)
 
-    def loaded(self) -> dict[str, set[int]]:
+    def loaded(self, max_age_s: float = Cluster.CACHE_S) -> dict[str, set[int]]:
         """Return the loaded versions of each model that a ready worker serves.
 
+        Args:
+          max_age_s: as `Cluster.workers`.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
         models: dict[str, set[int]] = {}
-        for report in self.cluster.workers():
+        for report in self.cluster.workers(max_age_s):
             if report.state == "ready":
                 for model, versions in report.models.items():
                     models.setdefault(model, set()).update(versions)
         return models
+
+    def failed(self) -> dict[str, dict[int, str]]:
+        """Return why a ready worker could not load a version, by model and version.
+
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        reasons: dict[str, dict[int, str]] = {}
+        for report in self.cluster.workers():
+            for model, held in report.held.items():
+                for version, state in held.items():
+                    if report.state == "ready" and state.error is not None:
+                        why = f"{report.worker}: {state.error}"
+                        reasons.setdefault(model, {}).setdefault(version, why)
+        return reasons
 
 
 def services() -> Services:

@@ -47,7 +47,7 @@ class Heartbeat:
     def change(self, state: str) -> None:
         """Report a new state at once."""
         self._state = state
-        self._report()
+        self.report()
 
     def stop(self) -> None:
         """Stop reporting and sign off."""
@@ -59,21 +59,22 @@ class Heartbeat:
             logger.info("could not sign off; the last report lapses by itself")
 
     def _run(self) -> None:
-        self._report()
+        self.report()
         while not self._stop.wait(self._interval):
-            self._report()
+            self.report()
 
-    def _report(self) -> None:
+    def report(self) -> None:
+        """Report what is so now."""
         report = WorkerReport(
             worker=self._worker,
-            models={hosted.model.name: hosted.ready for hosted in self._hosted},
+            models={hosted.name: hosted.ready for hosted in self._hosted if hosted.takes_tasks},
             state=self._state,
             device=self._device,
             pid=os.getpid(),
             reported_at=time.time(),
-            speeds={h.model.name: speed for h in self._hosted if (speed := h.pace.speed)},
-            # Copies, because other threads load versions meanwhile.
-            packages={key: of for h in self._hosted for key, of in list(h.digests.items())},
+            speeds={h.name: speed for h in self._hosted if (speed := h.pace.speed)},
+            packages={key: of for h in self._hosted for key, of in h.digests.items()},
+            held={hosted.name: hosted.held for hosted in self._hosted},
         )
         try:
             self._cluster.report(report)

@@ -1,21 +1,25 @@
-"""Which models a worker serves, and their engines: load, warm up, hand out."""
+"""Which models a worker serves, and their engines: load, warm up, hand out, unload."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from threading import Lock
 
 from celery import Celery
 
 from inferno.batching import BatchFormer, Bucket
 from inferno.engine import Engine
-from inferno.errors import ConfigurationError, PackageError
+from inferno.errors import ConfigurationError, ModelNotFound, PackageError
 from inferno.pace import Pace
-from inferno.repository import Model, Repository
+from inferno.repository import Model, Package, Repository, Stamp
 from inferno.settings import Settings
+from tasks.cluster import HeldVersion
 from tasks.consumer import InferenceTask, threads
+from tasks.deployments import Deployment
 from tasks.infer import Batch, Member
 from tasks.lanes import Lanes
 from tasks.settle import Settler
@@ -24,35 +28,83 @@ from workers.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 
+class NoRoom(PackageError):
+    """What is loaded already leaves no room for a version within the memory budget."""
+
+
+@dataclass
+class Loaded:
+    """A version that is loaded and warm."""
+
+    engine: Engine
+    #: `Package.digest` of what was loaded.
+    digest: str
+    #: As `Deployment.asked` when that was found to be what the repository holds.
+    asked: int
+    #: How long it took, in seconds.
+    load_s: float
+    #: When it was used last; monotonic seconds.
+    used_at: float
+    #: Why it could not be loaded anew.
+    error: str | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes of memory, as far as it can be known."""
+        return getattr(self.engine, "memory_bytes", 0)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A version that could not be loaded."""
+
+    error: str
+    #: As `Deployment.asked`.
+    asked: int
+    #: `Package.seen` of what could not be loaded; None if there was nothing.
+    seen: Stamp | None
+
+
 class HostedModel:
     """One model of a worker, with the engines of its versions."""
 
     def __init__(self, model: Model, settings: Settings, watchdog: Watchdog) -> None:
         """Store what to load; nothing is loaded yet."""
         self.model = model
+        self.wanted = Deployment()
         self._settings = settings
         self._watchdog = watchdog
-        self._engines: dict[int, Engine] = {}
-        #: `Package.digest` of the versions that are loaded and keep results.
-        self.digests: dict[str, str] = {}
-        self._loading = Lock()
-        manifest = model.package().manifest
-        # A batch is formed before it is known which version's turn it is, so it has to suit all.
-        self.max_batch_size = min(
-            package.max_batch_size(settings.batching.max_batch_size)
-            for package in model.versions.values()
-        )
-        delay_ms = model.package().max_batch_delay_ms(settings.batching.max_batch_delay_ms)
+        self._loaded: dict[int, Loaded] = {}
+        self._failures: dict[int, Failure] = {}
+        #: Versions that had to go, and are not loaded again until somebody asks for them.
+        self._dismissed: set[int] = set()
+        #: Versions that have just lost their share of the requests.
+        self._retired: set[int] = set()
+        #: The version that is being loaded.
+        self._loading: int | None = None
+        self._lock = Lock()
+        self._task: InferenceTask | None = None
+        #: Called before a version is loaded, with its package and whether others may have to go.
+        self.make_room: Callable[[Package, bool], None] = lambda package, evict: None
+        # What a lane is like for all versions is as the one has it that is active at first.
+        package = model.described
+        delay_ms = package.max_batch_delay_ms(settings.batching.max_batch_delay_ms)
         self.window_s = delay_ms / 1000
-        slo_ms = model.package().slo_p95_ms(settings.batching.slo_p95_ms)
+        slo_ms = package.slo_p95_ms(settings.batching.slo_p95_ms)
         self.objective_s = None if slo_ms is None else slo_ms / 1000
-        self.executors = manifest.concurrency.max_concurrency
+        self.executors = package.manifest.concurrency.max_concurrency
         self.pace = Pace(self.max_batch_size, self.executors)
-        #: Limit of one forward pass, by version.
-        self.timeout_s = {
-            version: package.timeout_s(settings.inference.timeout_s)
-            for version, package in model.versions.items()
-        }
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model.name
+
+    @property
+    def max_batch_size(self) -> int:
+        """Rows of a batch, at most; one that suits all versions, because any may come next."""
+        default = self._settings.batching.max_batch_size
+        return min(package.max_batch_size(default) for package in self.model.versions.values())
 
     @property
     def prefetch(self) -> int:
@@ -67,62 +119,204 @@ class HostedModel:
     @property
     def ready(self) -> list[int]:
         """The versions that are loaded and warm."""
-        return sorted(self._engines)
+        return sorted(self._loaded)
 
-    def preload(self) -> None:
-        """Load and warm up the versions that the settings want at the start.
+    @property
+    def takes_tasks(self) -> bool:
+        """Whether those versions that answer who names none can be used here."""
+        answering = set(self.wanted.shares)
+        if self.model.follows_latest:
+            answering &= self.model.versions.keys()
+        elif not self.wanted.fixed and self.model.active is not None:
+            answering = {self.model.active}
+        if any(v in self._failures and v not in self._loaded for v in answering):
+            return False
+        return bool(answering or self._loaded or not self._failures)
 
-        Raises:
-          PackageError: the active version cannot be loaded. Others are only logged: they take
-            nothing else down.
-        """
-        preload = self._settings.repository.preload
-        if preload == "none":
-            return
-        self.engine(self.model.active)
-        if preload == "all":
-            for version in sorted(self.model.versions):
-                try:
-                    self.engine(version)
-                except PackageError as exc:
-                    logger.error("%s version %s is not served: %s", self.model.name, version, exc)
+    @property
+    def held(self) -> dict[int, HeldVersion]:
+        """What there is to be said of each version."""
+        found = {
+            version: HeldVersion("failed", asked=failure.asked, error=failure.error)
+            for version, failure in list(self._failures.items())
+        }
+        for version, loaded in list(self._loaded.items()):
+            found[version] = HeldVersion(
+                "ready",
+                loaded.digest,
+                loaded.asked,
+                loaded.error,
+                round(loaded.load_s, 3),
+                loaded.memory_bytes,
+            )
+        if (loading := self._loading) is not None and loading not in self._loaded:
+            found[loading] = HeldVersion("loading")
+        return found
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the loaded versions take of memory together, as far as it can be known."""
+        return sum(loaded.memory_bytes for loaded in list(self._loaded.values()))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """`Package.digest` of the loaded versions whose results are kept."""
+        return {
+            f"{self.name}/{version}": loaded.digest
+            for version, loaded in list(self._loaded.items())
+            if loaded.engine.package.keeps_results
+        }
 
     def engine(self, version: int) -> Engine:
         """Return the engine of a version, loading it at the first call.
 
         Raises:
+          ModelNotFound: there is no such version.
           PackageError: it cannot be loaded.
         """
-        engine = self._engines.get(version)
-        if engine is None:
-            with self._loading:
-                engine = self._engines.get(version) or self._load(version)
-                self._engines[version] = engine
-        return engine
+        loaded = self._loaded.get(version)
+        if loaded is None:
+            with self._lock:
+                loaded = self._loaded.get(version)
+                if loaded is None and not self._is_due(version):
+                    raise PackageError(self._failures[version].error)
+                loaded = loaded or self._load(version)
+        loaded.used_at = time.monotonic()
+        return loaded.engine
 
-    def _load(self, version: int) -> Engine:
-        logger.info("loading %s version %s", self.model.name, version)
-        package = self.model.package(version)
-        # Before it is loaded, so that what changes meanwhile is not taken for what was loaded.
-        digest = package.digest if package.keeps_results else None
-        engine = Engine(package, self._settings.batching, self._settings.inference)
-        engine.warm_up()
-        if digest is not None:
-            self.digests[f"{package.name}/{package.version}"] = digest
-        return engine
+    def reconcile(self, model: Model, wanted: Deployment) -> None:
+        """Load what is wanted and is not there.
+
+        Args:
+          model: as it is in the repository now, with the versions that answer.
+          wanted: what is wanted of it.
+        """
+        if self._settings.repository.preload != "all":
+            self._retired |= self.wanted.shares.keys()
+        self._retired -= {version for version in self._retired if wanted.wants(version)}
+        self.model, self.wanted = model, wanted
+        self._dismissed &= model.versions.keys()
+        for version in self._failures.keys() - model.versions.keys():
+            if not wanted.wants(version):
+                del self._failures[version]
+        answering = [v for v in wanted.shares if wanted.fixed or v in model.versions]
+        for version in [*answering, *sorted(wanted.loaded)]:
+            self._try(version, evict=True)
+        for version in self._to_preload():
+            self._try(version, evict=version == model.active)
+            if self._settings.repository.preload == "active" and version in self._loaded:
+                break
+        if self._task is not None:
+            self._task.serve(self.model, self.max_batch_size)
+
+    def _to_preload(self) -> list[int]:
+        """Return the versions that are loaded although nobody has asked for them."""
+        preload, model = self._settings.repository.preload, self.model
+        if preload == "none" or (preload == "active" and self.wanted.fixed):
+            return []
+        if preload == "active" and not model.follows_latest:
+            return [] if model.active is None else [model.active]
+        # Downwards: where the newest version is broken, the one before has to do.
+        versions = model.versions.keys() - self.wanted.withdrawn - self._dismissed
+        return sorted(versions, reverse=True)
+
+    def _try(self, version: int, *, evict: bool) -> None:
+        with self._lock:
+            if self._is_due(version):
+                try:
+                    self._load(version, evict=evict)
+                except NoRoom as exc:
+                    logger.warning("%s version %s is not loaded: %s", self.name, version, exc)
+                    self._dismissed.add(version)
+                except (PackageError, ModelNotFound) as exc:
+                    logger.error("%s version %s is not served: %s", self.name, version, exc)
+
+    def _is_due(self, version: int) -> bool:
+        """Return whether a version should be loaded, or looked at again."""
+        asked = self.wanted.asked.get(version, 0)
+        loaded, failure = self._loaded.get(version), self._failures.get(version)
+        if failure is not None:
+            package = self.model.versions.get(version)
+            seen = None if package is None else package.seen
+            return failure.asked != asked or failure.seen != seen
+        return loaded is None or loaded.asked != asked
+
+    def _load(self, version: int, *, evict: bool = True) -> Loaded:
+        """Load a version, also if it is there: then it stays if its files are the same."""
+        started = time.monotonic()
+        asked = self.wanted.asked.get(version, 0)
+        package, present = None, self._loaded.get(version)
+        self._loading = version
+        try:
+            package = self.model.package(version)
+            # Before it is loaded, so that what changes meanwhile is not taken for what was loaded.
+            digest = package.digest
+            if present is not None and present.digest == digest:
+                present.asked, present.error = asked, None
+                self._failures.pop(version, None)
+                return present
+            logger.info("loading %s version %s", self.name, version)
+            self.make_room(package, evict)
+            engine = Engine(package, self._settings.batching, self._settings.inference)
+            engine.warm_up()
+        except (PackageError, ModelNotFound) as exc:
+            if present is not None:
+                present.asked, present.error = asked, exc.detail
+            if not isinstance(exc, NoRoom):
+                seen = None if package is None else package.seen
+                self._failures[version] = Failure(exc.detail, asked, seen)
+            elif evict:
+                # There may be room the next time.
+                self._failures[version] = Failure(exc.detail, asked, None)
+            raise
+        finally:
+            self._loading = None
+        now = time.monotonic()
+        loaded = Loaded(engine, digest, asked, now - started, now)
+        self._loaded[version] = loaded
+        self._failures.pop(version, None)
+        self._dismissed.discard(version)
+        self._retired.discard(version)
+        return loaded
+
+    def drains(self, version: int) -> bool:
+        """Return whether a version is to be unloaded as soon as its last tasks are done."""
+        return version in self.wanted.withdrawn or version in self._retired
+
+    def idle(self) -> list[tuple[float, int]]:
+        """Return the versions that may be unloaded, each after the time of its last use."""
+        pinned = self._settings.repository.pinned
+        return [
+            (loaded.used_at, version)
+            for version, loaded in list(self._loaded.items())
+            if self.drains(version)
+            or not (
+                self.wanted.wants(version)
+                or version == self.model.active
+                or self.name in pinned
+                or f"{self.name}/{version}" in pinned
+            )
+        ]
+
+    def unload(self, version: int) -> None:
+        """Let go of a version; a pass that is under way keeps it until it is over."""
+        with self._lock:
+            if self._loaded.pop(version, None) is not None:
+                self._dismissed.add(version)
+                logger.info("unloaded %s version %s", self.name, version)
 
     def watch(self, batch: Batch) -> AbstractContextManager[None]:
         """Return a context that ends the process if a forward pass in it takes too long."""
-        version = batch.members[0].package.version
+        package = batch.members[0].package
         what = (
-            f"a forward pass of {self.model.name} version {version} "
+            f"a forward pass of {self.name} version {package.version} "
             f"(batch {batch.id} of {len(batch.members)} tasks)"
         )
-        return self._watchdog.watch(what, self.timeout_s[version])
+        return self._watchdog.watch(what, package.timeout_s(self._settings.inference.timeout_s))
 
     def _predict(self, bucket: Bucket, rows: int) -> float:
-        engine = self._engines.get(bucket.version)
-        return engine.predict(rows) if engine else 0.0
+        loaded = self._loaded.get(bucket.version)
+        return loaded.engine.predict(rows) if loaded else 0.0
 
     def task(self, settler: Settler, lanes: Lanes) -> InferenceTask:
         """Return the Celery task that serves this model's lane."""
@@ -133,7 +327,7 @@ class HostedModel:
             self._predict,
             self.objective_s,
         )
-        return InferenceTask(
+        self._task = InferenceTask(
             self.model,
             self.engine,
             settler,
@@ -144,6 +338,7 @@ class HostedModel:
             pace=self.pace,
             settings=self._settings.events,
         )
+        return self._task
 
 
 def host(

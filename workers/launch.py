@@ -34,6 +34,7 @@ from tasks.transitions import Transitions
 from tasks.webhooks import Deliver
 from workers.heartbeat import Heartbeat
 from workers.hosting import HostedModel, host
+from workers.reconcile import Reconciler
 from workers.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Host:
         )
         self.device = choose_device(settings.inference.device)
         self.heartbeat: Heartbeat | None = None
+        self.reconciler: Reconciler | None = None
 
     @property
     def threads(self) -> int:
@@ -131,22 +133,38 @@ class Serving(bootsteps.StartStopStep):  # type: ignore[misc]
         assert _host is not None
         _host.heartbeat = Heartbeat(worker.hostname, _host.models, _host.device, _host.settings)
         _host.heartbeat.start()
-        try:
-            for model in _host.models:
-                model.preload()
-        except InfernoError as exc:
-            _host.heartbeat.stop()
-            sys.exit(f"Error: {exc}")
+        _host.reconciler = Reconciler(_host.models, _host.settings, lambda: self._changed(worker))
+        _host.reconciler.reconcile()
+        for model in _host.models:
+            if not model.takes_tasks:
+                logger.error("%s is not served until it can be loaded", model.name)
+                app.amqp.queues.deselect(model.name)
         _host.watchdog.start()
         # Everything so far stays until the end. To look through it again and again for garbage
         # takes 50 ms each time, in which nothing else runs.
         gc.collect()
         gc.freeze()
         _host.heartbeat.change("ready")
+        # Something else may have become wanted while this one was not seen to be there.
+        _host.reconciler.reconcile()
+        _host.reconciler.start()
+
+    def _changed(self, worker: Worker) -> None:
+        """Report that versions were loaded or unloaded, and take tasks that can be run now."""
+        assert _host is not None
+        assert _host.heartbeat is not None
+        _host.heartbeat.report()
+        queues = app.amqp.queues
+        for model in _host.models:
+            if model.takes_tasks and model.name not in queues.consume_from:
+                queues.select([*queues.consume_from, model.name])
+                worker.consumer.call_soon(worker.consumer.add_task_queue, model.name)
 
     def close(self, worker: Worker) -> None:
         """Give back what waits for its turn, and wait no longer for a Redis that is away."""
         assert _host is not None
+        if _host.reconciler is not None:
+            _host.reconciler.stop()
         _host.settler.stop()
         for model in _host.models:
             try:

@@ -50,6 +50,8 @@ class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     webhook_events: list[str] | None = None
     #: Whether the result of another task with equal inputs will do.
     cache: bool = True
+    #: Requests with the same key get the same version, where several share the work.
+    sticky: str | None = None
 
     def arrays(self, signature: Signature, limits: Limits) -> Tensors:
         """Validate against a model's signature.
@@ -139,7 +141,7 @@ def parse_submit(body: bytes) -> InferRequest:
     Raises:
       InvalidRequest: it is no JSON object of the documented form; names the field.
     """
-    return _unify(_decode(body, _Body))
+    return _unify(decode(body, _Body))
 
 
 def convert_submit(message: Mapping[str, Any]) -> InferRequest:
@@ -160,7 +162,7 @@ def parse_predict(body: bytes, model: str) -> InferRequest:
     Raises:
       InvalidRequest: it is no JSON object of the documented form; names the field.
     """
-    given = _decode(body, _PredictBody)
+    given = decode(body, _PredictBody)
     return _checked(
         InferRequest(
             given.inputs,
@@ -213,7 +215,12 @@ def parse_binary(body: bytes, query: Mapping[str, str], model: str | None = None
     )
 
 
-def _decode(body: bytes, kind: type[_T]) -> _T:
+def decode(body: bytes, kind: type[_T]) -> _T:
+    """Read a body that is a JSON object of a certain form.
+
+    Raises:
+      InvalidRequest: it is not; names the field.
+    """
     if not body:
         raise InvalidRequest("expected a JSON object, got an empty body")
     try:

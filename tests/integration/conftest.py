@@ -15,6 +15,7 @@ import redis
 import yaml
 from celery import Celery
 from celery.result import AsyncResult
+from flask.testing import FlaskClient
 
 from inferno.protocol.requests import MAX_PRIORITY
 from inferno.settings import Settings
@@ -25,6 +26,7 @@ from tasks.records import Record, Records
 from tasks.transitions import Arrival, Transitions
 from tasks.transport import register
 from tests.processes import wait_until, worker
+from web.app import create_app
 
 #: What lanes are on: Redis Streams, Celery's own lists in Redis, RabbitMQ.
 BROKERS = ("streams", "redis", "amqp")
@@ -72,6 +74,13 @@ SIGNATURE = {
     "inputs": [{"name": "text", "dtype": "string", "shape": ["batch"]}],
     "outputs": [{"name": "text", "dtype": "string", "shape": ["batch"]}],
 }
+
+
+def app_client(settings: Settings) -> Iterator[FlaskClient]:
+    """Yield a client of the web tier, in this process."""
+    app = create_app(settings)
+    yield app.test_client()
+    app.extensions["inferno"].close()
 
 
 class Repository:
@@ -183,9 +192,9 @@ def env(repository: Repository, redis_url: str, broker_url: str | None) -> dict[
 @pytest.fixture
 def start_worker(
     env: dict[str, str], log: Path
-) -> Callable[[str], AbstractContextManager[Popen[bytes]]]:
-    """Start a worker of a model; to be used in a `with` statement."""
-    return lambda model: worker(model, env, log)
+) -> Callable[..., AbstractContextManager[Popen[bytes]]]:
+    """Start a worker of a model, with further settings; to be used in a `with` statement."""
+    return lambda model, **more: worker(model, env | more, log)
 
 
 @pytest.fixture

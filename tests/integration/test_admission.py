@@ -9,9 +9,8 @@ from celery import Celery
 from flask.testing import FlaskClient
 
 from inferno.settings import Settings
-from tests.integration.conftest import Repository
+from tests.integration.conftest import Repository, app_client
 from tests.processes import wait_until
-from web.app import create_app
 
 
 @pytest.fixture
@@ -31,12 +30,6 @@ def tolerant(settings: Settings, celery: Celery, slow: None) -> Iterator[FlaskCl
     """The web tier that refuses nobody."""
     tasks = settings.tasks.model_copy(update={"refuse_hopeless": False})
     yield from app_client(settings.model_copy(update={"tasks": tasks}))
-
-
-def app_client(settings: Settings) -> Iterator[FlaskClient]:
-    app = create_app(settings)
-    yield app.test_client()
-    app.extensions["inferno"].close()
 
 
 KEY = {"Idempotency-Key": "late"}

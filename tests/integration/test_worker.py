@@ -146,7 +146,6 @@ def test_a_worker_ends_when_a_model_hangs(repository, start_worker, celery, log)
     [
         ("unknown", [], "no model 'unknown'"),
         ("broken", [], "model.yaml: signature: field required"),
-        ("fails", [], "fails on its warm-up sample: RuntimeError: poisonous"),
         ("good", ["-P", "solo"], "engines need the pool `threads`"),
         ("good", ["--disable-prefetch"], "--disable-prefetch"),
         ("good", ["--autoscale", "3,1"], "--autoscale"),
@@ -155,7 +154,6 @@ def test_a_worker_ends_when_a_model_hangs(repository, start_worker, celery, log)
 )
 def test_a_worker_that_cannot_serve_says_why_in_one_line(repository, env, model, options, reason):
     repository.add("good")
-    repository.add("fails", warm_up={"inputs": {"text": "poison"}})
     repository.add("broken")
     (repository.root / "broken" / "1" / "model.yaml").write_text("name: broken\nversion: 1\n")
     command = [bin_path("celery"), "-A", "tasks", "worker", "-Q", model, *options]

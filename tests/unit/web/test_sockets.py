@@ -235,8 +235,8 @@ def test_result_that_comes_before_its_acceptance_waits_for_it(app, connect, monk
     publish = type(app.extensions["inferno"]).publish
     over = []
 
-    def slow(self, request, package, inputs, task_id=None, idempotency=None):
-        task = publish(self, request, package, inputs, task_id, idempotency)
+    def slow(self, valid, task_id=None, idempotency=None):
+        task = publish(self, valid, task_id, idempotency)
         until(lambda: not self.bridge.awaits(task_id))
         over.append(task_id)
         return task

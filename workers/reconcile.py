@@ -1,0 +1,186 @@
+"""Brings about in a worker what is wanted of its models.
+
+Every few seconds, and at once when a change is announced: read the repository, read what is wanted,
+load what is missing, unload what is idle or taken out of service, and report. So a worker that was
+away, or comes new, ends up with what all others have.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Event, Thread
+
+import redis
+from msgspec.structs import replace
+from redis.client import PubSub
+
+from inferno.errors import BrokerUnavailable, InfernoError, PackageError
+from inferno.repository import Package, Repository
+from inferno.settings import Settings
+from tasks.cluster import Cluster
+from tasks.connection import UNAVAILABLE, connect
+from tasks.deployments import Deployment, Deployments, Desired
+from workers.hosting import HostedModel, NoRoom
+
+logger = logging.getLogger(__name__)
+
+#: A version that is taken out of service is unloaded when it was not used for so long, in seconds:
+#: tasks of it that were accepted before may still be on their way.
+DRAIN_S = 0.5
+
+
+class Reconciler:
+    """A thread that keeps a worker's models as they are wanted."""
+
+    def __init__(
+        self, hosted: list[HostedModel], settings: Settings, changed: Callable[[], None]
+    ) -> None:
+        """Store what to look after.
+
+        Args:
+          hosted: the models of this worker.
+          settings: of the repository and of Redis.
+          changed: called when versions were loaded or unloaded, or could not be.
+        """
+        self._hosted = hosted
+        self._settings = settings.repository
+        self._client = connect(settings)
+        self._deployments = Deployments(self._client, settings)
+        self._cluster = Cluster(self._client, settings)
+        self._changed = changed
+        self._repository: Repository | None = None
+        self._stop = Event()
+        self._thread = Thread(target=self._run, name="reconcile", daemon=True)
+        for model in hosted:
+            model.make_room = self._make_room
+
+    def start(self) -> None:
+        """Go on in a thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop when what is being loaded is loaded."""
+        self._stop.set()
+
+    def reconcile(self) -> None:
+        """Do it once."""
+        desired = self._desired()
+        self._repository = Repository.read(self._settings, self._repository)
+        for hosted in self._hosted:
+            before = hosted.held, hosted.takes_tasks
+            wanted = desired.of(hosted.name)
+            # One whose packages are all gone goes on with what it has.
+            model = self._repository.models.get(hosted.name, hosted.model)
+            hosted.reconcile(wanted.applied(model), wanted)
+            self._unload_idle(hosted)
+            if (hosted.held, hosted.takes_tasks) != before:
+                self._changed()
+            try:
+                self._adopt(hosted, wanted)
+            except BrokerUnavailable as exc:
+                logger.warning("which workers have loaded %s is not known: %s", hosted.name, exc)
+
+    def _desired(self) -> Desired:
+        try:
+            return self._deployments.read()
+        except BrokerUnavailable as exc:
+            logger.warning("what is wanted of the models is not known: %s", exc)
+            return Desired(-1, {hosted.name: hosted.wanted for hosted in self._hosted})
+
+    def _run(self) -> None:
+        changes: PubSub | None = None
+        while not self._stop.is_set():
+            try:
+                if changes is None:
+                    changes = self._client.pubsub(  # type: ignore[no-untyped-call]
+                        ignore_subscribe_messages=True
+                    )
+                    changes.subscribe(self._deployments.key)
+                    self._try_to_reconcile()
+                self._load_for_first_use(changes.get_message(timeout=self._pause_s()))
+                self._try_to_reconcile()
+            except (*UNAVAILABLE, redis.ResponseError) as exc:
+                logger.warning("changes of what is wanted of the models are not heard: %s", exc)
+                if changes is not None:
+                    changes.close()
+                    changes = None
+                self._stop.wait(self._settings.reconcile_interval_s)
+
+    def _pause_s(self) -> float:
+        draining = any(h.drains(version) for h in self._hosted for version in h.ready)
+        return DRAIN_S if draining else self._settings.reconcile_interval_s
+
+    def _try_to_reconcile(self) -> None:
+        try:
+            self.reconcile()
+        except (PackageError, OSError) as exc:
+            logger.error("the model repository cannot be read again: %s", exc)
+        except Exception:
+            logger.exception("the models could not be looked after; trying again")
+
+    def _load_for_first_use(self, message: dict[str, object] | None) -> None:
+        data = b"" if message is None else message["data"]
+        assert isinstance(data, bytes)
+        name, _, version = data.decode().partition("/")
+        for hosted in self._hosted:
+            if hosted.name == name and version:
+                try:
+                    hosted.engine(int(version))
+                except InfernoError as exc:
+                    logger.error("%s version %s is not loaded: %s", name, version, exc)
+                self._changed()
+
+    def _unload_idle(self, hosted: HostedModel) -> None:
+        now, limit_s = time.monotonic(), self._settings.idle_unload_s
+        for used_at, version in hosted.idle():
+            longest_s = DRAIN_S if hosted.drains(version) else limit_s
+            if longest_s is not None and now - used_at >= longest_s:
+                hosted.unload(version)
+
+    def _make_room(self, package: Package, evict: bool) -> None:
+        """Unload what was not used for longest, until a version fits into the memory budget.
+
+        Raises:
+          NoRoom: what is left must stay.
+        """
+        budget = self._settings.memory_budget_bytes
+        if budget is None:
+            return
+        # What it takes is not known before it is loaded; its files are the better part of it.
+        needed = sum(size for _, _, size in package.seen)
+        while (taken := sum(h.memory_bytes for h in self._hosted)) + needed > budget:
+            idle = sorted(
+                (used_at, hosted.name, version, hosted)
+                for hosted in self._hosted
+                for used_at, version in hosted.idle()
+            )
+            if not idle or not evict:
+                raise NoRoom(
+                    f"it needs about {needed} bytes, and of the "
+                    f"INFERNO_REPOSITORY__MEMORY_BUDGET_BYTES={budget}, {taken} are taken"
+                )
+            *_, version, hosted = idle[0]
+            hosted.unload(version)
+
+    def _adopt(self, hosted: HostedModel, wanted: Deployment) -> None:
+        """Let the newest version answer that all workers of a model have loaded."""
+        if not hosted.model.follows_latest or self._settings.preload == "none":
+            return
+        common = set(hosted.ready) - wanted.withdrawn
+        if not hosted.takes_tasks or not common:
+            return
+        for report in self._cluster.workers(0.0):
+            if report.state == "ready" and hosted.name in report.models:
+                common &= set(report.models[hosted.name])
+        newest = max(common, default=0)
+        present = [v for v in wanted.shares if v in hosted.model.versions]
+        if newest and newest not in wanted.shares and newest > max(present, default=0):
+            self._deployments.change(hosted.name, lambda now: _adopted(now, wanted, newest))
+            logger.info("%s version %s answers from now on", hosted.name, newest)
+
+
+def _adopted(now: Deployment, seen: Deployment, newest: int) -> Deployment:
+    """Let a version answer, unless somebody else has changed what is wanted meanwhile."""
+    return replace(now, shares={newest: 1.0}) if now == seen else now
