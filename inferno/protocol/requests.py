@@ -234,7 +234,8 @@ def decode(body: bytes, kind: type[_T]) -> _T:
 
 
 def _explain(exc: msgspec.ValidationError) -> InvalidRequest:
-    text, _, path = str(exc).partition(" - at `$")
+    # Of a mapping, it says whether a key or a value is meant.
+    text, _, path = str(exc).replace("`key` in ", "").partition(" - at `$")
     field = path.rstrip("`").lstrip(".") or None
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text):
         field, text = unknown[1], f"unknown field {unknown[1]!r}"

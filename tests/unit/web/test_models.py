@@ -42,7 +42,13 @@ def test_model_shows_its_signature(client):
 
 def test_active_version_is_told(client):
     body = client.get("/v1/models/sentiment/active").get_json()
-    assert body == {"name": "sentiment", "version": 2, "loaded": True}
+    assert body == {
+        "name": "sentiment",
+        "version": 2,
+        "loaded": True,
+        "shares": {"2": 1.0},
+        "follows_latest": True,
+    }
 
 
 @pytest.mark.parametrize("route", ["/v1/models/nobody", "/v1/models/nobody/active"])
@@ -50,3 +56,22 @@ def test_unknown_model_is_404(client, route):
     response = client.get(route)
     assert response.status_code == 404
     assert response.mimetype == "application/problem+json"
+
+
+def test_version_can_be_named_by_a_header(client, answering):
+    body = {"inputs": {"text": "x"}}
+
+    def predict(header, **members):
+        return client.post(
+            "/v1/models/sentiment:predict",
+            json=body | members,
+            headers={"Inferno-Version": header},
+        )
+
+    answering.outcome = lambda task: {"version": task.version}
+    assert predict("1").get_json()["outputs"] == {"version": 1}
+    assert predict("1", version=1).get_json()["outputs"] == {"version": 1}
+    assert predict("7").status_code == 404
+    for refused in (predict("one"), predict("2", version=1)):
+        assert refused.status_code == 400
+        assert refused.get_json()["detail"].startswith("Inferno-Version: ")
