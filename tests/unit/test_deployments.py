@@ -174,7 +174,7 @@ def test_what_was_not_used_for_longest_makes_room(model, monkeypatch):
     settings = Settings().model_copy(
         update={
             "repository": RepositorySettings(
-                root=model.package(1).path.parents[1], preload="none", memory_budget_bytes=2300
+                root=model.package(1).path.parents[1], preload="none", memory_budget_bytes=2100
             )
         }
     )
@@ -188,7 +188,7 @@ def test_what_was_not_used_for_longest_makes_room(model, monkeypatch):
     wanted = Deployment(loaded=frozenset({2}))
     here.reconcile(wanted.applied(model), wanted)
     with pytest.raises(
-        NoRoom, match="INFERNO_REPOSITORY__MEMORY_BUDGET_BYTES=2300, 2000 are taken"
+        NoRoom, match="INFERNO_REPOSITORY__MEMORY_BUDGET_BYTES=2100, 2000 are taken"
     ):
         here.engine(1)
 
