@@ -300,10 +300,10 @@ class HostedModel:
 
     def unload(self, version: int) -> None:
         """Let go of a version; a pass that is under way keeps it until it is over."""
-        with self._lock:
-            if self._loaded.pop(version, None) is not None:
-                self._dismissed.add(version)
-                logger.info("unloaded %s version %s", self.name, version)
+        # Without the lock, which may be held by whoever needs the room.
+        if self._loaded.pop(version, None) is not None:
+            self._dismissed.add(version)
+            logger.info("unloaded %s version %s", self.name, version)
 
     def watch(self, batch: Batch) -> AbstractContextManager[None]:
         """Return a context that ends the process if a forward pass in it takes too long."""
