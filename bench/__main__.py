@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -21,6 +22,8 @@ from bench.cache import Repository
 from bench.load import Way
 from bench.results import Results
 from bench.session import Options, Session
+from bench.swaps import lines as describe_swaps
+from bench.swaps import measure as measure_swaps
 from bench.targets import PEERS, Inferno, Target
 from bench.workloads import WORKLOADS
 from inferno.settings_document import documented_settings
@@ -206,6 +209,25 @@ def cache(
         )
         described = {"seconds": seconds, "repeats": repeats, "env": settings}
         _carry_out(options, described, output)
+
+
+@main.command("swaps")
+@click.option("--swaps", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option("--rate", type=click.FloatRange(1, 10_000), default=50, show_default=True)
+@click.option(
+    "--before", type=click.IntRange(1, 600), default=30, show_default=True, help="Seconds."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Where every call is noted, as JSON."
+)
+def swap(swaps: int, rate: float, before: int, output: Path | None) -> None:
+    """Measure what hot swaps between two versions cost those who call meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="bench-swaps-") as folder:
+        document = measure_swaps(Path(folder), swaps=swaps, rate_per_s=rate, before_s=before)
+    if output is not None:
+        output.write_text(json.dumps(document))
+    for line in describe_swaps(document):
+        click.echo(line)
 
 
 def _require_wrk() -> None:

@@ -23,6 +23,7 @@
     │   ├── Overloaded           429  the task could not start within its deadline
     │   ├── NotSupported         501  the broker in use cannot do this
     │   ├── ModelUnavailable     503  no live worker serves the model
+    │   ├── NotLoaded            503  the worker that got the task cannot load its version
     │   ├── BrokerUnavailable    503  Redis does not answer
     │   │   └── FateUnknown      503  the task may have been accepted, or not
     │   ├── PlatformUnreachable  503  the client cannot connect to the platform
@@ -254,6 +255,15 @@ class ModelUnavailable(ServingError):
     status = 503
     code = "model_unavailable"
     title = "Model unavailable"
+
+
+class NotLoaded(ServingError):
+    """The worker that got the task cannot load its version; another one may."""
+
+    status = 503
+    code = "not_loaded"
+    title = "Version not loaded"
+    transient = True
 
 
 class BrokerUnavailable(ServingError):

@@ -41,6 +41,8 @@ from inferno.errors import (
     InfernoError,
     InvalidInput,
     ModelNotFound,
+    NotLoaded,
+    PackageError,
     TaskCancelled,
 )
 from inferno.pace import Pace
@@ -50,7 +52,7 @@ from inferno.settings import EventSettings
 from tasks import claims
 from tasks.connection import UNAVAILABLE
 from tasks.events import Events
-from tasks.infer import Answer, Batch, Member, Watch, Webhook, answer
+from tasks.infer import Answer, Batch, Member, Watch, Webhook, answer, unanswered
 from tasks.lanes import Held, Lanes
 from tasks.line import Line
 from tasks.settle import UNBOUNDED, Settled, Settler
@@ -416,6 +418,9 @@ class InferenceTask(Batches):  # type: ignore[misc]
             return [], []
         try:
             engine = self._engine(members[0].package.version)
+        except PackageError as exc:
+            logger.error("batch %s: %s", batch.id, exc)
+            return [], unanswered(batch, members, NotLoaded(exc.detail))
         except InfernoError as exc:
             logger.error("batch %s: %s", batch.id, exc)
             return self._settler.fail(members, exc), []

@@ -115,19 +115,33 @@ def answer(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watch
     started_at = time.time()
     prepared: list[tuple[Member, Tensors]] = []
     answers: list[Answer] = []
-    alone = BatchInfo(batch.id, 1, 1, FlushReason.ISOLATED, 0.0, 0.0)
     with watch(batch):
         for member in twins:
             try:
                 prepared.append((member, engine.prepare(member.inputs)))
             except Exception as exc:
-                explained = _explain(exc, member)
-                answers.append(Answer(member, explained, alone, started_at, time.time()))
+                answers += unanswered(batch, [member], _explain(exc, member), started_at)
     if prepared:
         answers += _isolated(engine, batch, prepared, started_at, watch, twins)
     for one in list(answers):
         answers += (replace(one, member=twin, twin=True) for twin in twins[one.member])
     return answers
+
+
+def unanswered(
+    batch: Batch, members: Sequence[Member], error: Exception, started_at: float | None = None
+) -> list[Answer]:
+    """Return the answers of members that have had no forward pass.
+
+    Args:
+      batch: that they came in.
+      members: all of the batch, or fewer.
+      error: why.
+      started_at: when that began; by default just now.
+    """
+    now = time.time()
+    alone = BatchInfo(batch.id, 1, 1, FlushReason.ISOLATED, 0.0, 0.0)
+    return [Answer(member, error, alone, started_at or now, now) for member in members]
 
 
 def _twins(members: Sequence[Member]) -> dict[Member, list[Member]]:

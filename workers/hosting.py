@@ -196,8 +196,10 @@ class HostedModel:
         self._retired -= {version for version in self._retired if wanted.wants(version)}
         self.model, self.wanted = model, wanted
         self._dismissed &= model.versions.keys()
-        for version in self._failures.keys() - model.versions.keys():
-            if not wanted.wants(version):
+        for version in list(self._failures):
+            gone = version not in model.versions and not wanted.wants(version)
+            if gone or self._is_due(version):
+                # Its files have changed, so that it is as if it had not been tried.
                 del self._failures[version]
         answering = [v for v in wanted.shares if wanted.fixed or v in model.versions]
         for version in [*answering, *sorted(wanted.loaded)]:

@@ -192,6 +192,17 @@ def test_what_cannot_be_loaded_is_refused_and_the_old_version_goes_on(
         assert web.post("/v1/models:load", json={"name": "m", "versoin": 1}).status_code == 422
         # Another client's task may name any version, and none.
         assert send(celery, "m", "x").get(timeout=10)["version"] == 2
+
+        # A task that got to a worker which cannot load its version is tried again, and then kept.
+        wait_until(lambda: loaded(web) == [2])
+        (repository.root / "m" / "1" / "artifact.txt").write_text("corrupt")
+        body = {"inputs": {"text": "x"}, "version": 1}
+        failed = web.post("/v1/models/m:predict", json=body)
+        assert (failed.status_code, failed.json["code"]) == (503, "not_loaded")
+        (repository.root / "m" / "1" / "artifact.txt").write_text("1")
+        again = web.post(f"/dead/{failed.json['task_id']}/replay").json["task_id"]
+        replayed = web.get(f"/tasks/{again}?wait=10").json
+        assert (replayed["status"], replayed["version"]) == ("succeeded", 1)
     nobody = load(web, 1)
     assert nobody.status_code == 503
     assert "no live worker serves m" in nobody.json["detail"]

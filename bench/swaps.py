@@ -1,0 +1,147 @@
+"""What a hot swap costs those who call meanwhile.
+
+Two versions of a model with the weights of `embed` take turns: each is loaded and warmed up in the
+worker that serves the other, takes over, and the other one is unloaded. Calls come at random, at a
+fixed rate, as if nothing happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import ssl
+import time
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import yaml
+
+from tests.platform import running
+from tests.processes import ROOT
+
+MODEL = "swapped"
+#: Connections that calls take turns on; one is in use by one call at a time.
+CLIENTS = 32
+PATIENCE_S = 60.0
+
+
+def measure(folder: Path, *, swaps: int, rate_per_s: float, before_s: float) -> dict[str, Any]:
+    """Swap versions under load.
+
+    Args:
+      folder: an empty one, for the platform's files.
+      swaps: how often; each loads, warms up and switches, and lets the other version go.
+      rate_per_s: calls in a second.
+      before_s: how long calls come before the first swap, in seconds.
+    Returns:
+      `calls`, each with when it should be sent and was (`at_s`, `sent_s`), its `status`, `version`
+      and `latency_ms`; `loads`, each with the `version` that it asked for, and when it was sent and
+      answered (`from_s`, `until_s`).
+    """
+    embed = ROOT / "models" / "embed"
+    for version in (1, 2):
+        package = folder / "models" / MODEL / str(version)
+        shutil.copytree(embed / "1", package)
+        manifest = yaml.safe_load((package / "model.yaml").read_text())
+        manifest |= {"name": MODEL, "version": version}
+        (package / "model.yaml").write_text(yaml.safe_dump(manifest))
+    shutil.copy(embed / "processor.py", folder / "models" / MODEL)
+    env = {
+        "INFERNO_REPOSITORY__ROOT": str(folder / "models"),
+        "INFERNO_REPOSITORY__PRELOAD": "active",
+    }
+    with running(folder, env, "--no-flower") as platform:
+        calls, loads = asyncio.run(_swap(platform.url, swaps, rate_per_s, before_s))
+    return {"rate_per_s": rate_per_s, "calls": calls, "loads": loads}
+
+
+async def _swap(
+    url: str, swaps: int, rate_per_s: float, before_s: float
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    tls = ssl.create_default_context()
+    clients = [
+        httpx.AsyncClient(base_url=url, verify=tls, timeout=PATIENCE_S) for _ in range(CLIENTS)
+    ]
+    turns = cycle(clients)
+    began = time.perf_counter()
+    calls: list[asyncio.Task[dict[str, Any]]] = []
+    loads: list[dict[str, Any]] = []
+
+    async def keep_calling() -> None:
+        draws, at_s = random.Random(0), 0.0
+        while True:
+            await asyncio.sleep(max(began + at_s - time.perf_counter(), 0))
+            calls.append(asyncio.create_task(_call(next(turns), at_s, began)))
+            at_s += draws.expovariate(rate_per_s)
+
+    async with httpx.AsyncClient(base_url=url, verify=tls, timeout=PATIENCE_S) as operator:
+        await operator.post("/v1/models:load", json={"name": MODEL, "version": 1})
+        calling = asyncio.create_task(keep_calling())
+        await asyncio.sleep(before_s)
+        for swap in range(swaps):
+            version = 2 - swap % 2
+            from_s = time.perf_counter() - began
+            answer = await operator.post(
+                "/v1/models:load", json={"name": MODEL, "version": version}
+            )
+            answer.raise_for_status()
+            until_s = time.perf_counter() - began
+            loads.append({"version": version, "from_s": from_s, "until_s": until_s})
+            # It is gone before it is loaded again, so that each load is one.
+            gone = await operator.post(
+                "/v1/models:unload", json={"name": MODEL, "version": 3 - version}
+            )
+            gone.raise_for_status()
+        calling.cancel()
+    answered = [await call for call in calls]
+    for client in clients:
+        await client.aclose()
+    return answered, loads
+
+
+async def _call(client: httpx.AsyncClient, at_s: float, began: float) -> dict[str, Any]:
+    sent_s = time.perf_counter() - began
+    answer = await client.post(
+        f"/v1/models/{MODEL}:predict", json={"inputs": {"text": f"Call number {at_s} of many."}}
+    )
+    return {
+        "at_s": at_s,
+        "sent_s": sent_s,
+        "status": answer.status_code,
+        "version": answer.json().get("version"),
+        # From when it should have been sent: a slow platform must not slow the calls down.
+        "latency_ms": (time.perf_counter() - began - at_s) * 1e3,
+    }
+
+
+def lines(document: dict[str, Any]) -> list[str]:
+    """Say what the swaps cost."""
+    calls, loads = document["calls"], document["loads"]
+    first_s = loads[0]["from_s"]
+    before = [call["latency_ms"] for call in calls if call["at_s"] < first_s]
+    during = [call["latency_ms"] for call in calls if call["at_s"] >= first_s]
+    (was_50, was_99), (is_50, is_99) = (np.percentile(of, [50, 99]) for of in (before, during))
+    took_s = np.median([load["until_s"] - load["from_s"] for load in loads])
+    return [
+        f"{len(loads)} swaps, {took_s:.2f} s each (median), at {document['rate_per_s']:g} calls/s",
+        f"failed calls: {sum(call['status'] != 200 for call in calls)} of {len(calls)}",
+        f"answers of the old version to calls sent after a load returned: {stale(document)}",
+        f"p50 {was_50:.1f} ms before, {is_50:.1f} ms during ({is_50 / was_50:.2f})",
+        f"p99 {was_99:.1f} ms before, {is_99:.1f} ms during ({is_99 / was_99:.2f})",
+    ]
+
+
+def stale(document: dict[str, Any]) -> int:
+    """Count the calls that another version has answered than the last load had asked for."""
+    loads = document["loads"]
+    ends = [load["from_s"] for load in loads[1:]] + [float("inf")]
+    return sum(
+        call["version"] not in (None, load["version"])
+        for load, end in zip(loads, ends, strict=True)
+        for call in document["calls"]
+        if load["until_s"] < call["sent_s"] < end
+    )
