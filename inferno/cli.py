@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from inferno import embedded_redis, experiments, operations
+from inferno import embedded_redis, experiments, operations, versions
 from inferno.client import Client, Result
 from inferno.doctor import examine
 from inferno.errors import (
@@ -415,6 +415,7 @@ def watch(task_ids: tuple[str, ...], as_json: bool, url: str | None) -> None:
 main.add_command(operations.tasks)
 main.add_command(operations.dead)
 main.add_command(operations.lanes)
+main.add_command(versions.versions)
 main.add_command(operations.cache)
 
 

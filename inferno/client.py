@@ -554,6 +554,67 @@ class Client:
         model: dict[str, Any] = self._call("GET", f"/v1/models/{quote(name, safe='')}")
         return model
 
+    # -- Versions ---------------------------------------------------------------------------------
+
+    def active(self, model: str) -> dict[str, Any]:
+        """Return which versions answer who names none: `version`, `shares`, `loaded` and more.
+
+        Raises:
+          ModelNotFound: there is none of this name.
+        """
+        active: dict[str, Any] = self._call("GET", f"/v1/models/{quote(model, safe='')}/active")
+        return active
+
+    def activate(self, model: str, versions: int | str | Mapping[int, float]) -> dict[str, Any]:
+        """Let other versions answer who names none, as soon as all workers have loaded them.
+
+        Args:
+          model: whose versions they are.
+          versions: one, `latest`, or several with what part of the requests each answers.
+
+        Returns:
+          as `active`.
+
+        Raises:
+          LoadFailed: a worker cannot load one of them; nothing has changed.
+        """
+        weights = {} if isinstance(versions, int | str) else versions
+        body: dict[str, Any] = {"weights": {str(v): share for v, share in weights.items()}}
+        answer: dict[str, Any] = self._call(
+            "PUT",
+            f"/v1/models/{quote(model, safe='')}/active",
+            body if weights else {"version": versions},
+            wait_s=MANY_S,
+        )
+        return answer
+
+    def load(
+        self, model: str, version: int | None = None, *, activate: bool = True
+    ) -> dict[str, Any]:
+        """Have all workers of a model load a version, and wait until they have.
+
+        Args:
+          model: whose version it is.
+          version: by default the newest.
+          activate: let it answer all requests that name none.
+
+        Returns:
+          `version`, `active` and `workers`.
+
+        Raises:
+          LoadFailed: a worker cannot load it; nothing has changed.
+          ModelUnavailable: no worker is there.
+        """
+        body = {"name": model, "version": version or "latest", "activate": activate}
+        answer: dict[str, Any] = self._call("POST", "/v1/models:load", body, wait_s=MANY_S)
+        return answer
+
+    def unload(self, model: str, version: int | None = None) -> None:
+        """Take a version, by default all of them, out of service and of the workers' memory."""
+        self._call("POST", "/v1/models:unload", {"name": model, "version": version}, wait_s=MANY_S)
+
+    # -- The platform itself ----------------------------------------------------------------------
+
     def health(self) -> dict[str, Any]:
         """Return how the platform is, also when it is not well.
 

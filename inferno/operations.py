@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from itertools import islice
-from typing import Any
 
 import click
-from rich import box
-from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table
 
 from inferno.client import Client
+from inferno.printing import (
+    counted,
+    new_table,
+    out,
+    print_facts,
+    print_lines,
+    print_table,
+    versioned,
+    when,
+)
 from inferno.project import local_url
 from inferno.protocol.tasks import TaskState
 from inferno.settings import load
 
-out = Console(highlight=False)
-
 url_option = click.option("--url", help="Of the platform; default: as the settings say.")
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _model_option = click.option("--model", help="Of this model alone.")
 _limit_option = click.option(
     "--limit", type=click.IntRange(1), default=20, show_default=True, help="Print at most so many."
@@ -76,7 +78,7 @@ def tasks() -> None:
 )
 @_model_option
 @_limit_option
-@_json_option
+@json_option
 @url_option
 def list_tasks(
     status: Sequence[str], model: str | None, limit: int, as_json: bool, url: str | None
@@ -85,46 +87,46 @@ def list_tasks(
     with platform(url) as client:
         found = list(islice(client.tasks(status=status, model=model), limit))
     if as_json:
-        _print_lines(found)
+        print_lines(found)
         return
-    table = _table("Task", "Model", "Status", "Attempts", "Accepted")
+    table = new_table("Task", "Model", "Status", "Attempts", "Accepted")
     for task in found:
         state = task["status"]
         table.add_row(
             task["task_id"],
-            escape(_versioned(task)),
+            escape(versioned(task)),
             f"[{_COLOURS.get(TaskState(state), 'default')}]{state}[/]",
             str(task["attempts"]),
-            _when(task["accepted_at"]),
+            when(task["accepted_at"]),
         )
-    _print_table(table, "No tasks.")
+    print_table(table, "No tasks.")
 
 
 @tasks.command("show")
 @_task_argument
-@_json_option
+@json_option
 @url_option
 def show_task(task_id: str, as_json: bool, url: str | None) -> None:
     """Show what is known of a task."""
     with platform(url) as client:
         view = client.task(task_id)
     if as_json:
-        _print_lines([view])
+        print_lines([view])
         return
     error = view.get("error")
-    _print_facts(
+    print_facts(
         {
             "task": view["task_id"],
-            "model": _versioned(view),
+            "model": versioned(view),
             "status": view["status"],
             "error": error and f"{error['code']}: {error['detail']}",
             "attempts": view.get("attempts"),
             "retries": view.get("retries") or None,
-            "next try": _when(view.get("retry_at")),
+            "next try": when(view.get("retry_at")),
             "priority": view.get("priority"),
-            "accepted": _when(view.get("accepted_at")),
-            "started": _when(view.get("started_at")),
-            "finished": _when(view.get("finished_at")),
+            "accepted": when(view.get("accepted_at")),
+            "started": when(view.get("started_at")),
+            "finished": when(view.get("finished_at")),
             "batch": view.get("batch_id"),
             "repeats": view.get("replay_of"),
         }
@@ -167,7 +169,7 @@ def dead() -> None:
 @dead.command("list")
 @_model_option
 @_limit_option
-@_json_option
+@json_option
 @url_option
 def list_dead(model: str | None, limit: int, as_json: bool, url: str | None) -> None:
     """List the newest dead letters, newest first."""
@@ -175,41 +177,41 @@ def list_dead(model: str | None, limit: int, as_json: bool, url: str | None) -> 
         found = list(islice(client.dead_letters(model=model), limit))
         count = client.count_dead_letters()
     if as_json:
-        _print_lines(found)
+        print_lines(found)
         return
-    table = _table("Task", "Model", "Died", "Retries", "Error")
+    table = new_table("Task", "Model", "Died", "Retries", "Error")
     for letter in found:
         table.add_row(
             letter["task_id"],
-            escape(_versioned(letter)),
-            _when(letter["died_at"]),
+            escape(versioned(letter)),
+            when(letter["died_at"]),
             str(letter["retries"]),
             escape(letter["error"]["detail"]),
         )
-    _print_table(table, "No dead letters.")
+    print_table(table, "No dead letters.")
     if len(found) < count:
         out.print(f"{count} in all.")
 
 
 @dead.command("show")
 @_task_argument
-@_json_option
+@json_option
 @url_option
 def show_dead(task_id: str, as_json: bool, url: str | None) -> None:
     """Show why a task was given up, and what it was asked."""
     with platform(url) as client:
         letter = client.dead_letter(task_id)
     if as_json:
-        _print_lines([letter])
+        print_lines([letter])
         return
-    _print_facts(
+    print_facts(
         {
             "task": letter["task_id"],
-            "model": _versioned(letter),
+            "model": versioned(letter),
             "error": f"{letter['error']['code']}: {letter['error']['detail']}",
             "retries": letter["retries"],
-            "accepted": _when(letter["accepted_at"]),
-            "died": _when(letter["died_at"]),
+            "accepted": when(letter["accepted_at"]),
+            "died": when(letter["died_at"]),
             "batch": letter["batch_id"],
         }
     )
@@ -260,9 +262,9 @@ def discard(task_ids: Sequence[str], everything: bool, yes: bool, url: str | Non
             return
         count = client.count_dead_letters()
         if count and not yes:
-            click.confirm(f"Discard {_counted(count, 'dead letter')}?", abort=True)
+            click.confirm(f"Discard {counted(count, 'dead letter')}?", abort=True)
         client.discard_all(count)
-    out.print(f"Discarded {_counted(count, 'dead letter')}.")
+    out.print(f"Discarded {counted(count, 'dead letter')}.")
 
 
 # -- Lanes -----------------------------------------------------------------------------------------
@@ -274,20 +276,20 @@ def lanes() -> None:
 
 
 @lanes.command("list")
-@_json_option
+@json_option
 @url_option
 def list_lanes(as_json: bool, url: str | None) -> None:
     """Show how many tasks wait for each model."""
     with platform(url) as client:
         found = client.lanes()
     if as_json:
-        _print_lines(found)
+        print_lines(found)
         return
-    table = _table("Model", "Waiting", "In hand", "Delayed", "")
+    table = new_table("Model", "Waiting", "In hand", "Delayed", "")
     for lane in found:
         counts = (str(lane[name]) for name in ("waiting", "held", "delayed"))
         table.add_row(escape(lane["model"]), *counts, "[yellow]paused[/]" if lane["paused"] else "")
-    _print_table(table, "No models.")
+    print_table(table, "No models.")
 
 
 @lanes.command()
@@ -323,9 +325,9 @@ def purge(model: str, yes: bool, url: str | None) -> None:
         lane = client.lane(model)
         count = lane["waiting"] + lane["delayed"]
         if count and not yes:
-            click.confirm(f"Cancel {_counted(count, 'task')} of {model}?", abort=True)
+            click.confirm(f"Cancel {counted(count, 'task')} of {model}?", abort=True)
         cancelled = client.purge(model, count)
-    out.print(f"Cancelled {_counted(cancelled, 'task')}.")
+    out.print(f"Cancelled {counted(cancelled, 'task')}.")
 
 
 # -- The cache -------------------------------------------------------------------------------------
@@ -337,24 +339,24 @@ def cache() -> None:
 
 
 @cache.command("show")
-@_json_option
+@json_option
 @url_option
 def show_cache(as_json: bool, url: str | None) -> None:
     """Show how much is kept, and what it has saved."""
     with platform(url) as client:
         found = client.cache()
     if as_json:
-        _print_lines([found])
+        print_lines([found])
         return
     out.print(
-        f"{_counted(found['entries'], 'result')} of at most {found['max_entries']}, "
+        f"{counted(found['entries'], 'result')} of at most {found['max_entries']}, "
         f"{found['bytes']} bytes of at most {found['max_bytes']}."
     )
     counts = ("hits", "misses", "coalesced", "deduplicated")
-    table = _table("Model", *map(str.capitalize, counts))
+    table = new_table("Model", *map(str.capitalize, counts))
     for model in found["models"]:
         table.add_row(escape(model["model"]), *(str(model[name]) for name in counts))
-    _print_table(table, "No models.")
+    print_table(table, "No models.")
 
 
 @cache.command("clear")
@@ -363,53 +365,4 @@ def show_cache(as_json: bool, url: str | None) -> None:
 def clear_cache(model: str | None, url: str | None) -> None:
     """Forget the kept results."""
     with platform(url) as client:
-        out.print(f"Cleared {_counted(client.clear_cache(model), 'result')}.")
-
-
-# -- Printing --------------------------------------------------------------------------------------
-
-
-def _print_lines(documents: Iterable[Mapping[str, Any]]) -> None:
-    for document in documents:
-        click.echo(json.dumps(document))
-
-
-def _table(*titles: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in titles:
-        # An id that is cut off is of no use.
-        table.add_column(title, no_wrap=title != "Error", overflow="fold")
-    return table
-
-
-def _print_table(table: Table, nothing: str) -> None:
-    if not table.row_count:
-        out.print(nothing)
-        return
-    if not out.is_terminal:
-        # In a pipe, each row is one line.
-        options = out.options.update(max_width=10_000)
-        table.width = Measurement.get(out, options, table).maximum
-    out.print(table, crop=False)
-
-
-def _print_facts(facts: Mapping[str, Any]) -> None:
-    for title, value in facts.items():
-        if value is not None and value != "":
-            out.print(f"  {title:<9} {escape(str(value))}", soft_wrap=True)
-
-
-def _versioned(document: Mapping[str, Any]) -> str:
-    version = document.get("version")
-    return f"{document.get('model', '')}{'' if version is None else f' v{version}'}"
-
-
-def _when(at: str | None) -> str:
-    """Return a time of the platform in this machine's time zone."""
-    if at is None:
-        return ""
-    return datetime.fromisoformat(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+        out.print(f"Cleared {counted(client.clear_cache(model), 'result')}.")

@@ -49,6 +49,10 @@ class ScriptedPlatform:
         #: What else it answers, by method and path; and what was asked of that, with its query.
         self.answers: dict[str, dict | InfernoError] = {}
         self.calls: list[str] = []
+        #: The bodies of these.
+        self.scripts: list[dict | None] = []
+        #: What each worker has of every model.
+        self.workers: list[dict] = []
         app = Flask(__name__)
         app.post("/infer")(self.infer)
         app.post("/v1/models/<model>:predict")(self.predict)
@@ -56,7 +60,7 @@ class ScriptedPlatform:
         app.get("/v1/models")(self.models)
         app.get("/v1/models/<name>")(self.model)
         app.get("/health")(self.health)
-        app.route("/<path:path>", methods=["GET", "POST", "DELETE"])(self.scripted)
+        app.route("/<path:path>", methods=["GET", "POST", "PUT", "DELETE"])(self.scripted)
         app.delete("/tasks/<path>")(self.scripted)
         Sock(app).route("/ws")(self.socket)
         self.server = make_server("127.0.0.1", 0, app, threaded=True)
@@ -103,6 +107,7 @@ class ScriptedPlatform:
         if answer is None:
             abort(404)
         self.calls.append(asked)
+        self.scripts.append(request.get_json(silent=True))
         if isinstance(answer, InfernoError):
             return answer.problem(), answer.status
         return answer
@@ -118,7 +123,7 @@ class ScriptedPlatform:
             return ModelNotFound("no such model", "model").problem(), 404
         count = {"name": "n", "dtype": "int8", "shape": ["batch"]}
         signature = SIGNATURE | {"inputs": [count]} if name == "counts" else SIGNATURE
-        return {"name": name, "signature": signature}
+        return {"name": name, "signature": signature, "workers": self.workers}
 
     def socket(self, ws: Server) -> None:
         """Answers in pairs, the later one first; all that wait when nothing more comes."""
