@@ -12,8 +12,8 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from inferno.errors import (
     WrongState,
 )
 from inferno.guard import Stage
+from inferno.newcomers import Newcomers
 from inferno.operations import InOrder, platform, url_option
 from inferno.ports import check_port
 from inferno.project import (
@@ -128,7 +129,8 @@ def up(wanted: str | None, flower: bool, logs: bool) -> None:
     """Run the whole platform until Ctrl-C.
 
     Starts the front end, one worker for each model, Flower, and a Redis server of its own unless
-    INFERNO_REDIS__URL names one. What dies is started again; Ctrl-C lets running work finish.
+    INFERNO_REDIS__URL names one. A model that comes into the repository later gets a worker, too.
+    What dies is started again; Ctrl-C lets running work finish.
     """
     root = enter_project()
     settings = load()
@@ -148,8 +150,14 @@ def up(wanted: str | None, flower: bool, logs: bool) -> None:
     supervisor.lock()
     try:
         _check_ports_are_free(settings, flower=flower)
-        _add_processes(supervisor, commands, models, settings, screen)
-        with own_terminal(), screen:
+        add_worker = _add_processes(supervisor, commands, models, settings, screen)
+
+        def welcome(model: str) -> None:
+            add_worker(model)
+            screen.welcome(model)
+
+        newcomers = Newcomers(settings.repository, models, welcome)
+        with own_terminal(), screen, newcomers if wanted is None else nullcontext():
             supervisor.run_forever()
     finally:
         # Gives the lock back where nothing was started.
@@ -169,8 +177,12 @@ def _add_processes(
     models: Sequence[str],
     settings: Settings,
     screen: Screen,
-) -> None:
-    """Tell the supervisor what to run: the Procfile, its worker line once for each model."""
+) -> Callable[[str], None]:
+    """Tell the supervisor what to run: the Procfile, its worker line once for each model.
+
+    Returns:
+      What adds a worker of one more model.
+    """
     environment = {}
     if settings.broker.scheme in ("amqp", "amqps"):
         # A Redis that is a broker too may be ours, which is not started yet.
@@ -192,9 +204,14 @@ def _add_processes(
         if name != "worker":
             stage = Stage.WORKER if name == "webhooks" else Stage.FRONT_END
             supervisor.add(ProcessSpec(name, command, environment, stage))
-    for model in models:
+
+    def add_worker(model: str) -> None:
         named = environment | {variable("worker", "model_name"): model}
         supervisor.add(ProcessSpec(f"worker-{model}", commands["worker"], named, Stage.WORKER))
+
+    for model in models:
+        add_worker(model)
+    return add_worker
 
 
 @main.command()

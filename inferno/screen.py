@@ -98,6 +98,10 @@ class Screen:
             event.text(colour=False), markup=False, soft_wrap=True, style=_style(event)
         )
 
+    def welcome(self, model: str) -> None:
+        """Show that a model has come into the repository."""
+        self._tell(model, "is new in the repository; its worker starts")
+
     def _tell(self, part: str, message: str) -> None:
         self._console.print(f"  [green]✓[/] {escape(part):<12} {escape(message)}", soft_wrap=True)
 

@@ -218,6 +218,24 @@ def test_broken_packages_and_failing_workers_are_named(
     terminal.close()
 
 
+def test_a_model_that_comes_later_gets_a_worker(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFERNO_REPOSITORY__RECONCILE_INTERVAL_S", "0.1")
+    project.add_model("echo")
+    terminal = project.start("up")
+    terminal.wait_for("Ctrl-C stops everything.")
+
+    project.add_model("late")
+
+    terminal.wait_for("is new in the repository; its worker starts")
+    while not (project.root / "late.up").exists():
+        terminal._read()
+    terminal.type("\x03")
+    assert terminal.exit_code() == 0
+    terminal.close()
+
+
 def test_up_serves_only_the_models_that_are_asked_for(project: Project) -> None:
     project.add_model("echo")
     project.add_model("broken")

@@ -1,0 +1,56 @@
+"""Finds models that come into the repository while the platform runs, so that they get a worker."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+
+from inferno.errors import PackageError
+from inferno.project import servable
+from inferno.repository import Repository
+from inferno.settings import RepositorySettings
+
+logger = logging.getLogger(__name__)
+
+
+class Newcomers:
+    """A thread that looks at the repository every few seconds, in a `with` block."""
+
+    def __init__(
+        self, settings: RepositorySettings, known: Iterable[str], found: Callable[[str], None]
+    ) -> None:
+        """Store what to do.
+
+        Args:
+          settings: where the repository is, and how often it is looked at.
+          known: names of the models that have a worker.
+          found: called with the name of each other model that can be served, once.
+        """
+        self._settings = settings
+        self._known = set(known)
+        self._found = found
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="newcomers", daemon=True)
+
+    def __enter__(self) -> Newcomers:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        repository: Repository | None = None
+        while not self._stop.wait(self._settings.reconcile_interval_s):
+            try:
+                repository = Repository.read(self._settings, repository)
+            except (PackageError, OSError) as exc:
+                logger.warning("the model repository cannot be read: %s", exc)
+                continue
+            models, _ = servable(repository, None)
+            for name in models:
+                if name not in self._known:
+                    self._known.add(name)
+                    self._found(name)
