@@ -81,7 +81,8 @@ $(RUNTIME): requirements.txt pyproject.toml | $(BIN)/pip
 		echo "==> Without a C compiler and Python's headers, requests are parsed in Python, a little slower"
 	@touch $@
 
-$(DEV): requirements-dev.txt $(RUNTIME)
+$(DEV): requirements-dev.txt requirements-clients.txt $(RUNTIME)
 	@echo "==> Installing what checks and tests need"
 	@$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-dev.txt
+	@$(BIN)/pip install --disable-pip-version-check --quiet --no-deps -r requirements-clients.txt
 	@touch $@

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Flask
 
 from inferno.settings import Settings, load
-from web import cache, dead, errors, health, infer, lanes, models, pages, sockets, tasks
+from web import cache, dead, errors, health, infer, lanes, models, oip, pages, sockets, tasks
 from web.services import Services
 
 #: The families of routes.
@@ -43,6 +43,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["prefixes"] = PREFIXES
     errors.register(app)
     app.register_blueprint(pages.blueprint)
+    app.register_blueprint(oip.blueprint)
     for prefix in PREFIXES:
         for blueprint in API:
             name = f"{prefix.lstrip('/').replace('/', '-')}-{blueprint.name}".lstrip("-")

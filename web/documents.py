@@ -13,9 +13,32 @@ from tasks.documents import dead_letter, links, summary, task, time
 from tasks.records import Outcome
 from tasks.submit import Accepted
 
-__all__ = ["accepted", "dead_letter", "encode", "respond", "succeeded", "summary", "task"]
+__all__ = [
+    "accepted",
+    "dead_letter",
+    "encode",
+    "predictions",
+    "respond",
+    "succeeded",
+    "summary",
+    "task",
+]
+
+
+class _Tensor(msgspec.Struct):
+    data: Any
+
+
+class _Rows(msgspec.Struct):
+    """What is needed of a stored result whose numbers are in JSON."""
+
+    model: str
+    version: int
+    outputs: dict[str, _Tensor]
+
 
 _encode = msgspec.json.Encoder().encode
+_decode_rows = msgspec.json.Decoder(_Rows).decode
 
 
 def encode(document: Any) -> bytes:
@@ -34,6 +57,26 @@ def succeeded(outcome: Outcome) -> bytes:
     It is the stored result, which is passed on as it is, and the task's id.
     """
     return b'%b,"task_id":"%b"}\n' % (bytes(outcome.result)[:-1], outcome.task_id.encode())
+
+
+def predictions(outcome: Outcome) -> dict[str, Any]:
+    """Return the document of a synchronous call that is answered by rows: KServe's V1.
+
+    Of a model with one output these are its rows, else objects with each output's row.
+    """
+    result = _decode_rows(outcome.result)
+    columns = {name: tensor.data for name, tensor in result.outputs.items()}
+    if len(columns) == 1:
+        (rows,) = columns.values()
+    else:
+        lists = [rows if isinstance(rows, list) else [rows] for rows in columns.values()]
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
+    return {
+        "predictions": rows,
+        "model_name": result.model,
+        "model_version": str(result.version),
+        "task_id": outcome.task_id,
+    }
 
 
 def accepted(task: Accepted, members: Container[str]) -> dict[str, Any]:

@@ -72,9 +72,17 @@ def _unexpected(error: Exception) -> Response:
 
 
 def _respond(body: dict[str, Any]) -> Response:
-    response = Response(
-        documents.encode(body), status=body["status"], mimetype="application/problem+json"
-    )
+    """Answer with a problem, in the form that the route's clients read."""
+    if request.path == "/v2" or request.path.startswith("/v2/"):
+        field = f"{body['field']}: " if "field" in body else ""
+        error = {"error": f"{field}{body['detail']}", "code": body["code"]}
+        # The Open Inference Protocol does not tell an invalid field from an invalid body.
+        status = 400 if body["status"] == 422 else body["status"]
+        response = Response(documents.encode(error), status, mimetype="application/json")
+    else:
+        response = Response(
+            documents.encode(body), body["status"], mimetype="application/problem+json"
+        )
     if body["status"] == 503:
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return response

@@ -172,8 +172,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
             )
             return True
         outcome = ran[1]
-        if outcome is None or outcome.error is not None:
-            self._answer(lambda: infer.predicted(ran, body, self._preference), request())
+        if outcome is None or outcome.error is not None or wanted.by_instance:
+            self._answer(lambda: infer.predicted(ran, wanted, body, self._preference), request())
             return True
         document = documents.succeeded(outcome)
         goes_on = self.alive and not plain.closes

@@ -17,7 +17,7 @@ def health() -> Response:
     here = services()
     try:
         workers = len(here.cluster.workers())
-        missing = _missing(here)
+        missing = missing_models(here)
     except BrokerUnavailable as exc:
         return documents.respond({"status": "degraded", "redis": "down", "detail": exc.detail}, 503)
     document = {
@@ -40,7 +40,7 @@ def ready() -> Response:
     """Say whether every model of the repository is served."""
     here = services()
     try:
-        missing = _missing(here)
+        missing = missing_models(here)
     except BrokerUnavailable as exc:
         return documents.respond(
             {"status": "not ready", "redis": "down", "detail": exc.detail}, 503
@@ -51,6 +51,11 @@ def ready() -> Response:
     return documents.respond({"status": "ready"})
 
 
-def _missing(here: Services) -> list[str]:
+def missing_models(here: Services) -> list[str]:
+    """Return the models that no ready worker serves.
+
+    Raises:
+      BrokerUnavailable: Redis does not answer.
+    """
     loaded = here.loaded()
     return [name for name in here.repository.models if name not in loaded]

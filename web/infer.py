@@ -59,7 +59,7 @@ def infer() -> Response:
     else:
         wanted = parse_submit(body)
         key = idempotency.from_header("infer", body)
-    wanted = _as_headers_say(wanted, request.environ)
+    wanted = as_headers_say(wanted, request.environ)
     preference = prefer(request.headers.get("Prefer"), 0.0)
     if not preference.wait_s:
         return _accepted(here.submit(wanted, key), body, preference)
@@ -92,10 +92,10 @@ def predict(model: str) -> Response:
     else:
         wanted = parse_predict(body, model)
         key = idempotency.from_header(f"predict {model}", body)
-    wanted = _as_headers_say(wanted, request.environ)
+    wanted = as_headers_say(wanted, request.environ)
     preference = prefer(request.headers.get("Prefer"), here.settings.server.sync_wait_ms / 1000)
     ran = run(here, wanted, preference, key, disconnect.socket_of(request.environ))
-    return predicted(ran, body, preference)
+    return predicted(ran, wanted, body, preference)
 
 
 def _scope(kind: str) -> str:
@@ -140,7 +140,10 @@ def run(
 
 
 def predicted(
-    ran: tuple[Accepted, Outcome | None], body: bytes, preference: Preference
+    ran: tuple[Accepted, Outcome | None],
+    wanted: InferRequest,
+    body: bytes,
+    preference: Preference,
 ) -> Response:
     """Answer a predict that has run, or still does."""
     task, outcome = ran
@@ -154,7 +157,10 @@ def predicted(
         return _accepted(task, body, preference)
     if outcome.error is not None:
         return _marked(problem(outcome.error, task_id=outcome.task_id), task.replayed)
-    return _respond(documents.succeeded(outcome), 200, preference, task.replayed)
+    document = documents.succeeded(outcome)
+    if wanted.by_instance:
+        document = documents.encode(documents.predictions(outcome))
+    return _respond(document, 200, preference, task.replayed)
 
 
 @blueprint.errorhandler(disconnect.Disconnected)
@@ -167,7 +173,7 @@ def _hung_up(exc: disconnect.Disconnected) -> Response:
     return Response(status=CLIENT_CLOSED_REQUEST)
 
 
-def _as_headers_say(wanted: InferRequest, environ: Mapping[str, Any]) -> InferRequest:
+def as_headers_say(wanted: InferRequest, environ: Mapping[str, Any]) -> InferRequest:
     """Add to a request what its headers ask for.
 
     `Cache-Control`: let it be computed for itself. `Inferno-Version`: of the model.

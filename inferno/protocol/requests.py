@@ -52,6 +52,8 @@ class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache: bool = True
     #: Requests with the same key get the same version, where several share the work.
     sticky: str | None = None
+    #: It came as `instances`, and is answered with `predictions`.
+    by_instance: bool = False
 
     def arrays(self, signature: Signature, limits: Limits) -> Tensors:
         """Validate against a model's signature.
@@ -95,7 +97,9 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
 class _PredictBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a predict; the path names the model."""
 
-    inputs: dict[str, Any]
+    inputs: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    #: One item for each row, in place of `inputs`: KServe's form.
+    instances: list[Any] | msgspec.UnsetType = msgspec.UNSET
     version: int | None = None
     outputs: list[str] | None = None
     priority: int = 0
@@ -163,21 +167,49 @@ def parse_predict(body: bytes, model: str) -> InferRequest:
       InvalidRequest: it is no JSON object of the documented form; names the field.
     """
     given = decode(body, _PredictBody)
+    by_instance = given.instances is not msgspec.UNSET
+    if by_instance == (given.inputs is not msgspec.UNSET):
+        raise InvalidField("expected either inputs, by name, or instances, by row", "inputs")
     return _checked(
         InferRequest(
-            given.inputs,
+            _columns(given.instances) if by_instance else given.inputs,
             model,
             given.version,
             given.outputs,
             given.priority,
             given.timeout_ms,
-            given.codec,
+            "json" if by_instance else given.codec,
             None,
             given.webhook,
             _events(given),
             given.cache,
+            by_instance=by_instance,
         )
     )
+
+
+def _columns(instances: Any) -> Any:
+    """Return what is given by rows by inputs: by their names, or as one plain value."""
+    if not instances:
+        raise InvalidField("expected at least one instance", "instances")
+    rows = [_decoded(row) for row in instances]
+    if not any(isinstance(row, dict) for row in rows):
+        return rows
+    names = rows[0].keys() if isinstance(rows[0], dict) else None
+    for at, row in enumerate(rows):
+        if not isinstance(row, dict) or row.keys() != names:
+            raise InvalidField(
+                "expected an object with the same inputs as in the first instance",
+                f"instances[{at}]",
+            )
+    return {name: [_decoded(row[name]) for row in rows] for name in rows[0]}
+
+
+def _decoded(value: Any) -> Any:
+    """Return base64 that is marked as such, `{"b64": "..."}`, as the text that it is."""
+    if isinstance(value, dict) and value.keys() == {"b64"}:
+        return value["b64"]
+    return value
 
 
 def parse_binary(body: bytes, query: Mapping[str, str], model: str | None = None) -> InferRequest:
@@ -236,11 +268,12 @@ def decode(body: bytes, kind: type[_T]) -> _T:
 def _explain(exc: msgspec.ValidationError) -> InvalidRequest:
     # Of a mapping, it says whether a key or a value is meant.
     text, _, path = str(exc).replace("`key` in ", "").partition(" - at `$")
-    field = path.rstrip("`").lstrip(".") or None
+    path, member = path.rstrip("`").lstrip("."), ""
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text):
-        field, text = unknown[1], f"unknown field {unknown[1]!r}"
+        member, text = unknown[1], f"unknown field {unknown[1]!r}"
     if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
-        field, text = missing[1], f"missing field {missing[1]!r}"
+        member, text = missing[1], f"missing field {missing[1]!r}"
+    field = ".".join(filter(None, (path, member))) or None
     return InvalidRequest(text) if field is None else InvalidField(text, field)
 
 

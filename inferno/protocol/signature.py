@@ -102,6 +102,8 @@ class TensorSpec(BaseModel):
             array = tensors.decode(value, self.dtype, field)
         elif isinstance(value, np.ndarray):
             array = tensors.of_dtype(value, self.dtype, field)
+        elif isinstance(value, tensors.Raw):
+            array = tensors.from_raw(value, self.dtype, field)
         else:
             binary = isinstance(value, tensors.Binary)
             read = tensors.from_binary if binary else tensors.from_values

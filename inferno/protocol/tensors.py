@@ -12,7 +12,7 @@ import base64
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,17 @@ class Binary:
     shape: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Raw:
+    """A whole tensor as bytes, as the Open Inference Protocol's binary extension sends it."""
+
+    #: `FP32`, `BYTES` and so on.
+    datatype: str
+    shape: list[int]
+    #: Little-endian and row-major; of `BYTES`, each element after its length (unsigned, 32 bits).
+    raw: memoryview
+
+
 #: Numeric dtypes by their name on the wire.
 NUMERIC: dict[str, np.dtype[Any]] = {
     name: np.dtype(name).newbyteorder("<")
@@ -54,6 +65,15 @@ ALIASES: dict[str, str] = {
     "half": "float16", "float": "float32", "double": "float64",
     "short": "int16", "int": "int32", "long": "int64",
     "str": "string", "text": "string", "BYTES": "string", "binary": "bytes",
+}  # fmt: skip
+
+#: The Open Inference Protocol's names of the dtypes.
+DATATYPES: dict[str, str] = {
+    "bool": "BOOL",
+    "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
+    "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
+    "float16": "FP16", "float32": "FP32", "float64": "FP64",
+    "string": "BYTES", "bytes": "BYTES",
 }  # fmt: skip
 
 DTYPES = (*NUMERIC, "string", "bytes")
@@ -156,7 +176,57 @@ def from_binary(value: Binary, dtype: str, field: str) -> Array:
         return array
     if value.shape is None:
         raise InvalidInput(f"a binary tensor of {dtype} needs its shape", field)
-    return _from_raw(value.raw, dtype, value.shape, "the body", field)
+    return _from_bytes(value.raw, dtype, value.shape, "the body", field)
+
+
+def from_raw(value: Raw, dtype: str, field: str) -> Array:
+    """Turn a tensor of the Open Inference Protocol's binary extension into an array.
+
+    BF16, which numpy does not have, is widened for a model that takes float32.
+
+    Raises:
+      InvalidInput: its bytes do not fit its shape, or its datatype is another one.
+    """
+    shape = _shape(value.shape, field)
+    if value.datatype == "BF16" and dtype == "float32":
+        halves = _from_bytes(value.raw, "uint16", shape, "the binary data", field)
+        return _finite((halves.astype("<u4") << 16).view("<f4"), dtype, field)
+    _check_dtype(value.datatype, dtype, field)
+    if dtype in NUMERIC:
+        return _from_bytes(value.raw, dtype, shape, "the binary data", field)
+    elements = _unframed(value.raw, field)
+    if len(elements) != math.prod(shape):
+        raise InvalidInput(
+            f"shape {list(shape)} holds {math.prod(shape)} elements, but the binary data has "
+            f"{len(elements)}",
+            field,
+        )
+    array = np.empty(len(elements), dtype=object)
+    try:
+        array[:] = [item.decode() for item in elements] if dtype == "string" else elements
+    except UnicodeDecodeError as exc:
+        raise InvalidInput(f"expected text in UTF-8: {exc.reason}", field) from None
+    return array.reshape(shape)
+
+
+def _unframed(raw: memoryview, field: str) -> list[bytes]:
+    elements, at, end = [], 0, len(raw)
+    while at < end:
+        start = at + 4
+        at = start + int.from_bytes(raw[at:start], "little")
+        if start > end or at > end:
+            raise InvalidInput(
+                "the binary data ends within an element; each is preceded by its length, 4 bytes "
+                "little-endian",
+                field,
+            )
+        elements.append(bytes(raw[start:at]))
+    return elements
+
+
+def framed(elements: Iterable[bytes]) -> bytes:
+    """Return elements of a BYTES tensor, each after its length, as the protocol sends them."""
+    return b"".join(len(item).to_bytes(4, "little") + item for item in elements)
 
 
 def dtype_of(array: Array) -> str:
@@ -221,17 +291,19 @@ def _from_base64(text: Any, dtype: str, shape: tuple[int, ...], field: str) -> A
         raise InvalidInput(
             f"a {dtype} tensor is given as data, a list with one item for each element", field
         )
-    return _from_raw(decode_base64(text, field), dtype, shape, "base64", field)
+    return _from_bytes(decode_base64(text, field), dtype, shape, "base64", field)
 
 
-def _from_raw(raw: bytes, dtype: str, shape: tuple[int, ...], holder: str, field: str) -> Array:
+def _from_bytes(
+    raw: bytes | memoryview, dtype: str, shape: tuple[int, ...], holder: str, field: str
+) -> Array:
     expected = math.prod(shape) * NUMERIC[dtype].itemsize
     if len(raw) != expected:
         raise InvalidInput(
             f"shape {list(shape)} of {dtype} is {expected} bytes, but {holder} holds {len(raw)}",
             field,
         )
-    if dtype == "bool" and raw.strip(b"\0\1"):
+    if dtype == "bool" and bytes(raw).strip(b"\0\1"):
         raise InvalidInput("a byte of a bool tensor is 0 or 1", field)
     return _finite(np.frombuffer(raw, dtype=NUMERIC[dtype]).reshape(shape), dtype, field)
 

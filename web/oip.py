@@ -1,0 +1,366 @@
+"""The Open Inference Protocol, version 2, with Triton's extensions, under `/v2`."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from typing import Any
+
+import msgspec
+from flask import Blueprint, Response, request
+
+from inferno.errors import (
+    InvalidField,
+    InvalidRequest,
+    ModelNotFound,
+    ModelUnavailable,
+    NotInTime,
+    NotSupported,
+    PayloadTooLarge,
+)
+from inferno.project import inferno_version
+from inferno.protocol import oip
+from inferno.protocol.requests import InferRequest, decode
+from inferno.repository import Model, Package
+from tasks.submit import Accepted
+from web import disconnect, documents, idempotency, infer
+from web.health import missing_models
+from web.preference import prefer
+from web.services import Services, services
+
+blueprint = Blueprint("oip", __name__, url_prefix="/v2")
+
+#: Answers that are shorter are not compressed, in bytes.
+COMPRESSED_BYTES = 1024
+#: Of zlib: the formats that HTTP calls gzip and deflate.
+_WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+
+
+# -- The server ------------------------------------------------------------------------------------
+
+
+@blueprint.get("")
+def server() -> Response:
+    """Say what this server is."""
+    return documents.respond(
+        {"name": "inferno", "version": inferno_version(), "extensions": oip.EXTENSIONS}
+    )
+
+
+@blueprint.get("/health/live")
+def live() -> Response:
+    """Say that this process answers."""
+    return documents.respond({"live": True})
+
+
+@blueprint.get("/health/ready")
+def ready() -> Response:
+    """Say whether every model is served."""
+    if missing := missing_models(services()):
+        raise ModelUnavailable(f"no live worker serves {', '.join(missing)}")
+    return documents.respond({"ready": True})
+
+
+# -- Models ----------------------------------------------------------------------------------------
+
+
+@blueprint.get("/models/<name>")
+@blueprint.get("/models/<name>/versions/<version>")
+def metadata(name: str, version: str | None = None) -> Response:
+    """Describe the inputs and outputs of a model."""
+    model, package = _find(services(), name, version)
+    versions = model.versions if version is None else [package.version]
+    return documents.respond(oip.metadata(package, versions))
+
+
+@blueprint.get("/models/<name>/ready")
+@blueprint.get("/models/<name>/versions/<version>/ready")
+def model_ready(name: str, version: str | None = None) -> Response:
+    """Say whether a model, or one of its versions, can be used."""
+    here = services()
+    model, package = _find(here, name, version)
+    loaded = here.loaded().get(name)
+    wanted = package.version if version is not None else model.active
+    # A version that is loaded on first use can be used, too.
+    if loaded is None or wanted is None or (loaded and wanted not in loaded):
+        raise ModelUnavailable(f"version {package.version} of {name} is not loaded")
+    return documents.respond({"name": name, "ready": True})
+
+
+@blueprint.get("/models/<name>/config")
+@blueprint.get("/models/<name>/versions/<version>/config")
+def config(name: str, version: str | None = None) -> Response:
+    """Tell the configuration of a model, in Triton's words."""
+    here = services()
+    _, package = _find(here, name, version)
+    batching = here.settings.batching
+    return documents.respond(
+        oip.config(
+            package,
+            package.max_batch_size(batching.max_batch_size),
+            package.max_batch_delay_ms(batching.max_batch_delay_ms),
+        )
+    )
+
+
+# -- Inference -------------------------------------------------------------------------------------
+
+
+@blueprint.post("/models/<name>/infer")
+@blueprint.post("/models/<name>/versions/<version>/infer")
+def run_infer(name: str, version: str | None = None) -> Response:
+    """Run a model; the call is a durable task like any other."""
+    here = services()
+    body = _body(here.settings.limits.max_body_bytes)
+    wanted, form = oip.parse_infer(
+        body, request.headers.get(oip.HEADER_LENGTH), name, _number(version)
+    )
+    task, result = _run(here, wanted, body)
+    if result is None:
+        return _accepted(task)
+    package = here.repository.model(name).versions.get(task.version or 0)
+    labels = () if package is None else package.manifest.labels
+    answer, header_length = oip.write_infer(result, task.task_id, form, labels)
+    return _answer(answer, header_length, replayed=task.replayed)
+
+
+@blueprint.post("/models/<name>/generate")
+@blueprint.post("/models/<name>/versions/<version>/generate")
+def generate(name: str, version: str | None = None) -> Response:
+    """Make a text of a text, with a model that does that."""
+    document, replayed = _generate(name, version)
+    if isinstance(document, Accepted):
+        return _accepted(document)
+    return _answer(documents.encode(document), None, replayed=replayed)
+
+
+@blueprint.post("/models/<name>/generate_stream")
+@blueprint.post("/models/<name>/versions/<version>/generate_stream")
+def generate_stream(name: str, version: str | None = None) -> Response:
+    """Make a text of a text; it comes as one event, because models give whole texts."""
+    document, _ = _generate(name, version)
+    if isinstance(document, Accepted):
+        return _accepted(document)
+    event = b"data: " + documents.encode(document).strip() + b"\n\n"
+    return Response(event, content_type="text/event-stream; charset=utf-8")
+
+
+def _generate(name: str, version: str | None) -> tuple[dict[str, Any] | Accepted, bool]:
+    here = services()
+    body = _body(here.settings.limits.max_body_bytes)
+    given = decode(body, oip.GenerateRequest)
+    _, package = _find(here, name, version)
+    if (texts := oip.texts_of(package.signature)) is None:
+        raise InvalidRequest(f"{name} does not take one text and give one; use /infer")
+    if given.parameters:
+        raise InvalidField(
+            f"{name} takes no parameters, got {', '.join(given.parameters)}", "parameters"
+        )
+    wanted = InferRequest({texts[0]: given.text_input}, name, _number(version))
+    task, result = _run(here, wanted, body)
+    if result is None:
+        return task, task.replayed
+    return oip.write_generate(result, task.task_id, given.id), task.replayed
+
+
+def _run(here: Services, wanted: InferRequest, body: bytes) -> tuple[Accepted, bytes | None]:
+    """Run a model as `:predict` does.
+
+    Returns:
+      the task, and its result; None if its caller did not want to wait for that.
+    Raises:
+      NotInTime: it did not come in time; the task goes on.
+    """
+    key = idempotency.from_header(f"{request.path} {request.headers.get(oip.HEADER_LENGTH)}", body)
+    preference = prefer(request.headers.get("Prefer"), here.settings.server.sync_wait_ms / 1000)
+    wanted = infer.as_headers_say(wanted, request.environ)
+    sock = disconnect.socket_of(request.environ)
+    task, outcome = infer.run(here, wanted, preference, key, sock)
+    if preference.applied is not None and not preference.wait_s:
+        return task, None
+    if task.replayed:
+        _, outcome = here.fetch(task.task_id, preference.wait_s)
+    if outcome is None:
+        if preference.applied is not None:
+            return task, None
+        raise NotInTime(f"it did not end in time, and goes on as /tasks/{task.task_id}")
+    if outcome.error is not None:
+        raise outcome.error
+    return task, bytes(outcome.result)
+
+
+def _accepted(task: Accepted) -> Response:
+    response = documents.respond(documents.accepted(task, ()), 202)
+    response.headers["Location"] = f"/tasks/{task.task_id}"
+    response.headers["Retry-After"] = str(infer.RETRY_AFTER_S)
+    return response
+
+
+def _body(limit: int) -> bytes:
+    """Return the body of the request, decompressed.
+
+    Raises:
+      PayloadTooLarge: it is over the limit, in bytes.
+      InvalidRequest: it is not compressed as it says.
+    """
+    # Clients say nothing of its type.
+    body = request.get_data(cache=False)
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding in ("", "identity"):
+        return body
+    window = _WINDOWS.get(encoding)
+    if window is None:
+        raise InvalidRequest(f"Content-Encoding: expected gzip or deflate, got {encoding!r:.40}")
+    unpacker = zlib.decompressobj(window)
+    try:
+        unpacked = unpacker.decompress(body, limit + 1)
+    except zlib.error as exc:
+        raise InvalidRequest(f"the body is no valid {encoding}: {exc}") from None
+    if len(unpacked) > limit:
+        raise PayloadTooLarge(f"expected a body of at most {limit} bytes, decompressed")
+    if not unpacker.eof:
+        raise InvalidRequest(f"the body is no valid {encoding}: it ends too early")
+    return unpacked
+
+
+def _answer(body: bytes, header_length: int | None, *, replayed: bool) -> Response:
+    response = Response(mimetype="application/json")
+    if header_length is not None:
+        response.mimetype = "application/octet-stream"
+        response.headers[oip.HEADER_LENGTH] = str(header_length)
+    if replayed:
+        response.headers[idempotency.REPLAYED_HEADER] = "true"
+    if len(body) >= COMPRESSED_BYTES:
+        accepted = request.accept_encodings
+        encoding = max(_WINDOWS, key=lambda name: accepted[name])
+        if accepted[encoding]:
+            fast = 1
+            body = (gzip if encoding == "gzip" else zlib).compress(body, fast)
+            response.headers["Content-Encoding"] = encoding
+        response.headers["Vary"] = "Accept-Encoding"
+    response.set_data(body)
+    return response
+
+
+# -- The repository --------------------------------------------------------------------------------
+
+
+@blueprint.post("/repository/index")
+def index() -> Response:
+    """List every version of every model, and whether it is loaded."""
+    here = services()
+    body = request.get_data()
+    only_ready = decode(body, oip.IndexRequest).ready if body.strip() else False
+    repository = here.catalog.refresh()
+    loaded, failed = here.loaded(), here.failed()
+    found = []
+    for model in repository.models.values():
+        for version in sorted(model.versions):
+            reason = failed.get(model.name, {}).get(version, "")
+            if version in loaded.get(model.name, ()):
+                found.append(_state(model.name, version, "READY", ""))
+            elif not only_ready:
+                found.append(_state(model.name, version, "UNAVAILABLE", reason or "not loaded"))
+        if not only_ready:
+            for name, why in model.errors.items():
+                found.append(_state(model.name, name, "UNAVAILABLE", why))
+    if not only_ready:
+        for name, why in repository.errors.items():
+            found.append(_state(name, "", "UNAVAILABLE", why))
+    return Response(documents.encode(found), mimetype="application/json")
+
+
+def _state(name: str, version: int | str, state: str, reason: str) -> dict[str, str]:
+    return {"name": name, "version": str(version), "state": state, "reason": reason}
+
+
+@blueprint.post("/repository/models/<name>/load")
+def load(name: str) -> Response:
+    """Load the newest version of a model, or the one that its `config` names, in all workers."""
+    here = services()
+    version = _wanted_version(_parameters(), name)
+    here.rollouts.load(here.catalog.refresh().model(name), version)
+    here.catalog.refresh(packages=False)
+    return documents.respond({})
+
+
+@blueprint.post("/repository/models/<name>/unload")
+def unload(name: str) -> Response:
+    """Take all versions of a model out of service, and out of the workers' memory."""
+    here = services()
+    _parameters()
+    here.rollouts.unload(here.catalog.refresh().model(name))
+    here.catalog.refresh(packages=False)
+    return documents.respond({})
+
+
+def _parameters() -> dict[str, Any]:
+    body = request.get_data()
+    return decode(body, oip.LoadRequest).parameters if body.strip() else {}
+
+
+def _wanted_version(parameters: dict[str, Any], name: str) -> int | None:
+    """Return the one version that a load asks for, None for the newest.
+
+    Raises:
+      NotSupported: it asks for something else.
+    """
+    if any(parameter.startswith("file:") for parameter in parameters):
+        raise NotSupported("files cannot be sent with a load; put the package into the repository")
+    if (given := parameters.get("config")) is None:
+        return None
+    try:
+        policy = msgspec.json.decode(given, type=_Config).version_policy
+    except (msgspec.DecodeError, TypeError) as exc:
+        raise InvalidField(f"expected a configuration as JSON: {exc}", "config") from None
+    if policy is None or policy.specific is None:
+        return None
+    if len(policy.specific.versions) != 1:
+        raise NotSupported(
+            f"one version at a time can be loaded; for shares, use /v1/models/{name}/active"
+        )
+    return policy.specific.versions[0]
+
+
+class _Specific(msgspec.Struct):
+    versions: list[int]
+
+
+class _Policy(msgspec.Struct):
+    specific: _Specific | None = None
+
+
+class _Config(msgspec.Struct, forbid_unknown_fields=True):
+    version_policy: _Policy | None = None
+
+
+# -- What there is not -----------------------------------------------------------------------------
+
+
+@blueprint.route("/systemsharedmemory", defaults={"rest": ""}, methods=["GET", "POST"])
+@blueprint.route("/systemsharedmemory/<path:rest>", methods=["GET", "POST"])
+@blueprint.route("/cudasharedmemory", defaults={"rest": ""}, methods=["GET", "POST"])
+@blueprint.route("/cudasharedmemory/<path:rest>", methods=["GET", "POST"])
+def shared_memory(rest: str) -> Response:
+    """Refuse: a task outlives the memory of its client."""
+    raise NotSupported("shared memory is not supported; send tensors in the request")
+
+
+def _find(here: Services, name: str, version: str | None) -> tuple[Model, Package]:
+    """Return a model, and the version that a path names.
+
+    Raises:
+      ModelNotFound: there is no such model or version.
+    """
+    model = here.repository.model(name)
+    number = _number(version)
+    return model, model.described if number is None else model.package(number)
+
+
+def _number(version: str | None) -> int | None:
+    if version is None:
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", version):
+        raise ModelNotFound(f"no version {version!r:.40}; versions are numbers", "version")
+    return int(version)
