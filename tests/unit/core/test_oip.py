@@ -51,11 +51,11 @@ def test_its_timeout_is_in_microseconds():
          "outputs.y.parameters.binary_data"),
         ({"outputs": [{"name": "y", "parameters": {"classification": 0}}]},
          "outputs.y.parameters.classification"),
-        ({"outputs": [{}]}, "outputs[...].name"),
+        ({"outputs": [{}]}, "outputs[0].name"),
         ({"inputs": [X, X]}, "inputs.x"),
         ({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32"}]}, "inputs.x"),
         ({"inputs": [X | {"parameters": {"binary_data_size": 0}}]}, "inputs.x"),
-        ({"inputs": [{**X, "shape": "1"}]}, "inputs[...].shape"),
+        ({"inputs": [{**X, "shape": "1"}]}, "inputs[0].shape"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(members, field):
