@@ -12,10 +12,10 @@ import redis
 
 from inferno import names
 from inferno.errors import TaskNotFound, WrongState
+from tasks.bridge import Waiter
 from tasks.connection import translated
 from tasks.control import Control
 from tasks.records import Outcome
-from web.bridge import Waiter
 
 log = logging.getLogger(__name__)
 

@@ -24,11 +24,11 @@ from inferno.protocol.requests import (
     parse_predict,
     parse_submit,
 )
+from tasks.bridge import Waiter
 from tasks.records import Outcome
 from tasks.submit import Accepted, new_task_id
 from tasks.transitions import Idempotency
 from web import disconnect, documents, idempotency
-from web.bridge import Waiter
 from web.errors import problem
 from web.preference import Preference, prefer
 from web.services import Services, services

@@ -17,20 +17,20 @@ from inferno.protocol.tensors import Tensors
 from inferno.protocol.webhooks import check_reach
 from inferno.repository import Package, Repository
 from inferno.settings import Settings
+from tasks.bridge import Bridge, Waiter
 from tasks.cache import Cache
+from tasks.catalog import Catalog
 from tasks.celery import app as celery_app
 from tasks.cluster import Cluster
 from tasks.connection import connect
 from tasks.control import Control
 from tasks.dead import DeadLetters
+from tasks.deadlines import Deadlines, is_late
 from tasks.deployments import Deployments, Outdated
 from tasks.records import Outcome, Record, Records
 from tasks.rollout import Rollouts
 from tasks.submit import Accepted, Submitter
 from tasks.transitions import Idempotency
-from web.bridge import Bridge, Waiter
-from web.catalog import Catalog
-from web.deadlines import Deadlines, is_late
 from web.peer import Peers
 
 #: Before a call is refused because no worker is there, this is looked at again, if it was read
@@ -82,7 +82,7 @@ class Services:
         deployments, cluster = Deployments(client, settings), Cluster(client, settings)
         records = Records(client, settings)
         control = Control(celery_app, client, settings)
-        bridge = Bridge(client, records, settings.redis.prefix)
+        bridge = Bridge(client, records, settings.redis.prefix, "inferno-web")
         sizes = settings.limits
         return cls(
             settings=settings,

@@ -16,17 +16,17 @@ import redis
 from inferno import names
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
+from tasks.bridge import Bridge, Waiter
 from tasks.connection import connect
 from tasks.lanes import Held
 from tasks.records import Record, Records, encode_outcome
 from tasks.transitions import Arrival, Step
-from web.bridge import Bridge, Waiter
 
 
 @pytest.fixture
 def bridge(settings, store):
     client = connect(settings)
-    bridge = Bridge(client, Records(client, settings), settings.redis.prefix)
+    bridge = Bridge(client, Records(client, settings), settings.redis.prefix, "inferno-web")
     yield bridge
     bridge.stop()
     client.close()
@@ -129,10 +129,10 @@ import sys, gevent
 from inferno.settings import Settings
 from tasks.connection import connect
 from tasks.records import Records
-from web.bridge import Bridge
+from tasks.bridge import Bridge
 settings = Settings(redis={"url": sys.argv[1]})
 client = connect(settings)
-bridge = Bridge(client, Records(client, settings), settings.redis.prefix)
+bridge = Bridge(client, Records(client, settings), settings.redis.prefix, "inferno-web")
 gevent.joinall([gevent.spawn(bridge.wait, f"task-{n}", 0.5) for n in range(64)])
 print(client.info("commandstats")["cmdstat_subscribe"]["calls"])
 """
@@ -165,7 +165,7 @@ def test_results_arrive_after_redis_was_down(tmp_path, until):
     url = f"redis://127.0.0.1:{port}/0"
     settings = Settings.model_validate({"redis": {"url": url}})
     client = connect(settings)
-    bridge = Bridge(client, Records(client, settings), settings.redis.prefix)
+    bridge = Bridge(client, Records(client, settings), settings.redis.prefix, "inferno-web")
     with Waiter(bridge, "patient") as waiter, redis.Redis.from_url(url) as store:
         with running(command):
             until(lambda: _subscribed(store))
@@ -214,7 +214,7 @@ def test_failing_callback_leaves_the_others_alone(bridge, worker, caplog):
 def test_stopping_ends_the_threads_whatever_they_do(settings, store):
     for start in (True, False):
         client = connect(settings)
-        bridge = Bridge(client, Records(client, settings), settings.redis.prefix)
+        bridge = Bridge(client, Records(client, settings), settings.redis.prefix, "inferno-web")
         if start:
             bridge.subscribe("one", print)
         bridge.stop()

@@ -8,9 +8,9 @@ import pytest
 
 from inferno.errors import BrokerUnavailable
 from inferno.protocol.tasks import TaskState
+from tasks.bridge import Waiter
 from tasks.control import Control
-from web.bridge import Waiter
-from web.deadlines import Deadlines
+from tasks.deadlines import Deadlines
 
 LATE = {"model": "sentiment", "inputs": {"text": "Late."}, "timeout_ms": 1}
 

@@ -11,9 +11,9 @@ from werkzeug.serving import make_server
 
 from inferno import names
 from inferno.protocol.tasks import TaskState
+from tasks.bridge import Waiter
 from tests.processes import web
 from web import disconnect
-from web.bridge import Waiter
 from web.disconnect import has_hung_up
 
 NATIVE = {"model": "sentiment", "inputs": {"text": "Good."}}

@@ -10,9 +10,9 @@ import pytest
 from inferno import names
 from inferno.errors import DeadlineExceeded, ForwardFailed
 from inferno.protocol.tasks import TaskState
+from tasks.deadlines import LATE_S
 from tasks.lanes import Held
 from tasks.transitions import Rider
-from web.deadlines import LATE_S
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Results from Redis to whoever waits for them in this process.
 
-All waiting HTTP calls and sockets of a process share one Redis connection. It is subscribed to a
-channel of the process' own, on which it is told of tasks that it has submitted, of a whole batch at
-once; and to the channels of those other tasks that its clients wait for::
+All who wait in a process, be it HTTP calls, sockets or ensembles, share one Redis connection. It is
+subscribed to a channel of the process' own, on which it is told of tasks that it has submitted, of
+a whole batch at once; and to the channels of those other tasks that its clients wait for::
 
     expect() -----------------------------+        +--> callback
     subscribe() --+                       |        |
@@ -30,8 +30,8 @@ from redis.connection import AbstractConnection
 
 from inferno import names
 from tasks.records import Outcome, Records, decode_outcome, decode_outcomes
+from tasks.resp import Reply, ReplyReader, pack
 from tasks.transport import consumer_name
-from web.resp import Reply, ReplyReader, pack
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Waiter:
 
 
 class Bridge:
-    """The subscribed connection of a web process.
+    """The subscribed connection of a process.
 
     It starts with the first subscription, and so after gunicorn has forked.
     """
@@ -104,14 +104,16 @@ class Bridge:
     #: Delay after the first and after later attempts to connect, in seconds.
     BACKOFF_S = (0.05, 2.0)
 
-    def __init__(self, client: redis.Redis, records: Records, prefix: str) -> None:
+    def __init__(self, client: redis.Redis, records: Records, prefix: str, name: str) -> None:
         """Store where the results come from.
 
         Args:
           client: knows how to connect; the bridge opens a connection of its own.
           records: for results that were stored before anyone waited.
           prefix: of the platform's own keys and channels.
+          name: of the connection, for those who look at Redis.
         """
+        self._name = name
         self._pool = client.connection_pool
         self._prefix = prefix
         self._records = records
@@ -276,7 +278,7 @@ class Bridge:
             | {
                 "protocol": 3,
                 "socket_timeout": options.get("socket_connect_timeout"),
-                "client_name": "inferno-web",
+                "client_name": self._name,
                 "maint_notifications_config": None,
                 "maint_notifications_pool_handler": None,
             }

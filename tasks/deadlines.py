@@ -12,9 +12,9 @@ import threading
 import time
 
 from inferno.errors import BrokerUnavailable
+from tasks.bridge import Bridge
 from tasks.control import Control
 from tasks.records import Record, Records
-from web.bridge import Bridge
 
 log = logging.getLogger(__name__)
 
