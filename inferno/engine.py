@@ -58,7 +58,7 @@ class Engine:
         context = ModelContext(
             path=package.path.resolve(),
             device=choose_device(inference.device),
-            threads=inference.pass_threads(manifest.concurrency.max_concurrency),
+            threads=inference.pass_threads(package.executors),
             parameters=manifest.parameters,
             labels=manifest.labels,
         )

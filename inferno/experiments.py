@@ -224,7 +224,7 @@ def simulate(
     if curve is not None:
         measured = _read(curve, package)
     else:
-        executors = executors or package.manifest.concurrency.max_concurrency
+        executors = executors or package.executors
         with out.status("") as status:
             measured = tuning.measure(
                 package, settings.batching, settings.inference, executors,

@@ -24,12 +24,16 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from inferno import names
+from inferno import ensemble, names
+from inferno.ensemble import Stage
 from inferno.errors import ModelNotFound, PackageError
 from inferno.protocol.signature import Signature
 from inferno.settings import RepositorySettings
 
 MANIFEST = "model.yaml"
+
+#: Batches of an ensemble that one worker has under way, by default: they do nothing but wait.
+ENSEMBLE_EXECUTORS = 16
 
 #: Path, time of the last change in ns, and size of each file of a version.
 Stamp = tuple[tuple[str, int, int], ...]
@@ -111,8 +115,11 @@ class Batching(_Section):
 class Concurrency(_Section):
     """How many forward passes of a model run at the same time in one worker."""
 
-    max_concurrency: int = Field(
-        default=1, ge=1, le=64, description="Executors of the model in one worker."
+    max_concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Executors of the model in one worker. Default: 1, and 16 for an ensemble.",
     )
 
 
@@ -172,7 +179,9 @@ class Manifest(_Section):
         pattern=f"^{names.MODEL_NAME.pattern}$", description="As the folder is called."
     )
     version: int = Field(ge=1, description="As the folder is called.")
-    format: str = Field(description="The runtime: onnx, torchscript or python.")
+    format: str = Field(
+        description="The runtime: onnx, torchscript or python; or ensemble, of other models."
+    )
     artifact: str | None = Field(default=None, description="File that the runtime loads.")
     entrypoint: str | None = Field(
         default=None, description="`module:function` that builds a python model."
@@ -208,6 +217,9 @@ class Manifest(_Section):
     parameters: dict[str, Any] = Field(
         default_factory=dict, description="Handed to the model's own code."
     )
+    ensemble: tuple[Stage, ...] = Field(
+        default=(), description="The stages of an ensemble, in any order."
+    )
 
     @model_validator(mode="after")
     def _batchable(self) -> Manifest:
@@ -218,6 +230,25 @@ class Manifest(_Section):
                 "tensor has `batch` as its first dimension"
             )
         return self
+
+    @model_validator(mode="after")
+    def _composed(self) -> Manifest:
+        if (self.format == ensemble.FORMAT) != bool(self.ensemble):
+            raise ValueError("ensemble: expected stages if `format` is ensemble, else nothing")
+        if self.ensemble:
+            try:
+                self._check_ensemble()
+            except ValueError as exc:
+                raise ValueError(f"ensemble: {exc}") from None
+        return self
+
+    def _check_ensemble(self) -> None:
+        for name in ("artifact", "entrypoint", "processor"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"expected no {name}: an ensemble runs nothing itself")
+        if self.deterministic or self.cache != Cache():
+            raise ValueError("expected no deterministic and no cache: its stages have their own")
+        ensemble.check_graph(self.ensemble, self.signature)
 
 
 @dataclass(frozen=True)
@@ -244,6 +275,18 @@ class Package:
         """What it takes and gives."""
         return self.manifest.signature
 
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether it is a graph of other models."""
+        return bool(self.manifest.ensemble)
+
+    @property
+    def executors(self) -> int:
+        """Forward passes at the same time in one worker; of an ensemble, batches."""
+        return self.manifest.concurrency.max_concurrency or (
+            ENSEMBLE_EXECUTORS if self.is_ensemble else 1
+        )
+
     def max_batch_size(self, default: int) -> int:
         """Return the rows of one forward pass, at most.
 
@@ -261,7 +304,10 @@ class Package:
           default: for a package that does not say.
         """
         delay_ms = self.manifest.batching.max_batch_delay_ms
-        return default if delay_ms is None else delay_ms
+        if delay_ms is None:
+            # What the members of an ensemble's batch have in common is only a thread.
+            return 0.0 if self.is_ensemble else default
+        return delay_ms
 
     def slo_p95_ms(self, default: float | None) -> float | None:
         """Return the latency objective, in ms.
@@ -479,28 +525,31 @@ class Repository:
             for model in (before.models.values() if before else ())
             for package in model.versions.values()
         }
+        found = {
+            folder.name: _read_versions(folder, known)
+            for folder in sorted(settings.root.iterdir())
+            if any(_version_folders(folder))
+        }
+        _sort_out_ensembles(found, settings.active)
         models: dict[str, Model] = {}
         errors: dict[str, str] = {}
-        for folder in sorted(settings.root.iterdir()):
-            if not any(_version_folders(folder)):
-                continue
-            versions, broken = _read_versions(folder, known)
-            active = settings.active.get(folder.name, max(versions, default=0))
+        for name, (versions, broken) in found.items():
+            active = settings.active.get(name, max(versions, default=0))
             if active in versions:
-                models[folder.name] = Model(
-                    folder.name,
+                models[name] = Model(
+                    name,
                     versions,
                     active,
                     broken,
-                    follows_latest=folder.name not in settings.active,
+                    follows_latest=name not in settings.active,
                 )
             elif not versions:
-                errors[folder.name] = "; ".join(broken.values())
+                errors[name] = "; ".join(broken.values())
             else:
-                errors[folder.name] = broken.get(str(active)) or (
-                    f"INFERNO_REPOSITORY__ACTIVE: {folder.name} has no version {active}"
+                errors[name] = broken.get(str(active)) or (
+                    f"INFERNO_REPOSITORY__ACTIVE: {name} has no version {active}"
                 )
-        for name in settings.active.keys() - models.keys() - errors.keys():
+        for name in settings.active.keys() - found.keys():
             errors[name] = f"INFERNO_REPOSITORY__ACTIVE: there is no model {name!r}"
         return cls(models, errors)
 
@@ -514,6 +563,18 @@ class Repository:
             return self.models[name]
         except KeyError:
             raise ModelNotFound(f"model not found or not loaded: {name!r}", "model") from None
+
+    def parts(self, package: Package) -> list[str]:
+        """Return the models that take part in an answer: the package's own, and its stages'."""
+        found = {package.name: None}
+        for stage in package.manifest.ensemble:
+            found[stage.model] = None
+            model = self.models.get(stage.model)
+            if model is not None:
+                versions = model.versions
+                inner = versions.get(stage.version) if stage.version else model.described
+                found |= dict.fromkeys(self.parts(inner) if inner else ())
+        return list(found)
 
 
 def _version_folders(folder: Path) -> Iterator[Path]:
@@ -538,3 +599,81 @@ def _read_versions(
         except PackageError as exc:
             broken[path.name] = exc.detail
     return versions, broken
+
+
+#: By model, its versions that can be read, and by the names of their folders why others cannot.
+_Found = Mapping[str, tuple[dict[int, Package], dict[str, str]]]
+
+
+def _sort_out_ensembles(found: _Found, active: Mapping[str, int]) -> None:
+    """Put the ensembles that do not fit their stages among what is broken."""
+    check = _EnsembleCheck({name: dict(versions) for name, (versions, _) in found.items()}, active)
+    for versions, broken in found.values():
+        for package in list(versions.values()):
+            if (fault := check.fault(package)) is not None:
+                del versions[package.version]
+                broken[str(package.version)] = fault
+
+
+class _EnsembleCheck:
+    """Finds out what is wrong with ensembles; those that they contain are looked at first."""
+
+    def __init__(
+        self, models: Mapping[str, Mapping[int, Package]], active: Mapping[str, int]
+    ) -> None:
+        self._models = models
+        self._active = active
+        self._faults: dict[Path, str | None] = {}
+
+    def fault(self, package: Package) -> str | None:
+        if not package.is_ensemble:
+            return None
+        if package.path not in self._faults:
+            self._faults[package.path] = None
+            try:
+                self._check(package)
+            except ValueError as exc:
+                self._faults[package.path] = f"{package.path / MANIFEST}: ensemble: {exc}"
+        return self._faults[package.path]
+
+    def _check(self, package: Package) -> None:
+        if circle := self._way([package], package, {package.path}):
+            names = " -> ".join(f"{one.name}/{one.version}" for one in circle)
+            raise ValueError(f"it would contain itself: {names}")
+        stages = package.manifest.ensemble
+        signatures = {stage.name: self._package(stage).signature for stage in stages}
+        ensemble.check_types(stages, package.signature, signatures)
+
+    def _way(self, path: list[Package], to: Package, seen: set[Path]) -> list[Package] | None:
+        """Return how a path can lead on to a package. Any version may become the active one."""
+        for stage in path[-1].manifest.ensemble:
+            for version, inner in self._models.get(stage.model, {}).items():
+                if stage.version not in (None, version):
+                    continue
+                if inner.path == to.path:
+                    return [*path, inner]
+                if inner.path not in seen:
+                    seen.add(inner.path)
+                    if way := self._way([*path, inner], to, seen):
+                        return way
+        return None
+
+    def _package(self, stage: Stage) -> Package:
+        versions = self._models.get(stage.model)
+        if not versions:
+            raise ValueError(f"stage {stage.name}: model: there is no sound model {stage.model!r}")
+        version = stage.version or self._active.get(stage.model) or self._newest(versions)
+        package = versions.get(version)
+        if package is None:
+            known = ", ".join(map(str, sorted(versions)))
+            raise ValueError(
+                f"stage {stage.name}: version: {stage.model} has no version {version}; "
+                f"it has {known}"
+            )
+        if (fault := self.fault(package)) is not None:
+            raise ValueError(f"stage {stage.name}: model: {stage.model} is broken: {fault}")
+        return package
+
+    def _newest(self, versions: Mapping[int, Package]) -> int:
+        sound = [version for version, one in versions.items() if self.fault(one) is None]
+        return max(sound, default=max(versions))

@@ -92,7 +92,7 @@ class HostedModel:
         self.window_s = delay_ms / 1000
         slo_ms = package.slo_p95_ms(settings.batching.slo_p95_ms)
         self.objective_s = None if slo_ms is None else slo_ms / 1000
-        self.executors = package.manifest.concurrency.max_concurrency
+        self.executors = package.executors
         self.pace = Pace(self.max_batch_size, self.executors)
 
     @property

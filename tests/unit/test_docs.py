@@ -14,7 +14,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from inferno import repository
+from inferno import ensemble, repository
 from inferno.engine import Engine
 from inferno.protocol.signature import Signature, TensorSpec
 from inferno.protocol.webhooks import sign
@@ -94,6 +94,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "WarmUp": repository.WarmUp,
     "Retries": repository.Retries,
     "Cache": repository.Cache,
+    "Stage": ensemble.Stage,
 }
 
 

@@ -58,7 +58,7 @@ def test_defaults_leave_batching_to_the_settings(package: Callable[..., Package]
     assert manifest.batching.max_batch_delay_ms is None
     assert manifest.batching.oversized == "split"
     assert manifest.codecs.default == "json"
-    assert manifest.concurrency.max_concurrency == 1
+    assert package("other").executors == 1
     assert manifest.task is TaskType.OTHER
 
 
