@@ -47,6 +47,8 @@ class InfernoError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Internal error"
+    #: Whether the same task may succeed later.
+    transient: bool = False
 
     def __init__(self, detail: str, field: str | None = None) -> None:
         """Store what went wrong.

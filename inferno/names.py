@@ -7,11 +7,15 @@ The lane of a model is the Celery queue with the model's own name, so that ``cel
 from __future__ import annotations
 
 import re
+import uuid
 
 #: What a model may be called: it becomes a queue's name, a folder and part of URLs.
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 TASK_PREFIX = "infer."
+
+#: Tells the ids of stages' tasks from others that are made in the same way.
+_STAGES = uuid.UUID("0a4f2b6c-6e0e-4a57-9d55-7a1c6f0f6d11")
 
 #: The queue of webhooks that wait for their delivery, and the Celery task that delivers one.
 WEBHOOK_QUEUE = "webhooks"
@@ -30,6 +34,16 @@ def task_name(model: str) -> str:
 def lane(task: str) -> str | None:
     """Return the lane of a Celery task by its name, or None when it runs no model."""
     return task[len(TASK_PREFIX) :] if task.startswith(TASK_PREFIX) else None
+
+
+def stage_task_id(task_id: str, stage: str) -> str:
+    """Return the id of the task of an ensemble's stage: always the same, so that it is made once.
+
+    Args:
+      task_id: of the ensemble's task.
+      stage: its name.
+    """
+    return str(uuid.uuid5(_STAGES, f"{task_id}/{stage}"))
 
 
 def result_key(task_id: str) -> str:

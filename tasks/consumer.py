@@ -18,7 +18,7 @@ import math
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
@@ -52,7 +52,16 @@ from inferno.settings import EventSettings
 from tasks import claims
 from tasks.connection import UNAVAILABLE
 from tasks.events import Events
-from tasks.infer import Answer, Batch, Member, Watch, Webhook, answer, unanswered
+from tasks.infer import (
+    Answer,
+    Batch,
+    Coordinator,
+    Member,
+    Watch,
+    Webhook,
+    answer,
+    unanswered,
+)
 from tasks.lanes import Held, Lanes
 from tasks.line import Line
 from tasks.settle import UNBOUNDED, Settled, Settler
@@ -78,7 +87,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
     def __init__(
         self,
         model: Model,
-        engine: Callable[[int], Engine],
+        engine: Callable[[int], Engine | Coordinator],
         settler: Settler,
         lanes: Lanes,
         *,
@@ -92,7 +101,8 @@ class InferenceTask(Batches):  # type: ignore[misc]
 
         Args:
           model: whose lane this is.
-          engine: gives the loaded engine of a version; it may take long the first time.
+          engine: gives the loaded engine of a version, or what coordinates it where that is an
+            ensemble; it may take long the first time.
           settler: writes outcomes.
           lanes: know what priorities mean to the broker.
           executors: forward passes at the same time.
@@ -387,6 +397,8 @@ class InferenceTask(Batches):  # type: ignore[misc]
             return []
 
     def _answer(self, batch: Batch) -> list[Settled]:
+        if batch.members[0].package.is_ensemble:
+            return self._coordinate(batch)
         begun = self._settler.begin(batch)
         wanted = [member for member, begin in begun.items() if begin.verdict is Verdict.DONE]
         suspects = {m: begin for m, begin in begun.items() if begin.verdict is Verdict.SUSPECT}
@@ -401,6 +413,33 @@ class InferenceTask(Batches):  # type: ignore[misc]
                 settled += self._alone(member, last)
         over = begun.keys() - suspects.keys() - set(wanted)
         return settled + [Settled(member, None) for member in over]
+
+    def _coordinate(self, batch: Batch) -> list[Settled]:
+        """Have the members of an ensemble answered by its stages, and settle each when it is.
+
+        No code of a model runs here, so that nobody is suspected when this worker ends.
+        """
+        begun = self._settler.begin(batch, alone=True)
+        wanted = [member for member, begin in begun.items() if begin.verdict is Verdict.DONE]
+        again = {member.request.id for member, begin in begun.items() if begin.attempts > 1}
+        members, settled = self._settler.redeem(wanted)
+        settled += [Settled(member, None) for member in begun.keys() - set(wanted)]
+        with self._line.turn(batch.id):
+            if members:
+                for answers in self._answers(batch, members, again):
+                    settled += self._settler.settle(answers)
+        return settled
+
+    def _answers(
+        self, batch: Batch, members: list[Member], again: set[str]
+    ) -> Iterator[list[Answer]]:
+        try:
+            coordinator = self._engine(members[0].package.version)
+        except InfernoError as exc:
+            logger.error("batch %s: %s", batch.id, exc)
+            return iter([unanswered(batch, members, NotLoaded(exc.detail))])
+        assert not isinstance(coordinator, Engine)
+        return coordinator.answers(batch, members, again)
 
     def _forward(
         self, batch: Batch, members: list[Member], turn: AbstractContextManager[Any]
@@ -424,6 +463,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         except InfernoError as exc:
             logger.error("batch %s: %s", batch.id, exc)
             return self._settler.fail(members, exc), []
+        assert isinstance(engine, Engine)
         members, lost = self._settler.redeem(members)
         if not members:
             return lost, []

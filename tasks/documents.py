@@ -23,6 +23,7 @@ class _Parts(msgspec.Struct):
     batch: msgspec.Raw
     worker: msgspec.Raw
     cached: bool = False
+    stages: msgspec.Raw | None = None
 
 
 _decode_parts = msgspec.json.Decoder(_Parts).decode
@@ -44,6 +45,7 @@ def _answer(outcome: Outcome) -> dict[str, Any]:
         "batch": parts.batch,
         "worker": parts.worker,
         **({"cached": True} if parts.cached else {}),
+        **({"stages": parts.stages} if parts.stages is not None else {}),
     }
 
 
@@ -76,7 +78,12 @@ def task(task_id: str, record: Record | None, outcome: Outcome | None) -> dict[s
 def summary(record: Record) -> dict[str, Any]:
     """Return what a list says of a task."""
     retry_at = record.retry_at if record.state is TaskState.RETRYING else None
-    some = {"retry_at": time(retry_at), "batch_id": record.batch_id, "replay_of": record.replay_of}
+    some = {
+        "retry_at": time(retry_at),
+        "batch_id": record.batch_id,
+        "replay_of": record.replay_of,
+        "parent": record.parent,
+    }
     return {
         "task_id": record.task_id,
         "model": record.model,

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ from inferno.batching import FlushReason, isolate
 from inferno.engine import Engine, chunks
 from inferno.errors import ForwardFailed, InfernoError
 from inferno.protocol.digest import digest
-from inferno.protocol.tasks import BatchInfo
+from inferno.protocol.tasks import BatchInfo, StageRun
 from inferno.protocol.tensors import Tensors
 from inferno.protocol.webhooks import DEFAULT_EVENTS
 from inferno.repository import Package
@@ -83,6 +83,23 @@ class Answer:
     ended_at: float
     #: Another member with equal inputs was computed in its place.
     twin: bool = False
+    #: Of an ensemble.
+    stages: tuple[StageRun, ...] = ()
+
+
+class Coordinator(Protocol):
+    """What answers the members of an ensemble's batch, in place of an engine."""
+
+    def answers(
+        self, batch: Batch, members: Sequence[Member], again: Container[str]
+    ) -> Iterator[list[Answer]]:
+        """Answer members, those first that are ready first.
+
+        Args:
+          batch: that they came in.
+          members: all of the batch, or fewer.
+          again: ids of tasks that a worker has begun before.
+        """
 
 
 def arguments(member: Member) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class Record(msgspec.Struct, frozen=True):
     batch_id: str | None = None
     #: The task that this one repeats.
     replay_of: str | None = None
+    #: The task of the ensemble that this one is a stage of.
+    parent: str | None = None
     #: Where its client wants to be told, and of which events.
     webhook: str | None = None
     webhook_events: tuple[str, ...] = ()
@@ -84,6 +86,7 @@ class Record(msgspec.Struct, frozen=True):
             deadline=number("deadline"),
             batch_id=text.get("batch_id"),
             replay_of=text.get("replay_of"),
+            parent=text.get("parent"),
             webhook=text.get("webhook"),
             webhook_events=tuple(text.get("webhook_events", "").split()),
             reply_to=text.get("reply_to"),
@@ -102,6 +105,7 @@ class Record(msgspec.Struct, frozen=True):
             "priority": self.priority,
             "deadline": self.deadline,
             "replay_of": self.replay_of,
+            "parent": self.parent,
             "webhook": self.webhook,
             "webhook_events": " ".join(self.webhook_events) or None,
             "reply_to": self.reply_to,

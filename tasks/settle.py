@@ -426,6 +426,7 @@ def _result(answer: Answer) -> bytes:
             timings=timings,
             batch=answer.batch,
             worker=member.request.hostname,
+            stages=answer.stages,
         )
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +57,21 @@ class Accepted(msgspec.Struct, frozen=True):
     replayed: bool = False
     #: Of a task that was over at once: its result was there already.
     outcome: Outcome | None = None
+
+
+class Submission(msgspec.Struct, frozen=True):
+    """A task that one process submits together with others."""
+
+    request: InferRequest
+    #: The version that shall answer.
+    package: Package
+    #: What `InferRequest.arrays` made of its inputs.
+    inputs: Tensors
+    task_id: str
+    #: The task of the ensemble that it is a stage of.
+    parent: str | None = None
+    #: Of what is wanted of the models, by which the version was chosen.
+    generation: int | None = None
 
 
 def new_task_id() -> str:
@@ -113,7 +129,59 @@ class Submitter:
           KeyReused: the idempotency key belongs to another request.
           Overloaded: more tasks are ahead of it.
         """
-        task_id = task_id or new_task_id()
+        message, sharing, claim = self._asked(request, package, inputs, task_id or new_task_id())
+        return self._accept(
+            message,
+            timeout_ms=request.timeout_ms or self._timeout_ms,
+            idempotency=idempotency,
+            most_waiting=most_waiting,
+            reply_to=reply_to,
+            sharing=sharing,
+            claim=claim,
+            generation=generation,
+        )
+
+    def submit_all(
+        self, submissions: Sequence[Submission], reply_to: str
+    ) -> list[Accepted | Exception]:
+        """Publish many validated requests together; tasks that are known stay as they are.
+
+        Args:
+          submissions: what is asked for.
+          reply_to: the channel of the process that waits for the outcomes.
+        Returns:
+          for each its task, or why it is refused.
+        Raises:
+          BrokerUnavailable: Redis does not answer; it is safe to try again.
+        """
+        asked = []
+        for one in submissions:
+            message, sharing, claim = self._asked(one.request, one.package, one.inputs, one.task_id)
+            asked.append(
+                self._arrival(
+                    message,
+                    timeout_ms=one.request.timeout_ms or self._timeout_ms,
+                    parent=one.parent,
+                    reply_to=reply_to,
+                    sharing=sharing,
+                    claim=claim,
+                    generation=one.generation,
+                )
+            )
+        answers: list[Admitted | Refusal] = []
+        with translated():
+            for start in range(0, len(asked), Convoy.MOST):
+                some = asked[start : start + Convoy.MOST]
+                answers += self._transitions.accept([arrival for _, arrival in some])
+        return [
+            answer if isinstance(answer, Exception) else self._accepted(message, arrival, answer)
+            for (message, arrival), answer in zip(asked, answers, strict=True)
+        ]
+
+    def _asked(
+        self, request: InferRequest, package: Package, inputs: Tensors, task_id: str
+    ) -> tuple[Message, Sharing | None, Claim | None]:
+        """Return the message of a request, what it shares, and its inputs if they stay outside."""
         kwargs: dict[str, Any] = {"version": package.version}
         claim = None
         if 0 < self._claim_bytes < packing.size(inputs):
@@ -145,16 +213,7 @@ class Submitter:
             priority=request.priority,
             kwargsrepr=", ".join(f"{name}: {list(array.shape)}" for name, array in inputs.items()),
         )
-        return self._accept(
-            message,
-            timeout_ms=request.timeout_ms or self._timeout_ms,
-            idempotency=idempotency,
-            most_waiting=most_waiting,
-            reply_to=reply_to,
-            sharing=sharing,
-            claim=claim,
-            generation=generation,
-        )
+        return message, sharing, claim
 
     def earlier(self, idempotency: Idempotency) -> str | None:
         """Return the id of the task that an Idempotency-Key has made, or None.
@@ -201,6 +260,22 @@ class Submitter:
         )
 
     def _accept(
+        self, message: Message, *, idempotency: Idempotency | None = None, **facts: Any
+    ) -> Accepted:
+        message, arrival = self._arrival(message, idempotency=idempotency, **facts)
+        with translated():
+            try:
+                admitted = self._arrivals.call(arrival)
+            except (redis.ConnectionError, redis.TimeoutError) as exc:
+                if never_sent(exc):
+                    raise
+                # Redis may have done it before the connection was lost; repeating does no harm.
+                admitted = self._accept_again(arrival)
+        if isinstance(admitted, Exception):
+            raise admitted
+        return self._accepted(message, arrival, admitted)
+
+    def _arrival(
         self,
         message: Message,
         *,
@@ -208,11 +283,12 @@ class Submitter:
         idempotency: Idempotency | None = None,
         most_waiting: int | None = None,
         replay_of: str | None = None,
+        parent: str | None = None,
         reply_to: str | None = None,
         sharing: Sharing | None = None,
         claim: Claim | None = None,
         generation: int | None = None,
-    ) -> Accepted:
+    ) -> tuple[Message, Arrival]:
         now = time.time()
         # The time travels with the message: workers see how long a task has waited.
         message.kwargs["accepted_at"] = now
@@ -228,6 +304,7 @@ class Submitter:
             priority=message.priority,
             deadline=now + timeout_ms / 1000 if timeout_ms else None,
             replay_of=replay_of,
+            parent=parent,
             webhook=webhook.get("url"),
             webhook_events=tuple(webhook.get("events") or ()),
             reply_to=reply_to,
@@ -235,10 +312,9 @@ class Submitter:
         )
         if sharing is not None and "completed" in record.webhook_events:
             sharing = self._told(sharing, record)
-        lane = self._lanes.key(message.queue)
-        arrival = Arrival(
+        return message, Arrival(
             record,
-            lane,
+            self._lanes.key(message.queue),
             self._lanes.pack(message),
             idempotency,
             most_waiting,
@@ -246,22 +322,20 @@ class Submitter:
             claim,
             generation,
         )
-        with translated():
-            try:
-                admitted = self._arrivals.call(arrival)
-            except (redis.ConnectionError, redis.TimeoutError) as exc:
-                if never_sent(exc):
-                    raise
-                # Redis may have done it before the connection was lost; repeating does no harm.
-                admitted = self._accept_again(arrival)
-        if isinstance(admitted, Exception):
-            raise admitted
-        task_id = admitted.task_id
-        if task_id == message.task_id and not lane:
-            self._publish(message, idempotency)
+
+    def _accepted(self, message: Message, arrival: Arrival, admitted: Admitted) -> Accepted:
+        record, task_id = arrival.record, admitted.task_id
         replayed = task_id != message.task_id
+        if not replayed and not arrival.lane:
+            self._publish(message, arrival.idempotency)
         return Accepted(
-            task_id, record.model, record.version, now, record.deadline, replayed, admitted.outcome
+            task_id,
+            record.model,
+            record.version,
+            record.accepted_at,
+            record.deadline,
+            replayed,
+            admitted.outcome,
         )
 
     def _told(self, sharing: Sharing, record: Record) -> Sharing:

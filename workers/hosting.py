@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from threading import Lock
 
 from celery import Celery
@@ -23,6 +24,7 @@ from tasks.deployments import Deployment
 from tasks.infer import Batch, Member
 from tasks.lanes import Lanes
 from tasks.settle import Settler
+from workers.ensemble import Coordinator, Ensemble
 from workers.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ class NoRoom(PackageError):
 class Loaded:
     """A version that is loaded and warm."""
 
-    engine: Engine
+    engine: Engine | Ensemble
     #: `Package.digest` of what was loaded.
     digest: str
     #: As `Deployment.asked` when that was found to be what the repository holds.
@@ -68,8 +70,22 @@ class Failure:
 class HostedModel:
     """One model of a worker, with the engines of its versions."""
 
-    def __init__(self, model: Model, settings: Settings, watchdog: Watchdog) -> None:
-        """Store what to load; nothing is loaded yet."""
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings,
+        watchdog: Watchdog,
+        coordinator: Callable[[], Coordinator],
+    ) -> None:
+        """Store what to load; nothing is loaded yet.
+
+        Args:
+          model: as it is in the repository.
+          settings: of batches, passes and the repository.
+          watchdog: of this process.
+          coordinator: gives the one of this process, for versions that are ensembles.
+        """
+        self._coordinator = coordinator
         self.model = model
         self.wanted = Deployment()
         self._settings = settings
@@ -167,7 +183,7 @@ class HostedModel:
             if loaded.engine.package.keeps_results
         }
 
-    def engine(self, version: int) -> Engine:
+    def engine(self, version: int) -> Engine | Ensemble:
         """Return the engine of a version, loading it at the first call.
 
         Raises:
@@ -259,8 +275,7 @@ class HostedModel:
                 return present
             logger.info("loading %s version %s", self.name, version)
             self.make_room(package, evict)
-            engine = Engine(package, self._settings.batching, self._settings.inference)
-            engine.warm_up()
+            engine = self._loaded_engine(package)
         except (PackageError, ModelNotFound) as exc:
             if present is not None:
                 present.asked, present.error = asked, exc.detail
@@ -280,6 +295,13 @@ class HostedModel:
         self._dismissed.discard(version)
         self._retired.discard(version)
         return loaded
+
+    def _loaded_engine(self, package: Package) -> Engine | Ensemble:
+        if package.is_ensemble:
+            return Ensemble(package, self._coordinator())
+        engine = Engine(package, self._settings.batching, self._settings.inference)
+        engine.warm_up()
+        return engine
 
     def drains(self, version: int) -> bool:
         """Return whether a version is to be unloaded as soon as its last tasks are done."""
@@ -357,6 +379,7 @@ def host(
       ConfigurationError: a lane has no model, or its package is broken.
     """
     repository = Repository.read(settings.repository)
+    coordinator = cache(lambda: Coordinator(app, settings))
     hosted = []
     for lane in queues:
         if lane in repository.errors:
@@ -367,7 +390,7 @@ def host(
                 f"no model {lane!r} in {settings.repository.root}; there are: {known}; "
                 "name one with -Q, as in: celery -A tasks worker -Q echo"
             )
-        model = HostedModel(repository.models[lane], settings, watchdog)
+        model = HostedModel(repository.models[lane], settings, watchdog, coordinator)
         app.register_task(model.task(settler, lanes))
         hosted.append(model)
     return hosted

@@ -79,6 +79,18 @@ class BatchInfo(msgspec.Struct, frozen=True):
     run_ms: float
 
 
+class StageRun(msgspec.Struct, frozen=True):
+    """What an ensemble had from one of its stages."""
+
+    name: str
+    model: str
+    version: int
+    #: Of the stage's own task.
+    task_id: str
+    #: From when the stage could begin until the ensemble had its result.
+    ms: float
+
+
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a finished task leaves, in the `result` of Celery's own format."""
 
@@ -91,3 +103,5 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     worker: str
     #: Whether it is the result of an earlier task, which was kept.
     cached: bool = False
+    #: Of an ensemble, in the order in which they ended.
+    stages: tuple[StageRun, ...] = ()

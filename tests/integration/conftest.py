@@ -109,7 +109,8 @@ class Repository:
             "parameters": {"ledger": str(self.ledger), "mended": str(self.mended)},
             **fields,
         }
-        (folder / "model.yaml").write_text(yaml.safe_dump(manifest))
+        given = {key: value for key, value in manifest.items() if value is not None}
+        (folder / "model.yaml").write_text(yaml.safe_dump(given))
 
     def ran(self) -> list[str]:
         """Return the texts that were run, without those of the warm-up."""

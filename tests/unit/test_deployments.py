@@ -116,7 +116,7 @@ def test_only_what_has_changed_is_read_again(tmp_path):
 
 def hosted(model: Model, **repository: object) -> HostedModel:
     settings = Settings().model_copy(update={"repository": RepositorySettings(**repository)})
-    return HostedModel(model, settings, Watchdog())
+    return HostedModel(model, settings, Watchdog(), pytest.fail)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_what_was_not_used_for_longest_makes_room(model, monkeypatch):
             )
         }
     )
-    here = HostedModel(model, settings, Watchdog())
+    here = HostedModel(model, settings, Watchdog(), pytest.fail)
     Reconciler([here], settings, lambda: None)
     here.engine(3)
     here.engine(1)

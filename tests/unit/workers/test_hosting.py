@@ -29,7 +29,7 @@ def hosted(folder: Path, batching: Mapping[str, object], **defaults: object) -> 
     (path / "model.yaml").write_text(yaml.safe_dump(manifest))
     settings = Settings()
     given = settings.model_copy(update={"batching": settings.batching.model_copy(update=defaults)})
-    return HostedModel(Model("m", {1: Package.read(path)}, 1), given, Watchdog())
+    return HostedModel(Model("m", {1: Package.read(path)}, 1), given, Watchdog(), pytest.fail)
 
 
 @pytest.mark.parametrize(
