@@ -23,7 +23,8 @@ class _Parts(msgspec.Struct):
     batch: msgspec.Raw
     worker: msgspec.Raw
     cached: bool = False
-    stages: msgspec.Raw | None = None
+    #: Of an ensemble; empty for others.
+    stages: msgspec.Raw = msgspec.Raw()
 
 
 _decode_parts = msgspec.json.Decoder(_Parts).decode
@@ -45,7 +46,7 @@ def _answer(outcome: Outcome) -> dict[str, Any]:
         "batch": parts.batch,
         "worker": parts.worker,
         **({"cached": True} if parts.cached else {}),
-        **({"stages": parts.stages} if parts.stages is not None else {}),
+        **({"stages": parts.stages} if bytes(parts.stages) else {}),
     }
 
 

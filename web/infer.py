@@ -126,8 +126,8 @@ def run(
       Disconnected: the caller has hung up, and the settings say that this matters.
     """
     valid = here.validate(wanted)
-    model = wanted.model
-    if not here.serves(model) and not (key and here.submitter.earlier(key)):
+    model = here.unserved(valid.package)
+    if model is not None and not (key and here.submitter.earlier(key)):
         raise ModelUnavailable(
             f"no live worker serves {model}; start one with: inferno worker {model}", "model"
         )

@@ -241,14 +241,19 @@ class Services:
             record, outcome = self.records.fetch(task_id)
         return record, outcome
 
-    def serves(self, model: str) -> bool:
-        """Return whether a ready worker serves a model.
+    def unserved(self, package: Package) -> str | None:
+        """Return a model that no ready worker serves, of those that answer for a version.
 
+        Args:
+          package: the version; of an ensemble, the models of its stages are needed as well.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
-        # One may have become ready since this was read last.
-        return self.cluster.serves(model) or self.cluster.serves(model, FRESH_S)
+        for model in self.repository.parts(package):
+            # One may have become ready since this was read last.
+            if not (self.cluster.serves(model) or self.cluster.serves(model, FRESH_S)):
+                return model
+        return None
 
     def loaded(self, max_age_s: float = Cluster.CACHE_S) -> dict[str, set[int]]:
         """Return the loaded versions of each model that a ready worker serves.

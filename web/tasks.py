@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flask import Blueprint, Response, request
 
+from inferno import names
 from inferno.errors import InvalidRequest
 from inferno.protocol.tasks import TaskState
 from tasks.records import Record
@@ -11,7 +14,7 @@ from tasks.submit import Accepted
 from web import documents, paging
 from web.infer import RETRY_AFTER_S
 from web.preference import wait_parameter
-from web.services import services
+from web.services import Services, services
 
 blueprint = Blueprint("tasks", __name__)
 
@@ -23,10 +26,31 @@ def show(task_id: str) -> Response:
     here = services()
     wait_s = wait_parameter(request.args.get("wait"))
     record, outcome = here.fetch(task_id, wait_s)
-    response = documents.respond(documents.task(task_id, record, outcome))
+    document = documents.task(task_id, record, outcome)
+    if record is not None and "stages" not in document:
+        document |= _stages(here, record)
+    response = documents.respond(document)
     if outcome is None:
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return response
+
+
+def _stages(here: Services, record: Record) -> dict[str, Any]:
+    """Say of an ensemble's task without a result how far its stages have come."""
+    model = here.repository.models.get(record.model)
+    package = None if model is None else model.versions.get(record.version or 0)
+    if package is None or not package.is_ensemble:
+        return {}
+    stages = package.manifest.ensemble
+    task_ids = [names.stage_task_id(record.task_id, stage.name) for stage in stages]
+    return {
+        "stages": [
+            {"name": stage.name, "model": stage.model, "task_id": begun.task_id}
+            | {"version": begun.version, "status": begun.state}
+            for stage, begun in zip(stages, here.records.records(task_ids), strict=True)
+            if begun is not None
+        ]
+    }
 
 
 @blueprint.get("/tasks")
@@ -72,9 +96,9 @@ def repeated(task: Accepted, replay_of: str) -> Response:
 
 def _states() -> set[TaskState]:
     """Read `status`, which may be repeated or hold several, separated by commas."""
-    names = [name for part in request.args.getlist("status") for name in part.split(",")]
+    given = [name for part in request.args.getlist("status") for name in part.split(",")]
     try:
-        return {TaskState(name) for name in names}
+        return {TaskState(name) for name in given}
     except ValueError as exc:
         known = ", ".join(TaskState)
         raise InvalidRequest(f"expected some of {known}: {exc}", "status") from None

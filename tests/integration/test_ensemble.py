@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from celery import Celery
 from celery.result import AsyncResult
@@ -14,6 +16,7 @@ from celery.result import AsyncResult
 from inferno.errors import DeadlineExceeded, ForwardFailed, InvalidInput, TaskCancelled
 from inferno.names import stage_task_id
 from inferno.protocol.tasks import TaskState
+from tasks import documents
 from tasks.control import Control
 from tasks.records import Record, Records
 from tests.integration.conftest import Repository
@@ -59,6 +62,39 @@ DIAMOND = [
 ]
 
 
+#: Ensembles of chance, by their names.
+GRAPHS = tuple(f"graph{n}" for n in range(8))
+
+
+def graph(name: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return stages in any order, and their values that no other stage takes."""
+    draw = random.Random(name)
+    values, unused, stages = ["x"], {"x"}, []
+    for n in range(draw.randint(1, 7)):
+        taken = draw.sample(values, min(len(values), draw.randint(1, 2)))
+        stages.append(
+            {
+                "name": f"stage{n}",
+                "model": draw.choice(STAGES),
+                "inputs": dict(zip("ab", taken, strict=False)),
+                "outputs": {"out": f"v{n}"},
+            }
+        )
+        unused = unused - set(taken) | {f"v{n}"}
+        values.append(f"v{n}")
+    draw.shuffle(stages)
+    return stages, sorted(unused)
+
+
+def composition(stages: list[dict[str, Any]], value: str, x: str) -> str:
+    """Return what a value is for an input."""
+    if value == "x":
+        return x
+    (stage,) = [stage for stage in stages if value in stage["outputs"].values()]
+    inner = [composition(stages, taken, x) for taken in stage["inputs"].values()]
+    return f"{stage['model']}({','.join(inner)})"
+
+
 def add_ensemble(
     repository: Repository, name: str, stages: list[dict[str, Any]], outputs: list[str]
 ) -> None:
@@ -96,6 +132,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     )
     ghostly = [*DIAMOND[3:], {"model": "ghost", "inputs": {"a": "f"}, "outputs": {"out": "out"}}]
     add_ensemble(repository, "haunted", ghostly, ["out"])
+    for name in GRAPHS:
+        add_ensemble(repository, name, *graph(name))
     return repository
 
 
@@ -126,7 +164,7 @@ def running(
     """That, and a worker of the ensembles."""
     log = repository.root.parent / "ensembles.log"
     log.touch()
-    with worker("diamond,outer,haunted", module_env, log):
+    with worker(",".join(("diamond", "outer", "haunted", *GRAPHS)), module_env, log):
         yield
 
 
@@ -171,6 +209,22 @@ def test_an_ensemble_is_the_composition_of_its_stages(celery: Celery, records: R
         assert (record.model, record.parent, record.attempts) == (name, task.id, 1)
         assert outcome is not None
         assert outcome.succeeded
+    record, outcome = records.fetch(task.id)
+    shown = documents.task(task.id, record, outcome)["stages"]
+    assert msgspec.json.decode(shown) == result["stages"]
+
+
+@pytest.mark.usefixtures("running")
+def test_any_graph_is_the_composition_of_its_stages(celery: Celery) -> None:
+    texts = ["one", "two", "three"]
+    tasks = {name: [send(celery, name, x) for x in texts] for name in GRAPHS}
+    for name, sent in tasks.items():
+        stages, outputs = graph(name)
+        for task, x in zip(sent, texts, strict=True):
+            given = task.get(timeout=30)["outputs"]
+            assert {value: tensor["data"] for value, tensor in given.items()} == {
+                value: [composition(stages, value, x)] for value in outputs
+            }
 
 
 @pytest.mark.usefixtures("running")
