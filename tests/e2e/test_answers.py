@@ -94,6 +94,15 @@ def test_concurrent_tasks_get_the_answers_of_the_model_alone(platform):
             np.testing.assert_allclose(result.outputs["scores"], answer["scores"], atol=1e-4)
 
 
+def test_an_ensemble_answers_as_its_models_do(platform):
+    with Client(platform.url) as client:
+        given = client.predict("insight", ["A joy.", "A bore."])
+        embedding = client.predict("embed", ["A joy.", "A bore."]).outputs["embedding"]
+    np.testing.assert_allclose(given.outputs["embedding"], embedding, atol=1e-5)
+    assert given.outputs["label"].tolist() == ["positive", "negative"]
+    assert {stage["name"] for stage in given.raw["stages"]} == {"embed", "sentiment"}
+
+
 def test_one_poisonous_member_of_32_fails_alone(platform):
     texts = [f"text {n}" for n in range(32)]
     texts[17] = "poison!"

@@ -38,6 +38,7 @@ def test_flower_lists_the_members_of_batches(platform):
             "digits",
             "echo",
             "embed",
+            "insight",
             "mock",
             "sentiment",
             "webhooks",

@@ -14,7 +14,7 @@ from inferno.settings import Settings
 from inferno.supervisor import parse_procfile
 
 ROOT = Path(__file__).parents[2]
-MODELS = ("digits", "echo", "embed", "mock", "sentiment")
+MODELS = ("digits", "echo", "embed", "insight", "mock", "sentiment")
 #: What celeryconfig.py fills from the settings; an option would override it.
 SET_BY_CELERYCONFIG = {"-P", "--pool", "-c", "--concurrency", "--prefetch-multiplier"}
 

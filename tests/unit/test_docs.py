@@ -196,7 +196,7 @@ def test_documented_packages_serve(example_repository, model, version, inputs, o
 
 
 def test_every_documented_package_is_tried(example_repository: Repository) -> None:
-    assert set(example_repository.models) == {"greet", "double"}
+    assert set(example_repository.models) == {"greet", "double", "quadruple"}
 
 
 def test_readme_lists_the_default_models() -> None:
