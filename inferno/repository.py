@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -637,25 +637,25 @@ class _EnsembleCheck:
         return self._faults[package.path]
 
     def _check(self, package: Package) -> None:
-        if circle := self._way([package], package, {package.path}):
-            names = " -> ".join(f"{one.name}/{one.version}" for one in circle)
-            raise ValueError(f"it would contain itself: {names}")
+        if circle := self._way([package.name], package.manifest.ensemble, set()):
+            raise ValueError(f"it would contain its own model: {' -> '.join(circle)}")
         stages = package.manifest.ensemble
         signatures = {stage.name: self._package(stage).signature for stage in stages}
         ensemble.check_types(stages, package.signature, signatures)
 
-    def _way(self, path: list[Package], to: Package, seen: set[Path]) -> list[Package] | None:
-        """Return how a path can lead on to a package. Any version may become the active one."""
-        for stage in path[-1].manifest.ensemble:
-            for version, inner in self._models.get(stage.model, {}).items():
-                if stage.version not in (None, version):
-                    continue
-                if inner.path == to.path:
-                    return [*path, inner]
-                if inner.path not in seen:
-                    seen.add(inner.path)
-                    if way := self._way([*path, inner], to, seen):
-                        return way
+    def _way(self, path: list[str], stages: Iterable[Stage], seen: set[str]) -> list[str] | None:
+        """Return how a path of models can lead back to its beginning, by whichever versions.
+
+        Any may become active. And versions share a lane, whose executors would wait for themselves.
+        """
+        for name in sorted({stage.model for stage in stages} - seen):
+            if name == path[0]:
+                return [*path, name]
+            seen.add(name)
+            versions = self._models.get(name, {}).values()
+            inner = [stage for one in versions for stage in one.manifest.ensemble]
+            if way := self._way([*path, name], inner, seen):
+                return way
         return None
 
     def _package(self, stage: Stage) -> Package:
