@@ -24,7 +24,7 @@ from inferno.protocol import oip
 from inferno.protocol.requests import InferRequest, decode
 from inferno.repository import Model, Package
 from tasks.submit import Accepted
-from web import disconnect, documents, idempotency, infer
+from web import disconnect, documents, idempotency, infer, oip_models
 from web.health import missing_models
 from web.preference import prefer
 from web.services import Services, services
@@ -71,7 +71,7 @@ def metadata(name: str, version: str | None = None) -> Response:
     """Describe the inputs and outputs of a model."""
     model, package = _find(services(), name, version)
     versions = model.versions if version is None else [package.version]
-    return documents.respond(oip.metadata(package, versions))
+    return documents.respond(oip_models.metadata(package, versions))
 
 
 @blueprint.get("/models/<name>/ready")
@@ -96,7 +96,7 @@ def config(name: str, version: str | None = None) -> Response:
     _, package = _find(here, name, version)
     batching = here.settings.batching
     return documents.respond(
-        oip.config(
+        oip_models.config(
             package,
             package.max_batch_size(batching.max_batch_size),
             package.max_batch_delay_ms(batching.max_batch_delay_ms),

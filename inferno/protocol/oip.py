@@ -17,18 +17,10 @@ import numpy as np
 from inferno.errors import InvalidField, InvalidRequest
 from inferno.protocol import tensors
 from inferno.protocol.requests import MAX_PRIORITY, InferRequest, decode
-from inferno.protocol.signature import Signature, TensorSpec
-from inferno.repository import Package
+from inferno.protocol.signature import Signature
 
 #: Says how many bytes of a body are its JSON; what follows are the binary tensors.
 HEADER_LENGTH = "Inference-Header-Content-Length"
-
-#: What a server of the protocol calls the runtimes.
-PLATFORMS = {
-    "onnx": "onnx_onnxv1",
-    "torchscript": "pytorch_torchscript",
-    "python": "python",
-}
 
 EXTENSIONS = [
     "binary_tensor_data",
@@ -352,72 +344,6 @@ def _classified(scores: tensors.Array, count: int, labels: Sequence[str]) -> _Te
     shape = [len(rows), count] if scores.ndim > 1 else [count]
     data = texts if scores.ndim > 1 else texts[0]
     return _Tensor("string", shape, data=msgspec.Raw(_encode(data)))
-
-
-# -- What is said of models ------------------------------------------------------------------------
-
-
-def metadata(package: Package, versions: Iterable[int]) -> dict[str, Any]:
-    """Return a model's metadata.
-
-    Args:
-      package: the version that it is described by.
-      versions: all of the model.
-    """
-    return {
-        "name": package.name,
-        "versions": [str(version) for version in sorted(versions)],
-        "platform": PLATFORMS.get(package.manifest.format, package.manifest.format),
-        "inputs": [_spec(spec) for spec in package.signature.inputs],
-        "outputs": [_spec(spec) for spec in package.signature.outputs],
-    }
-
-
-def _spec(spec: TensorSpec) -> dict[str, Any]:
-    return {
-        "name": spec.name,
-        "datatype": tensors.DATATYPES[spec.dtype],
-        "shape": [dim if isinstance(dim, int) else -1 for dim in spec.shape],
-    }
-
-
-def config(package: Package, max_batch_size: int, max_batch_delay_ms: float) -> dict[str, Any]:
-    """Return a model's configuration, as far as Triton's has a word for it."""
-    manifest, batched = package.manifest, package.signature.batched
-
-    def tensor(spec: TensorSpec) -> dict[str, Any]:
-        dims = spec.shape[1:] if batched else spec.shape
-        return {
-            "name": spec.name,
-            "data_type": _config_type(spec.dtype),
-            "dims": [dim if isinstance(dim, int) else -1 for dim in dims],
-            **({"optional": True} if spec.optional else {}),
-        }
-
-    return {
-        "name": package.name,
-        "platform": PLATFORMS.get(manifest.format, manifest.format),
-        "backend": manifest.format,
-        "version_policy": {"latest": {"num_versions": 1}},
-        # Of a model that takes no batches, Triton says 0.
-        "max_batch_size": max_batch_size if batched else 0,
-        "input": [tensor(spec) for spec in package.signature.inputs],
-        "output": [tensor(spec) for spec in package.signature.outputs],
-        "dynamic_batching": {
-            "preferred_batch_size": list(manifest.batching.batch_sizes) or [max_batch_size],
-            "max_queue_delay_microseconds": round(max_batch_delay_ms * 1000),
-        },
-        "instance_group": [{"name": package.name, "count": manifest.concurrency.max_concurrency}],
-        "default_model_filename": manifest.artifact or "",
-        "parameters": {
-            name: {"string_value": str(value)} for name, value in manifest.parameters.items()
-        },
-    }
-
-
-def _config_type(dtype: str) -> str:
-    datatype = tensors.DATATYPES[dtype]
-    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
 
 
 def texts_of(signature: Signature) -> tuple[str, str] | None:

@@ -526,7 +526,7 @@ def test_help_lists_the_commands_as_they_are_needed() -> None:
     output = invoke("--help").output
 
     names = ["up", "worker", "models", "tune", "simulate", "submit", "watch", "tasks", "dead"]
-    names += ["lanes", "cache", "settings", "doctor"]
+    names += ["lanes", "versions", "cache", "settings", "doctor"]
     lines = output.split("Commands:\n")[1].splitlines()
     assert [line.split()[0] for line in lines[: len(names)]] == names
 

@@ -1,0 +1,80 @@
+"""What the Open Inference Protocol says of a model: its metadata, and its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from inferno.protocol import tensors
+from inferno.protocol.signature import TensorSpec
+from inferno.repository import Package
+
+#: What a server of the protocol calls the runtimes.
+PLATFORMS = {
+    "onnx": "onnx_onnxv1",
+    "torchscript": "pytorch_torchscript",
+    "python": "python",
+}
+
+
+def metadata(package: Package, versions: Iterable[int]) -> dict[str, Any]:
+    """Return a model's metadata.
+
+    Args:
+      package: the version that it is described by.
+      versions: all of the model.
+    """
+    return {
+        "name": package.name,
+        "versions": [str(version) for version in sorted(versions)],
+        "platform": PLATFORMS.get(package.manifest.format, package.manifest.format),
+        "inputs": [_spec(spec) for spec in package.signature.inputs],
+        "outputs": [_spec(spec) for spec in package.signature.outputs],
+    }
+
+
+def _spec(spec: TensorSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "datatype": tensors.DATATYPES[spec.dtype],
+        "shape": [dim if isinstance(dim, int) else -1 for dim in spec.shape],
+    }
+
+
+def config(package: Package, max_batch_size: int, max_batch_delay_ms: float) -> dict[str, Any]:
+    """Return a model's configuration, as far as Triton's has a word for it."""
+    manifest, batched = package.manifest, package.signature.batched
+
+    def tensor(spec: TensorSpec) -> dict[str, Any]:
+        dims = spec.shape[1:] if batched else spec.shape
+        return {
+            "name": spec.name,
+            "data_type": _config_type(spec.dtype),
+            "dims": [dim if isinstance(dim, int) else -1 for dim in dims],
+            **({"optional": True} if spec.optional else {}),
+        }
+
+    return {
+        "name": package.name,
+        "platform": PLATFORMS.get(manifest.format, manifest.format),
+        "backend": manifest.format,
+        "version_policy": {"latest": {"num_versions": 1}},
+        # Of a model that takes no batches, Triton says 0.
+        "max_batch_size": max_batch_size if batched else 0,
+        "input": [tensor(spec) for spec in package.signature.inputs],
+        "output": [tensor(spec) for spec in package.signature.outputs],
+        "dynamic_batching": {
+            "preferred_batch_size": list(manifest.batching.batch_sizes) or [max_batch_size],
+            "max_queue_delay_microseconds": round(max_batch_delay_ms * 1000),
+        },
+        "instance_group": [{"name": package.name, "count": manifest.concurrency.max_concurrency}],
+        "default_model_filename": manifest.artifact or "",
+        "parameters": {
+            name: {"string_value": str(value)} for name, value in manifest.parameters.items()
+        },
+    }
+
+
+def _config_type(dtype: str) -> str:
+    datatype = tensors.DATATYPES[dtype]
+    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
