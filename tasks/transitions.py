@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, cast
 
@@ -101,8 +101,7 @@ class Verdict(Enum):
     SUSPECT = 2
 
 
-@dataclass(frozen=True)
-class Begun:
+class Begun(msgspec.Struct, frozen=True):
     """The answer to `Transitions.begin` for one task."""
 
     verdict: Verdict
@@ -114,8 +113,7 @@ class Begun:
     batch_id: str
 
 
-@dataclass(frozen=True)
-class Rider:
+class Rider(msgspec.Struct, frozen=True):
     """A task that is about to ride in a batch."""
 
     task_id: str
@@ -127,13 +125,12 @@ class Rider:
     priority: int
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """Commands that happen to one task together, and settle its message."""
 
     task_id: str
     held: Held
-    commands: list[Command] = field(default_factory=list)
+    commands: list[Command] = msgspec.field(default_factory=list)
 
 
 class Transitions:
