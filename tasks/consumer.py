@@ -30,7 +30,6 @@ from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request, create_request_cls
 from celery_batches import Batches
-from kombu import Message
 from kombu.asynchronous.timer import Entry
 
 from inferno import names
@@ -51,6 +50,7 @@ from inferno.repository import Model, Package
 from inferno.settings import EventSettings
 from tasks import claims
 from tasks.connection import UNAVAILABLE
+from tasks.delivery import Delivery
 from tasks.events import Events
 from tasks.infer import (
     Answer,
@@ -66,6 +66,7 @@ from tasks.lanes import Held, Lanes
 from tasks.line import Line
 from tasks.settle import UNBOUNDED, Settled, Settler
 from tasks.transitions import Begun, Verdict
+from tasks.transport import Message
 
 logger = logging.getLogger(__name__)
 
@@ -169,10 +170,12 @@ class InferenceTask(Batches):  # type: ignore[misc]
         def handle(
             message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any
         ) -> None:
-            held = Held.of(message.delivery_info)
-            if held in self._riding:
-                self._riding[held].append(message)
+            if self._rides(message):
                 return
+            takers = getattr(message.channel, "takers", None)
+            if takers is not None:
+                # From here on, Celery sees only what is out of the ordinary.
+                takers[self._model.name] = self._take
             # Celery's own `ack` defers to the loop's next round, which comes only when something
             # else happens: up to a second later. We are on the loop already.
             request = make_request(
@@ -197,6 +200,27 @@ class InferenceTask(Batches):  # type: ignore[misc]
                 callback(request)
 
         return handle
+
+    def _take(self, messages: list[Message]) -> list[Message]:
+        """Take ordinary messages of one fetch; return the others, for Celery to make sense of."""
+        others = []
+        for message in messages:
+            if self._rides(message):
+                continue
+            if (delivery := Delivery.read(message, self, self._consumer)) is not None:
+                self._arrived.append(delivery)
+            else:
+                others.append(message)
+        if self._arrived and not self._topping_up:
+            self._take_in()
+        return others
+
+    def _rides(self, message: Message) -> bool:
+        """Return whether a message is in a batch that runs, and has come once more."""
+        again = self._riding.get(Held.of(message.delivery_info))
+        if again is not None:
+            again.append(message)
+        return again is not None
 
     def _take_in(self) -> None:
         """Look at the tasks that have arrived, and let leave what should leave now."""
@@ -598,6 +622,8 @@ def _member(request: Request, package: Package, received_at: float, lanes: Lanes
 
 def _time(given: Any, default: float) -> float:
     """Return a time that a client may have sent, if it is one."""
+    if type(given) is float and 0 < given < math.inf:
+        return given
     is_time = isinstance(given, int | float) and math.isfinite(given) and given > 0
     return float(given) if is_time else default
 

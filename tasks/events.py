@@ -11,7 +11,7 @@ import os
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import orjson
@@ -72,12 +72,15 @@ class Events:
             signals.task_received.send(sender=self._consumer, request=request)
         self._tell(requests, "task-received", _received)
 
-    def started(self, requests: Iterable[Request]) -> None:
+    def started(self, requests: Sequence[Request]) -> None:
         """Their forward pass starts."""
         pid, now = os.getpid(), time.time()
+        # As `state.task_accepted`, which counts each by itself.
         for request in requests:
             request.worker_pid, request.time_start = pid, now
-            state.task_accepted(request)
+            state.active_requests.add(request)
+        state.total_count.update(request.name for request in requests)
+        state.all_total_count[0] += len(requests)
         self._tell(requests, "task-started", lambda _: {})
 
     def ended(self, settled: Iterable[Settled]) -> None:
@@ -85,9 +88,9 @@ class Events:
         succeeded: dict[Request, Settled] = {}
         for item in settled:
             request = item.member.request
-            success = item.state is TaskState.SUCCEEDED
-            state.task_ready(request, successful=success)
-            if success:
+            # Which of them have succeeded is remembered only for what Celery itself would run.
+            state.task_ready(request)
+            if item.state is TaskState.SUCCEEDED:
                 succeeded[request] = item
             else:
                 self._tell_of_failure(request, item)

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -70,8 +70,7 @@ class Batch:
     members: list[Member]
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, eq=False):
     """What the forward pass gave one member."""
 
     member: Member
@@ -141,7 +140,9 @@ def answer(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watch
     if prepared:
         answers += _isolated(engine, batch, prepared, started_at, watch, twins)
     for one in list(answers):
-        answers += (replace(one, member=twin, twin=True) for twin in twins[one.member])
+        answers += (
+            msgspec.structs.replace(one, member=twin, twin=True) for twin in twins[one.member]
+        )
     return answers
 
 

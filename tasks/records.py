@@ -134,11 +134,19 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class _Meta(msgspec.Struct):
-    """Celery's format of a result."""
+    """Celery's format of a result, as far as it is read."""
 
     task_id: str
     status: str
     result: msgspec.Raw
+
+
+class _Written(_Meta):
+    """All of it."""
+
+    traceback: None
+    children: list[str]
+    date_done: str
 
 
 class _Failure(msgspec.Struct):
@@ -152,6 +160,7 @@ class _Failure(msgspec.Struct):
 _decode_meta = msgspec.json.Decoder(_Meta).decode
 _decode_metas = msgspec.json.Decoder(list[_Meta]).decode
 _decode_failure = msgspec.json.Decoder(_Failure).decode
+_encode = msgspec.json.Encoder().encode
 
 
 def decode_outcome(payload: bytes) -> Outcome | None:
@@ -190,16 +199,8 @@ def encode_outcome(task_id: str, result: bytes | InfernoError) -> bytes:
         result = msgspec.json.encode(
             _Failure(type(result).__name__, list(result.args), type(result).__module__)
         )
-    return msgspec.json.encode(
-        {
-            "task_id": task_id,
-            "status": status,
-            "result": msgspec.Raw(result),
-            "traceback": None,
-            "children": [],
-            "date_done": datetime.now(UTC).isoformat(),
-        }
-    )
+    done = datetime.now(UTC).isoformat()
+    return _encode(_Written(task_id, status, msgspec.Raw(result), None, [], done))
 
 
 def _rebuild(failure: _Failure) -> InfernoError:

@@ -10,7 +10,6 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Event
 from typing import Any, TypeVar
@@ -52,8 +51,7 @@ T = TypeVar("T")
 UNBOUNDED = Limits(text_bytes=2**31, image_bytes=2**31, rows=2**31)
 
 
-@dataclass(frozen=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True, eq=False):
     """What became of a member in this delivery."""
 
     member: Member
@@ -66,8 +64,7 @@ class Settled:
     delay_s: float | None = None
 
 
-@dataclass(frozen=True)
-class _Outcome:
+class _Outcome(msgspec.Struct, frozen=True, eq=False):
     """What shall become of a member, and the messages that follow from it."""
 
     settled: Settled

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, cast
 
@@ -104,8 +104,7 @@ class Verdict(Enum):
     SUSPECT = 2
 
 
-@dataclass(frozen=True)
-class Begun:
+class Begun(msgspec.Struct, frozen=True):
     """The answer to `Transitions.begin` for one task."""
 
     verdict: Verdict
@@ -117,8 +116,7 @@ class Begun:
     batch_id: str
 
 
-@dataclass(frozen=True)
-class Rider:
+class Rider(msgspec.Struct, frozen=True):
     """A task that is about to ride in a batch."""
 
     task_id: str
@@ -130,13 +128,12 @@ class Rider:
     priority: int
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """Commands that happen to one task together, and settle its message."""
 
     task_id: str
     held: Held
-    commands: list[Command] = field(default_factory=list)
+    commands: list[Command] = msgspec.field(default_factory=list)
 
 
 class Transitions:
@@ -549,7 +546,11 @@ _BEGIN = (
     + """
 local consumer, now, batch, ttl, listed = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local alone, model, version, claim_ttl = ARGV[6] == '1', ARGV[7], ARGV[8], ARGV[9]
-local replies = {}
+local replies, held = {}, {}
+for at = 10, #ARGV, 5 do
+  hold(held, ARGV[at], ARGV[at + 1])
+end
+look_up(held, consumer)
 for i = 3, #KEYS do
   local record, at = KEYS[i], 10 + 5 * (i - 3)
   local stream, entry = ARGV[at], ARGV[at + 1]
@@ -572,13 +573,19 @@ for i = 3, #KEYS do
   elseif known[2] ~= batch or state ~= 'running' then
     attempts = attempts + 1
     redis.call('HSET', record, 'state', 'running', 'started_at', now, 'batch_id', batch,
-               'attempts', attempts, 'lost', lost, 'model', model, 'version', version)
+               'attempts', attempts, 'model', model, 'version', version)
+    if lost > 0 then
+      redis.call('HSET', record, 'lost', lost)
+    end
     if not state then
       redis.call('HSET', record, 'accepted_at', ARGV[at + 3], 'priority', ARGV[at + 4])
       redis.call('ZADD', KEYS[1], ARGV[at + 3], ARGV[at + 2])
       redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -listed - 1)
     end
-    redis.call('EXPIRE', record, ttl)
+    -- Of one that was accepted a moment ago, it is set.
+    if not state or now - ARGV[at + 3] > ttl / 2 then
+      redis.call('EXPIRE', record, ttl)
+    end
     if known[5] then
       redis.call('EXPIRE', known[5], claim_ttl)
     end
@@ -599,6 +606,18 @@ _FINISH = (
     + """
 local consumer, at = ARGV[1], 2
 local verdicts, replies = {}, {}
+if consumer ~= '' then
+  local held, at = {}, 2
+  for _ = 2, #KEYS do
+    hold(held, ARGV[at], ARGV[at + 1])
+    local count = ARGV[at + 2]
+    at = at + 3
+    for _ = 1, count do
+      at = at + ARGV[at] + 1
+    end
+  end
+  look_up(held, consumer)
+end
 
 -- The outcome of a task: stored, announced for whoever listens to this task, and collected for the
 -- process that its client waits in.
@@ -673,7 +692,9 @@ end
 release_noted()
 -- Once to each process, however many of its tasks were in the batch: an array of outcomes.
 for reply_to, payloads in pairs(replies) do
-  redis.call('PUBLISH', reply_to, '[' .. table.concat(payloads, ',') .. ']')
+  payloads[1] = '[' .. payloads[1]
+  payloads[#payloads] = payloads[#payloads] .. ']'
+  redis.call('PUBLISH', reply_to, table.concat(payloads, ','))
 end
 return verdicts
 """

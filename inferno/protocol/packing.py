@@ -35,10 +35,10 @@ def size(inputs: Tensors) -> int:
     Args:
       inputs: as `Signature.parse` returns them.
     """
-    return sum(
-        sum(map(len, array.flat)) if array.dtype.hasobject else array.nbytes
-        for array in inputs.values()
-    )
+    total = 0
+    for array in inputs.values():
+        total += sum(map(len, array.flat)) if array.dtype.hasobject else array.nbytes
+    return total
 
 
 def pack(inputs: Tensors) -> bytes:

@@ -93,11 +93,11 @@ class TensorSpec(BaseModel):
         Raises:
           InvalidInput: names the field and the expectation, also where a size is over its limit.
         """
-        field = f"inputs.{self.name}"
         if self._takes_texts and (texts := _plain_texts(value, limits)):
             array = np.empty(len(texts), dtype=object)
             array[:] = texts
             return array
+        field = f"inputs.{self.name}"
         if isinstance(value, Mapping):
             array = tensors.decode(value, self.dtype, field)
         elif isinstance(value, np.ndarray):
@@ -152,9 +152,10 @@ def _plain_texts(value: Any, limits: Limits) -> list[str] | None:
         return None
     try:
         together = "".join(texts)
-        # At most four bytes for each character.
-        width = 1 if together.isascii() else 4
-        together.encode()
+        width = 1
+        if not together.isascii():
+            width = 4  # Bytes of a character, at most.
+            together.encode()
     except (TypeError, UnicodeEncodeError):
         return None
     sizes = [len(text) for text in texts]

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -150,12 +150,41 @@ def pack(
 class Message(virtual.Message):  # type: ignore[misc]
     """A message whose JSON is read by a faster library than kombu's."""
 
+    def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
+        headers, properties = payload.get("headers") or {}, payload["properties"]
+        encoding = properties.get("body_encoding")
+        try:
+            body = payload["body"].encode()
+        except (LookupError, AttributeError, UnicodeEncodeError):
+            body = None
+        if kwargs or body is None or encoding != "utf-8" or "compression" in headers:
+            super().__init__(payload, channel=channel, **kwargs)
+            return
+        # What kombu's constructors come to for a body that needs no other treatment.
+        self._raw = payload
+        self.errors: list[Any] = []
+        self.channel = channel
+        self.delivery_tag = properties["delivery_tag"]
+        self.content_type = payload.get("content-type")
+        self.content_encoding = payload.get("content-encoding")
+        self.delivery_info = properties.get("delivery_info") or {}
+        self.headers = headers
+        self.properties = properties
+        self.body = body
+        self.accept = None
+        self._decoded_cache = None
+        self._state = "RECEIVED"
+
     def _decode(self) -> Any:
         accepted = self.accept is None or self.content_type in self.accept
         if self.content_type == "application/json" and accepted and not self.errors:
             with suppress(ValueError):  # Such as NaN, which Python's own JSON knows.
                 return _loads(self.body)
         return super()._decode()
+
+
+#: Is given what one fetch has brought of a queue, and returns what is left to the queue's consumer.
+Taker = Callable[[list[virtual.Message]], list[virtual.Message]]
 
 
 class QoS(lists.QoS):  # type: ignore[misc]
@@ -264,6 +293,8 @@ class Channel(lists.Channel):  # type: ignore[misc]
         self.audience: dict[str, int] = {}
         #: Queues whose held messages have been handed out to this channel.
         self._opened: set[str] = set()
+        #: By queue, who takes new messages together, and past what kombu does for each of them.
+        self.takers: dict[str, Taker] = {}
         self._tended_at = float("-inf")
         self._reported_at = float("-inf")
         self._patient_until = float("-inf")
@@ -462,13 +493,21 @@ class Channel(lists.Channel):  # type: ignore[misc]
     def _hand_out(
         self, queue: str, lane: Lane, entries: list[Any], redelivered: bool = False
     ) -> bool:
+        qos, taker = self.qos, None if redelivered else self.takers.get(queue)
+        taken: list[virtual.Message] = []
         for entry in entries:
             message = self._read(queue, lane, entry)
-            if message is None or self.qos.holds(message["properties"]["delivery_tag"]):
+            if message is None or qos.holds(message["properties"]["delivery_tag"]):
                 continue
             if redelivered:
                 message["properties"]["delivery_info"]["redelivered"] = True
-            self.connection._deliver(message, queue)
+            if taker is None:
+                self.connection._deliver(message, queue)
+            else:
+                taken.append(self.Message(message, channel=self))
+                virtual.QoS.append(qos, taken[-1], taken[-1].delivery_tag)
+        for left in taker(taken) if taker is not None and taken else ():
+            self.connection._deliver(left._raw, queue)
         return bool(entries)
 
     def _read(self, queue: str, lane: Lane, entry: list[bytes]) -> dict[str, Any] | None:

@@ -52,10 +52,48 @@ local function delay(lane, due_ms, priority, payload)
   redis.call('ZADD', lane .. ':delayed', due_ms, priority .. payload)
 end
 
+-- Entries of which `look_up` has found that they are in the hands of the asking consumer.
+local found = {}
+
 -- Whether an entry is in the hands of this very consumer.
 local function owned(stream, entry, consumer)
+  if found[stream] and found[stream][entry] then
+    return true
+  end
   local pending = redis.pcall('XPENDING', stream, GROUP, entry, entry, 1, consumer)
   return not pending.err and #pending > 0
+end
+
+-- Find out about many entries at once, for `owned` to be asked of each: `held` has those of each
+-- stream. Those of a batch stand together in their stream, so that a little more than their number
+-- is asked for, from the first one on. The order of text is not always theirs; what is not found is
+-- looked for by itself.
+local function look_up(held, consumer)
+  for stream, entries in pairs(held) do
+    local first = entries[1]
+    for _, entry in ipairs(entries) do
+      if entry < first then
+        first = entry
+      end
+    end
+    local pending = redis.pcall('XPENDING', stream, GROUP, first, '+', #entries + 8, consumer)
+    local ours = {}
+    if not pending.err then
+      for _, item in ipairs(pending) do
+        ours[item[1]] = true
+      end
+    end
+    found[stream] = ours
+  end
+end
+
+-- Add an entry to those that `look_up` is asked about.
+local function hold(held, stream, entry)
+  if stream ~= '' then
+    local entries = held[stream] or {}
+    held[stream] = entries
+    entries[#entries + 1] = entry
+  end
 end
 
 -- Acknowledge and delete an entry, whoever has it.
