@@ -12,17 +12,19 @@ import os
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any, cast
 
 import numpy as np
 
+from inferno import memory
 from inferno.errors import ForwardFailed, InvalidInput, PackageError
 from inferno.latency import LatencyCurve
 from inferno.protocol.signature import BATCH, Limits, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array, Tensors
 from inferno.repository import Package
-from inferno.runtimes import ModelContext, load_runtime
+from inferno.runtimes import ModelContext, Runtime, UnsuitablePrecision, find_runtime
 from inferno.settings import BatchingSettings, InferenceSettings
 
 logger = logging.getLogger(__name__)
@@ -55,17 +57,63 @@ class Engine:
         #: Seconds of a forward pass by its size, see `size`.
         self.latency = LatencyCurve()
         self._length = 1.0
+        inference = package.inference(inference)
         context = ModelContext(
             path=package.path.resolve(),
             device=choose_device(inference.device),
             threads=inference.pass_threads(package.executors),
             parameters=manifest.parameters,
             labels=manifest.labels,
+            quantize=inference.quantize,
+            compile=inference.compile,
+            onnx_providers=inference.onnx_providers,
         )
         self.device = context.device
-        self._runtime = load_runtime(package, context)
+        kind = find_runtime(package)
+        # Libraries stay when an engine goes, so they are loaded before. What was freed earlier and
+        # is taken now would not count.
+        memory.trim()
+        self._resident_before = memory.resident_bytes()
+        self._runtime = self._load(kind, context)
+        self._measure_memory()
         self._preprocess = getattr(self._runtime.processor, "preprocess", None)
         self._postprocess = getattr(self._runtime.processor, "postprocess", None)
+
+    def _load(self, kind: type[Runtime], context: ModelContext) -> Runtime:
+        try:
+            return kind(self.package, context)
+        except UnsuitablePrecision as exc:
+            # What the settings want of all models is done where it can be.
+            if self.package.manifest.inference.quantize is not None:
+                raise
+            logger.warning("loaded in its own precision: %s", exc)
+            return kind(self.package, replace(context, quantize="none"))
+
+    def _measure_memory(self) -> None:
+        #: What the engine holds, in bytes: the size of its weights; on the CPU, by how much the
+        #: process grew while it was loaded and warmed up, if that is more. What else was allocated
+        #: meanwhile counts as well; what a pass allocates and frees again does not.
+        self.memory_bytes = self._runtime.memory_bytes
+        if self.device == "cpu":
+            grown = memory.resident_bytes() - self._resident_before
+            self.memory_bytes = max(self.memory_bytes, grown)
+
+    def close(self) -> None:
+        """Give back what the engine holds; no pass may be under way, and none can follow.
+
+        A `close` method of the package's own object is called.
+        """
+        runtime = self.__dict__.pop("_runtime", None)
+        if runtime is None:
+            return
+        close = getattr(runtime.processor, "close", None)
+        self._preprocess = self._postprocess = None
+        try:
+            if close is not None:
+                close()
+        finally:
+            del runtime, close
+            memory.release()
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -100,6 +148,7 @@ class Engine:
             raise PackageError(
                 f"{self.package.path}: fails on its warm-up sample: {type(exc).__name__}: {exc}"
             ) from exc
+        self._measure_memory()
         logger.info(
             "warmed up %s version %s on %s: batches of %s in %.1f s",
             self.package.name, self.package.version, self.device,

@@ -28,7 +28,7 @@ from inferno import ensemble, names
 from inferno.ensemble import Stage
 from inferno.errors import ModelNotFound, PackageError
 from inferno.protocol.signature import Signature
-from inferno.settings import RepositorySettings
+from inferno.settings import InferenceSettings, RepositorySettings
 
 MANIFEST = "model.yaml"
 
@@ -131,6 +131,22 @@ class Codecs(_Section):
     )
 
 
+class Inference(_Section):
+    """How the engine runs. Unset values come from the settings."""
+
+    device: Literal["auto", "cpu", "cuda"] | None = Field(
+        default=None, description="Device of the engine."
+    )
+    quantize: Literal["none", "int8", "fp16", "bf16"] | None = Field(
+        default=None,
+        description="Precision that the artifact is loaded in; an error where that cannot be.",
+    )
+    compile: bool | None = Field(
+        default=None, description="Whether a torch module is compiled with torch.compile."
+    )
+    threads: int | None = Field(default=None, ge=1, description="Threads of one forward pass.")
+
+
 class WarmUp(_Section):
     """The sample that the engine is warmed up with."""
 
@@ -198,6 +214,9 @@ class Manifest(_Section):
     )
     batching: Batching = Field(default_factory=Batching, description="Sharing of forward passes.")
     concurrency: Concurrency = Field(default_factory=Concurrency, description="Parallel passes.")
+    inference: Inference = Field(
+        default_factory=Inference, description="Device, precision and threads."
+    )
     codecs: Codecs = Field(default_factory=Codecs, description="Writing of numbers.")
     warm_up: WarmUp = Field(default_factory=WarmUp, description="The warm-up sample.")
     retries: Retries = Field(default_factory=Retries, description="After transient errors.")
@@ -324,6 +343,11 @@ class Package:
           default: for a package that does not say.
         """
         return self.manifest.timeout_s or default
+
+    def inference(self, settings: InferenceSettings) -> InferenceSettings:
+        """Return how its engine runs: the settings, with what the package says in their place."""
+        said = self.manifest.inference.model_dump(exclude_none=True)
+        return settings.model_copy(update=said)
 
     @property
     def keeps_results(self) -> bool:
