@@ -78,6 +78,23 @@ class Engine:
         self._measure_memory()
         self._preprocess = getattr(self._runtime.processor, "preprocess", None)
         self._postprocess = getattr(self._runtime.processor, "postprocess", None)
+        batching_ = manifest.batching
+        #: What each tensor that is padded is padded with.
+        self._pad: dict[str, float | str] = dict.fromkeys(batching_.mask.values(), 0)
+        self._bypass: tuple[str, ...] = ()
+        if self._preprocess is not None:
+            self._pad |= getattr(self._runtime.processor, "padding", {})
+            self._bypass = getattr(self._runtime.processor, "bypass", ())
+        self._pad |= batching_.pad
+        #: Declared inputs that are padded, and the outputs that have dimensions of theirs.
+        self._padded = [spec for spec in package.signature.inputs if spec.name in self._pad]
+        #: Of those, the dimensions after the rows that have a declared size, by their places.
+        self._fixed = {
+            spec.name: {n for n, dim in enumerate(spec.shape[1:]) if isinstance(dim, int)}
+            for spec in self._padded
+        }
+        dimensions = {dim for spec in self._padded for dim in spec.shape[1:]}
+        self._cut = [s for s in package.signature.outputs if dimensions & {*s.shape[1:]}]
 
     def _load(self, kind: type[Runtime], context: ModelContext) -> Runtime:
         try:
@@ -218,12 +235,21 @@ class Engine:
         Raises:
           InvalidInput: the model's own code finds the input wrong (ValueError).
         """
-        if self._preprocess is None:
-            return inputs
-        try:
-            return cast(Tensors, self._preprocess(inputs))
-        except ValueError as exc:
-            raise InvalidInput(str(exc), "inputs") from exc
+        prepared = inputs
+        if self._preprocess is not None:
+            try:
+                prepared = cast(Tensors, self._preprocess(inputs))
+            except ValueError as exc:
+                raise InvalidInput(str(exc), "inputs") from exc
+        mask = self.package.manifest.batching.mask
+        if not mask:
+            return prepared
+        # The padding of a mask is 0.
+        return prepared | {
+            masking: np.ones(prepared[name].shape[:2], np.int64)
+            for name, masking in mask.items()
+            if name in prepared
+        }
 
     def forward(self, members: Sequence[Tensors]) -> list[Tensors]:
         """Answer prepared members with one forward pass, or several where that takes less time.
@@ -254,9 +280,10 @@ class Engine:
     def _pass(self, members: Sequence[Tensors]) -> list[Tensors]:
         rows = [count_rows(member) for member in members]
         inputs = self._collate(members)
-        outputs = self._runtime.run(inputs)
+        aside = {name: inputs[name] for name in self._bypass if name in inputs}
+        outputs = self._runtime.run({n: a for n, a in inputs.items() if n not in aside})
         if self._postprocess is not None:
-            outputs = self._postprocess(outputs)
+            outputs = self._postprocess(outputs | aside if aside else outputs)
         if not isinstance(outputs, dict):
             raise ForwardFailed(
                 f"the model gave {type(outputs).__name__}, expected outputs by name"
@@ -266,10 +293,27 @@ class Engine:
         if not self.package.signature.batched:
             return [checked]
         ends = np.cumsum(rows).tolist()
-        return [
+        answers = [
             {name: array[end - n : end] for name, array in checked.items()}
             for end, n in zip(ends, rows, strict=True)
         ]
+        if self._cut:
+            for member, answer in zip(members, answers, strict=True):
+                self._cut_padding(member, answer)
+        return answers
+
+    def _cut_padding(self, member: Tensors, answer: Tensors) -> None:
+        """Cut dimensions that a member's answer shares with its inputs to the inputs' own size."""
+        sizes = {
+            dim: size
+            for spec in self._padded
+            if spec.name in member and member[spec.name].ndim == len(spec.shape)
+            for dim, size in zip(spec.shape[1:], member[spec.name].shape[1:], strict=True)
+        }
+        for spec in self._cut:
+            if spec.name in answer:
+                own = (slice(sizes.get(dim)) for dim in spec.shape[1:])
+                answer[spec.name] = answer[spec.name][(slice(None), *own)]
 
     def _grouped(self, members: Sequence[Tensors]) -> list[list[int]]:
         """Say which members, by their places, shall share a pass."""
@@ -303,8 +347,8 @@ class Engine:
         batching = self.package.manifest.batching
         return max(
             (
-                math.prod(_next(size, batching.buckets) for size in member[name].shape[1:])
-                for name in batching.pad
+                math.prod(self._padded_shape(name, [member[name]], batching.buckets))
+                for name in self._pad
                 if name in member
             ),
             default=1,
@@ -312,8 +356,21 @@ class Engine:
 
     def _lengthened(self, member: Tensors, size: int) -> Tensors:
         """Pad what is padded of one member to at least a size."""
-        pad = self.package.manifest.batching.pad
-        return {name: _stack([array], pad.get(name), (size,)) for name, array in member.items()}
+        return {name: self._stack(name, [array], (size,)) for name, array in member.items()}
+
+    def _padded_shape(
+        self, name: str, arrays: Sequence[Array], sizes: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Return the dimensions after the rows: the longest of each, free ones up to a size."""
+        fixed = self._fixed.get(name, ())
+        longest = map(max, zip(*(array.shape[1:] for array in arrays), strict=True))
+        return tuple(n if place in fixed else _next(n, sizes) for place, n in enumerate(longest))
+
+    def _stack(self, name: str, arrays: list[Array], sizes: Sequence[int]) -> Array:
+        pad = self._pad.get(name)
+        if pad is None:
+            return np.concatenate(arrays)
+        return _pad(arrays, pad, self._padded_shape(name, arrays, sizes))
 
     def _padded_rows(self, rows: int) -> int:
         return _next(rows, self.package.manifest.batching.batch_sizes)
@@ -323,9 +380,7 @@ class Engine:
         if len(members) == 1 and not batching.buckets and not batching.batch_sizes:
             return members[0]
         stacked = {
-            name: _stack(
-                [member[name] for member in members], batching.pad.get(name), batching.buckets
-            )
+            name: self._stack(name, [member[name] for member in members], batching.buckets)
             for name in members[0]
         }
         rows = count_rows(stacked)
@@ -389,14 +444,14 @@ def _next(size: int, sizes: Sequence[int]) -> int:
     return sizes[place] if place < len(sizes) else size
 
 
-def _stack(arrays: list[Array], pad: float | None, sizes: Sequence[int]) -> Array:
-    shapes = {array.shape[1:] for array in arrays}
-    if pad is None:
+def _pad(arrays: list[Array], pad: float | str, longest: tuple[int, ...]) -> Array:
+    if {array.shape[1:] for array in arrays} == {longest}:
         return np.concatenate(arrays)
-    longest = tuple(_next(max(dims), sizes) for dims in zip(*shapes, strict=True))
-    if shapes == {longest}:
-        return np.concatenate(arrays)
-    out = np.full((sum(map(len, arrays)), *longest), pad, dtype=arrays[0].dtype)
+    shape, dtype = (sum(map(len, arrays)), *longest), arrays[0].dtype
+    # Arrays of text that are not objects are as wide as their longest text.
+    dtype = np.dtype(object) if dtype.kind in "US" else dtype
+    is_bytes = dtype.hasobject and any(isinstance(a.flat[0], bytes) for a in arrays if a.size)
+    out = np.full(shape, str(pad).encode() if is_bytes else pad, dtype=dtype)
     start = 0
     for array in arrays:
         out[(slice(start, start + len(array)), *map(slice, array.shape[1:]))] = array

@@ -76,10 +76,15 @@ class Batching(_Section):
         description="What 95 of 100 tasks shall take at most, in ms: steers batch size and window, "
         "and replaces max_batch_delay_ms.",
     )
-    pad: dict[str, float] = Field(
+    pad: dict[str, float | str] = Field(
         default_factory=dict,
         description="Tensors whose free dimensions are padded to the longest of the batch, and the "
         "value to pad with.",
+    )
+    mask: dict[str, str] = Field(
+        default_factory=dict,
+        description="Padded sequences that the artifact gets a mask with, and the mask's name: "
+        "int64 of rows and length, 1 where the sequence was given.",
     )
     buckets: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(),
@@ -105,6 +110,8 @@ class Batching(_Section):
     def _cover(self) -> Batching:
         if self.buckets and not self.pad:
             raise ValueError("buckets: expected `pad`, which says what to fill them up with")
+        if missing := self.mask.keys() - self.pad.keys():
+            raise ValueError(f"mask: {min(missing)}: expected it in `pad`, too")
         if self.batch_sizes and (self.max_batch_size or 1) > self.batch_sizes[-1]:
             raise ValueError(
                 f"max_batch_size: {self.max_batch_size}: expected at most the last of batch_sizes"
