@@ -82,9 +82,11 @@ class Engine:
         #: What each tensor that is padded is padded with.
         self._pad: dict[str, float | str] = dict.fromkeys(batching_.mask.values(), 0)
         self._bypass: tuple[str, ...] = ()
+        self._sample = None
         if self._preprocess is not None:
             self._pad |= getattr(self._runtime.processor, "padding", {})
             self._bypass = getattr(self._runtime.processor, "bypass", ())
+            self._sample = getattr(self._runtime.processor, "sample", None)
         self._pad |= batching_.pad
         #: Declared inputs that are padded, and the outputs that have dimensions of theirs.
         self._padded = [spec for spec in package.signature.inputs if spec.name in self._pad]
@@ -124,7 +126,7 @@ class Engine:
         if runtime is None:
             return
         close = getattr(runtime.processor, "close", None)
-        self._preprocess = self._postprocess = None
+        self._preprocess = self._postprocess = self._sample = None
         try:
             if close is not None:
                 close()
@@ -221,6 +223,8 @@ class Engine:
         if given is not None:
             sample = signature.parse(given, _UNBOUNDED)
             return next(chunks(sample, 1)) if signature.batched else sample
+        if self._sample is not None:
+            return cast(Tensors, self._sample())
         wanted = [spec for spec in signature.inputs if not spec.optional]
         wanted += map(signature.input, signature.one_of[:1])
         return {spec.name: _made_up(spec) for spec in wanted or signature.inputs[:1]}

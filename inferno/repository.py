@@ -203,9 +203,12 @@ class Manifest(_Section):
     )
     version: int = Field(ge=1, description="As the folder is called.")
     format: str = Field(
-        description="The runtime: onnx, torchscript or python; or ensemble, of other models."
+        description="The runtime: onnx, torchscript, python or transformers; or ensemble, of "
+        "other models."
     )
-    artifact: str | None = Field(default=None, description="File that the runtime loads.")
+    artifact: str | None = Field(
+        default=None, description="File, or folder for transformers, that the runtime loads."
+    )
     entrypoint: str | None = Field(
         default=None, description="`module:function` that builds a python model."
     )
@@ -402,7 +405,8 @@ class Package:
         files = {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
         manifest = self.manifest
         if manifest.artifact is not None:
-            files.add((folder / manifest.artifact).resolve())
+            artifact = (folder / manifest.artifact).resolve()
+            files |= {artifact, *artifact.rglob("*")}
         for function in (manifest.entrypoint, manifest.processor):
             if function is not None:
                 files.add((folder / f"{function.partition(':')[0]}.py").resolve())

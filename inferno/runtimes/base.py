@@ -23,6 +23,7 @@ RUNTIMES = {
     "onnx": "inferno.runtimes.onnx:OnnxRuntime",
     "torchscript": "inferno.runtimes.torchscript:TorchScriptRuntime",
     "python": "inferno.runtimes.python:PythonRuntime",
+    "transformers": "inferno.runtimes.transformers:TransformersRuntime",
 }
 
 

@@ -141,7 +141,7 @@ def _int8(module: torch.nn.Module, context: ModelContext) -> torch.nn.Module:
         warnings.simplefilter("ignore")
         try:
             quantised: torch.nn.Module = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
-                module, {torch.nn.Linear}, dtype=torch.qint8
+                module, {torch.nn.Linear}, dtype=torch.qint8, inplace=True
             )
         except AttributeError as exc:
             raise UnsuitablePrecision(

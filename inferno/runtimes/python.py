@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from inferno.errors import PackageError
 from inferno.protocol.tensors import Tensors
 from inferno.repository import Package
-from inferno.runtimes.base import ModelContext, UnsuitablePrecision, build
+from inferno.runtimes.base import ModelContext, UnsuitablePrecision, build, build_processor
 
 if TYPE_CHECKING:
     from inferno.runtimes.modules import ModuleRunner
@@ -37,7 +37,7 @@ class PythonRuntime:
             raise PackageError(
                 f"{package.path}: {entrypoint} returned {type(model).__name__}, no callable"
             )
-        self.processor: object | None = model
+        self.processor = build_processor(package, context) or model
         self._model = model
         self._runner: ModuleRunner | None = None
         self._outputs = [spec.name for spec in package.signature.outputs]
