@@ -12,17 +12,19 @@ import os
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any, cast
 
 import numpy as np
 
+from inferno import memory
 from inferno.errors import ForwardFailed, InvalidInput, PackageError
 from inferno.latency import LatencyCurve
 from inferno.protocol.signature import BATCH, Limits, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array, Tensors
 from inferno.repository import Package
-from inferno.runtimes import ModelContext, load_runtime
+from inferno.runtimes import ModelContext, Runtime, UnsuitablePrecision, find_runtime
 from inferno.settings import BatchingSettings, InferenceSettings
 
 logger = logging.getLogger(__name__)
@@ -55,17 +57,82 @@ class Engine:
         #: Seconds of a forward pass by its size, see `size`.
         self.latency = LatencyCurve()
         self._length = 1.0
+        inference = package.inference(inference)
         context = ModelContext(
             path=package.path.resolve(),
             device=choose_device(inference.device),
             threads=inference.pass_threads(package.executors),
             parameters=manifest.parameters,
             labels=manifest.labels,
+            quantize=inference.quantize,
+            compile=inference.compile,
+            onnx_providers=inference.onnx_providers,
         )
         self.device = context.device
-        self._runtime = load_runtime(package, context)
+        kind = find_runtime(package)
+        # Libraries stay when an engine goes, so they are loaded before. What was freed earlier and
+        # is taken now would not count.
+        memory.trim()
+        self._resident_before = memory.resident_bytes()
+        self._runtime = self._load(kind, context)
+        self._measure_memory()
         self._preprocess = getattr(self._runtime.processor, "preprocess", None)
         self._postprocess = getattr(self._runtime.processor, "postprocess", None)
+        batching_ = manifest.batching
+        #: What each tensor that is padded is padded with.
+        self._pad: dict[str, float | str] = dict.fromkeys(batching_.mask.values(), 0)
+        self._bypass: tuple[str, ...] = ()
+        self._sample = None
+        if self._preprocess is not None:
+            self._pad |= getattr(self._runtime.processor, "padding", {})
+            self._bypass = getattr(self._runtime.processor, "bypass", ())
+            self._sample = getattr(self._runtime.processor, "sample", None)
+        self._pad |= batching_.pad
+        #: Declared inputs that are padded, and the outputs that have dimensions of theirs.
+        self._padded = [spec for spec in package.signature.inputs if spec.name in self._pad]
+        #: Of those, the dimensions after the rows that have a declared size, by their places.
+        self._fixed = {
+            spec.name: {n for n, dim in enumerate(spec.shape[1:]) if isinstance(dim, int)}
+            for spec in self._padded
+        }
+        dimensions = {dim for spec in self._padded for dim in spec.shape[1:]}
+        self._cut = [s for s in package.signature.outputs if dimensions & {*s.shape[1:]}]
+
+    def _load(self, kind: type[Runtime], context: ModelContext) -> Runtime:
+        try:
+            return kind(self.package, context)
+        except UnsuitablePrecision as exc:
+            # What the settings want of all models is done where it can be.
+            if self.package.manifest.inference.quantize is not None:
+                raise
+            logger.warning("loaded in its own precision: %s", exc)
+            return kind(self.package, replace(context, quantize="none"))
+
+    def _measure_memory(self) -> None:
+        #: What the engine holds, in bytes: the size of its weights; on the CPU, by how much the
+        #: process grew while it was loaded and warmed up, if that is more. What else was allocated
+        #: meanwhile counts as well; what a pass allocates and frees again does not.
+        self.memory_bytes = self._runtime.memory_bytes
+        if self.device == "cpu":
+            grown = memory.resident_bytes() - self._resident_before
+            self.memory_bytes = max(self.memory_bytes, grown)
+
+    def close(self) -> None:
+        """Give back what the engine holds; no pass may be under way, and none can follow.
+
+        A `close` method of the package's own object is called.
+        """
+        runtime = self.__dict__.pop("_runtime", None)
+        if runtime is None:
+            return
+        close = getattr(runtime.processor, "close", None)
+        self._preprocess = self._postprocess = self._sample = None
+        try:
+            if close is not None:
+                close()
+        finally:
+            del runtime, close
+            memory.release()
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -100,6 +167,7 @@ class Engine:
             raise PackageError(
                 f"{self.package.path}: fails on its warm-up sample: {type(exc).__name__}: {exc}"
             ) from exc
+        self._measure_memory()
         logger.info(
             "warmed up %s version %s on %s: batches of %s in %.1f s",
             self.package.name, self.package.version, self.device,
@@ -155,6 +223,8 @@ class Engine:
         if given is not None:
             sample = signature.parse(given, _UNBOUNDED)
             return next(chunks(sample, 1)) if signature.batched else sample
+        if self._sample is not None:
+            return cast(Tensors, self._sample())
         wanted = [spec for spec in signature.inputs if not spec.optional]
         wanted += map(signature.input, signature.one_of[:1])
         return {spec.name: _made_up(spec) for spec in wanted or signature.inputs[:1]}
@@ -169,12 +239,21 @@ class Engine:
         Raises:
           InvalidInput: the model's own code finds the input wrong (ValueError).
         """
-        if self._preprocess is None:
-            return inputs
-        try:
-            return cast(Tensors, self._preprocess(inputs))
-        except ValueError as exc:
-            raise InvalidInput(str(exc), "inputs") from exc
+        prepared = inputs
+        if self._preprocess is not None:
+            try:
+                prepared = cast(Tensors, self._preprocess(inputs))
+            except ValueError as exc:
+                raise InvalidInput(str(exc), "inputs") from exc
+        mask = self.package.manifest.batching.mask
+        if not mask:
+            return prepared
+        # The padding of a mask is 0.
+        return prepared | {
+            masking: np.ones(prepared[name].shape[:2], np.int64)
+            for name, masking in mask.items()
+            if name in prepared
+        }
 
     def forward(self, members: Sequence[Tensors]) -> list[Tensors]:
         """Answer prepared members with one forward pass, or several where that takes less time.
@@ -205,9 +284,10 @@ class Engine:
     def _pass(self, members: Sequence[Tensors]) -> list[Tensors]:
         rows = [count_rows(member) for member in members]
         inputs = self._collate(members)
-        outputs = self._runtime.run(inputs)
+        aside = {name: inputs[name] for name in self._bypass if name in inputs}
+        outputs = self._runtime.run({n: a for n, a in inputs.items() if n not in aside})
         if self._postprocess is not None:
-            outputs = self._postprocess(outputs)
+            outputs = self._postprocess(outputs | aside if aside else outputs)
         if not isinstance(outputs, dict):
             raise ForwardFailed(
                 f"the model gave {type(outputs).__name__}, expected outputs by name"
@@ -217,10 +297,27 @@ class Engine:
         if not self.package.signature.batched:
             return [checked]
         ends = np.cumsum(rows).tolist()
-        return [
+        answers = [
             {name: array[end - n : end] for name, array in checked.items()}
             for end, n in zip(ends, rows, strict=True)
         ]
+        if self._cut:
+            for member, answer in zip(members, answers, strict=True):
+                self._cut_padding(member, answer)
+        return answers
+
+    def _cut_padding(self, member: Tensors, answer: Tensors) -> None:
+        """Cut dimensions that a member's answer shares with its inputs to the inputs' own size."""
+        sizes = {
+            dim: size
+            for spec in self._padded
+            if spec.name in member and member[spec.name].ndim == len(spec.shape)
+            for dim, size in zip(spec.shape[1:], member[spec.name].shape[1:], strict=True)
+        }
+        for spec in self._cut:
+            if spec.name in answer:
+                own = (slice(sizes.get(dim)) for dim in spec.shape[1:])
+                answer[spec.name] = answer[spec.name][(slice(None), *own)]
 
     def _grouped(self, members: Sequence[Tensors]) -> list[list[int]]:
         """Say which members, by their places, shall share a pass."""
@@ -254,8 +351,8 @@ class Engine:
         batching = self.package.manifest.batching
         return max(
             (
-                math.prod(_next(size, batching.buckets) for size in member[name].shape[1:])
-                for name in batching.pad
+                math.prod(self._padded_shape(name, [member[name]], batching.buckets))
+                for name in self._pad
                 if name in member
             ),
             default=1,
@@ -263,8 +360,21 @@ class Engine:
 
     def _lengthened(self, member: Tensors, size: int) -> Tensors:
         """Pad what is padded of one member to at least a size."""
-        pad = self.package.manifest.batching.pad
-        return {name: _stack([array], pad.get(name), (size,)) for name, array in member.items()}
+        return {name: self._stack(name, [array], (size,)) for name, array in member.items()}
+
+    def _padded_shape(
+        self, name: str, arrays: Sequence[Array], sizes: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Return the dimensions after the rows: the longest of each, free ones up to a size."""
+        fixed = self._fixed.get(name, ())
+        longest = map(max, zip(*(array.shape[1:] for array in arrays), strict=True))
+        return tuple(n if place in fixed else _next(n, sizes) for place, n in enumerate(longest))
+
+    def _stack(self, name: str, arrays: list[Array], sizes: Sequence[int]) -> Array:
+        pad = self._pad.get(name)
+        if pad is None:
+            return np.concatenate(arrays)
+        return _pad(arrays, pad, self._padded_shape(name, arrays, sizes))
 
     def _padded_rows(self, rows: int) -> int:
         return _next(rows, self.package.manifest.batching.batch_sizes)
@@ -274,9 +384,7 @@ class Engine:
         if len(members) == 1 and not batching.buckets and not batching.batch_sizes:
             return members[0]
         stacked = {
-            name: _stack(
-                [member[name] for member in members], batching.pad.get(name), batching.buckets
-            )
+            name: self._stack(name, [member[name] for member in members], batching.buckets)
             for name in members[0]
         }
         rows = count_rows(stacked)
@@ -340,14 +448,14 @@ def _next(size: int, sizes: Sequence[int]) -> int:
     return sizes[place] if place < len(sizes) else size
 
 
-def _stack(arrays: list[Array], pad: float | None, sizes: Sequence[int]) -> Array:
-    shapes = {array.shape[1:] for array in arrays}
-    if pad is None:
+def _pad(arrays: list[Array], pad: float | str, longest: tuple[int, ...]) -> Array:
+    if {array.shape[1:] for array in arrays} == {longest}:
         return np.concatenate(arrays)
-    longest = tuple(_next(max(dims), sizes) for dims in zip(*shapes, strict=True))
-    if shapes == {longest}:
-        return np.concatenate(arrays)
-    out = np.full((sum(map(len, arrays)), *longest), pad, dtype=arrays[0].dtype)
+    shape, dtype = (sum(map(len, arrays)), *longest), arrays[0].dtype
+    # Arrays of text that are not objects are as wide as their longest text.
+    dtype = np.dtype(object) if dtype.kind in "US" else dtype
+    is_bytes = dtype.hasobject and any(isinstance(a.flat[0], bytes) for a in arrays if a.size)
+    out = np.full(shape, str(pad).encode() if is_bytes else pad, dtype=dtype)
     start = 0
     for array in arrays:
         out[(slice(start, start + len(array)), *map(slice, array.shape[1:]))] = array

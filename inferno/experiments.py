@@ -228,7 +228,7 @@ def simulate(
         with out.status("") as status:
             measured = tuning.measure(
                 package, settings.batching, settings.inference, executors,
-                settings.inference.pass_threads(executors), 0.5,
+                package.inference(settings.inference).pass_threads(executors), 0.5,
                 lambda step: status.update(f"{model}: {step}"),
             )  # fmt: skip
     if executors is not None:

@@ -133,9 +133,9 @@ def servable(repository: Repository, wanted: str | None) -> tuple[list[str], dic
 
 
 def missing_artifact(package: Package) -> Path | None:
-    """Return the file that a package needs and does not have."""
+    """Return the file or folder that a package needs and does not have."""
     artifact = package.manifest.artifact
-    if artifact is None or (package.path / artifact).is_file():
+    if artifact is None or (package.path / artifact).exists():
         return None
     return package.path / artifact
 

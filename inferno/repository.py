@@ -28,7 +28,7 @@ from inferno import ensemble, names
 from inferno.ensemble import Stage
 from inferno.errors import ModelNotFound, PackageError
 from inferno.protocol.signature import Signature
-from inferno.settings import RepositorySettings
+from inferno.settings import InferenceSettings, RepositorySettings
 
 MANIFEST = "model.yaml"
 
@@ -76,10 +76,15 @@ class Batching(_Section):
         description="What 95 of 100 tasks shall take at most, in ms: steers batch size and window, "
         "and replaces max_batch_delay_ms.",
     )
-    pad: dict[str, float] = Field(
+    pad: dict[str, float | str] = Field(
         default_factory=dict,
         description="Tensors whose free dimensions are padded to the longest of the batch, and the "
         "value to pad with.",
+    )
+    mask: dict[str, str] = Field(
+        default_factory=dict,
+        description="Padded sequences that the artifact gets a mask with, and the mask's name: "
+        "int64 of rows and length, 1 where the sequence was given.",
     )
     buckets: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(),
@@ -105,6 +110,8 @@ class Batching(_Section):
     def _cover(self) -> Batching:
         if self.buckets and not self.pad:
             raise ValueError("buckets: expected `pad`, which says what to fill them up with")
+        if missing := self.mask.keys() - self.pad.keys():
+            raise ValueError(f"mask: {min(missing)}: expected it in `pad`, too")
         if self.batch_sizes and (self.max_batch_size or 1) > self.batch_sizes[-1]:
             raise ValueError(
                 f"max_batch_size: {self.max_batch_size}: expected at most the last of batch_sizes"
@@ -129,6 +136,22 @@ class Codecs(_Section):
     default: Literal["json", "base64"] = Field(
         default="json", description="For requests that do not say."
     )
+
+
+class Inference(_Section):
+    """How the engine runs. Unset values come from the settings."""
+
+    device: Literal["auto", "cpu", "cuda"] | None = Field(
+        default=None, description="Device of the engine."
+    )
+    quantize: Literal["none", "int8", "fp16", "bf16"] | None = Field(
+        default=None,
+        description="Precision that the artifact is loaded in; an error where that cannot be.",
+    )
+    compile: bool | None = Field(
+        default=None, description="Whether a torch module is compiled with torch.compile."
+    )
+    threads: int | None = Field(default=None, ge=1, description="Threads of one forward pass.")
 
 
 class WarmUp(_Section):
@@ -180,9 +203,12 @@ class Manifest(_Section):
     )
     version: int = Field(ge=1, description="As the folder is called.")
     format: str = Field(
-        description="The runtime: onnx, torchscript or python; or ensemble, of other models."
+        description="The runtime: onnx, torchscript, python or transformers; or ensemble, of "
+        "other models."
     )
-    artifact: str | None = Field(default=None, description="File that the runtime loads.")
+    artifact: str | None = Field(
+        default=None, description="File, or folder for transformers, that the runtime loads."
+    )
     entrypoint: str | None = Field(
         default=None, description="`module:function` that builds a python model."
     )
@@ -198,6 +224,9 @@ class Manifest(_Section):
     )
     batching: Batching = Field(default_factory=Batching, description="Sharing of forward passes.")
     concurrency: Concurrency = Field(default_factory=Concurrency, description="Parallel passes.")
+    inference: Inference = Field(
+        default_factory=Inference, description="Device, precision and threads."
+    )
     codecs: Codecs = Field(default_factory=Codecs, description="Writing of numbers.")
     warm_up: WarmUp = Field(default_factory=WarmUp, description="The warm-up sample.")
     retries: Retries = Field(default_factory=Retries, description="After transient errors.")
@@ -325,6 +354,11 @@ class Package:
         """
         return self.manifest.timeout_s or default
 
+    def inference(self, settings: InferenceSettings) -> InferenceSettings:
+        """Return how its engine runs: the settings, with what the package says in their place."""
+        said = self.manifest.inference.model_dump(exclude_none=True)
+        return settings.model_copy(update=said)
+
     @property
     def keeps_results(self) -> bool:
         """Whether a result may answer later tasks with equal inputs."""
@@ -371,7 +405,8 @@ class Package:
         files = {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
         manifest = self.manifest
         if manifest.artifact is not None:
-            files.add((folder / manifest.artifact).resolve())
+            artifact = (folder / manifest.artifact).resolve()
+            files |= {artifact, *artifact.rglob("*")}
         for function in (manifest.entrypoint, manifest.processor):
             if function is not None:
                 files.add((folder / f"{function.partition(':')[0]}.py").resolve())

@@ -201,6 +201,21 @@ class InferenceSettings(Group):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Device of the engines. `auto`: CUDA if there is one, else CPU."
     )
+    onnx_providers: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="ONNX Runtime's execution providers, in order of preference, separated by "
+        "commas. Unset: derived from the device.",
+    )
+    quantize: Literal["none", "int8", "fp16", "bf16"] = Field(
+        default="none",
+        description="Precision that models are loaded in, where their format and device can. "
+        "Models may set their own.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile torch modules with torch.compile, which needs a C++ compiler and "
+        "takes up to a minute when they are loaded. Models may set their own.",
+    )
     threads: int = Field(
         default=0,
         ge=0,
@@ -213,6 +228,13 @@ class InferenceSettings(Group):
         description="Limit of one forward pass, in seconds. A worker whose pass takes longer ends "
         "and is restarted. Models may set their own.",
     )
+
+    @field_validator("onnx_providers", mode="before")
+    @classmethod
+    def _from_commas(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(name.strip() for name in value.split(",") if name.strip())
 
     def pass_threads(self, executors: int) -> int:
         """Return the threads of one forward pass, of so many at the same time."""

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import msgspec
@@ -76,7 +76,9 @@ def measure(
     Raises:
       PackageError: it cannot be loaded, or fails on its sample.
     """
-    engine = Engine(package, batching, inference.model_copy(update={"threads": threads}))
+    said = package.manifest.inference.model_copy(update={"threads": threads})
+    manifest = package.manifest.model_copy(update={"inference": said})
+    engine = Engine(replace(package, manifest=manifest), batching, inference)
     progress(f"warming up, {executors} x {threads} threads")
     engine.warm_up()
     sample = engine.prepare(engine.sample())

@@ -4,6 +4,12 @@ A new runtime is one module here with a class that fulfils `Runtime`, and one li
 Modules are imported when a model needs them, so that a worker with ONNX models never loads torch.
 """
 
-from inferno.runtimes.base import RUNTIMES, ModelContext, Runtime, load_runtime
+from inferno.runtimes.base import (
+    RUNTIMES,
+    ModelContext,
+    Runtime,
+    UnsuitablePrecision,
+    find_runtime,
+)
 
-__all__ = ["RUNTIMES", "ModelContext", "Runtime", "load_runtime"]
+__all__ = ["RUNTIMES", "ModelContext", "Runtime", "UnsuitablePrecision", "find_runtime"]

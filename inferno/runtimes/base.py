@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import importlib
 import importlib.util
+import itertools
 import sys
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 from inferno.errors import PackageError
@@ -20,7 +23,12 @@ RUNTIMES = {
     "onnx": "inferno.runtimes.onnx:OnnxRuntime",
     "torchscript": "inferno.runtimes.torchscript:TorchScriptRuntime",
     "python": "inferno.runtimes.python:PythonRuntime",
+    "transformers": "inferno.runtimes.transformers:TransformersRuntime",
 }
+
+
+class UnsuitablePrecision(PackageError):
+    """The artifact cannot run in the precision that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,12 @@ class ModelContext:
     parameters: Mapping[str, Any]
     #: `labels` of the manifest.
     labels: tuple[str, ...]
+    #: Precision that is wanted: `none` (the artifact's own), `int8`, `fp16` or `bf16`.
+    quantize: str = "none"
+    #: Whether a torch module is compiled.
+    compile: bool = False
+    #: ONNX Runtime's execution providers that the settings name; empty where `device` decides.
+    onnx_providers: tuple[str, ...] = ()
 
 
 class Runtime(Protocol):
@@ -58,13 +72,16 @@ class Runtime(Protocol):
     def processor(self) -> object | None:
         """The package's own object with `preprocess` and `postprocess`, if it has one."""
 
+    @property
+    def memory_bytes(self) -> int:
+        """The size of the weights, as far as it is known."""
 
-def load_runtime(package: Package, context: ModelContext) -> Runtime:
-    """Load a package with the runtime that its `format` names.
+
+def find_runtime(package: Package) -> type[Runtime]:
+    """Import the runtime that a package's `format` names.
 
     Raises:
-      PackageError: there is no such runtime, its library is missing, or the artifact cannot be
-        loaded.
+      PackageError: there is no such runtime, or its library is missing.
     """
     place = RUNTIMES.get(package.manifest.format)
     if place is None:
@@ -74,12 +91,11 @@ def load_runtime(package: Package, context: ModelContext) -> Runtime:
         )
     module, _, name = place.partition(":")
     try:
-        runtime = getattr(importlib.import_module(module), name)
+        return cast(type[Runtime], getattr(importlib.import_module(module), name))
     except ImportError as exc:
         raise PackageError(
             f"{package.path}: format {package.manifest.format} needs a missing library: {exc}"
         ) from exc
-    return cast(Runtime, runtime(package, context))
 
 
 def artifact(package: Package, default: str) -> Path:
@@ -97,37 +113,65 @@ def artifact(package: Package, default: str) -> Path:
     return path
 
 
-def build(package: Package, entrypoint: str, context: ModelContext) -> Any:
-    """Call a package's `module:function` with its context.
+def build_processor(package: Package, context: ModelContext) -> object | None:
+    """Build the object that a package's `processor` names, if it names one.
 
     Raises:
       PackageError: the module or function is not there, or it raised.
     """
-    module_name, _, function = entrypoint.partition(":")
-    file = (package.path / f"{module_name}.py").resolve()
+    processor = package.manifest.processor
+    return build(package, processor, context) if processor else None
+
+
+def build(package: Package, entrypoint: str, context: ModelContext) -> Any:
+    """Call a `module:function` with a package's context.
+
+    A module with dots and without a slash, such as `inferno.processors.yolo`, is imported; any
+    other is a file, relative to the version's folder.
+
+    Raises:
+      PackageError: the module or function is not there, or it raised.
+    """
+    name, _, function = entrypoint.partition(":")
     try:
-        return _function(file, function)(context)
+        if "." in name and "/" not in name:
+            return getattr(importlib.import_module(name), function)(context)
+        module = _load((package.path / f"{name}.py").resolve())
+        try:
+            built = getattr(module, function)(context)
+        except BaseException:
+            _forget(module.__name__)
+            raise
     except Exception as exc:
         raise PackageError(f"{package.path}: {entrypoint}: {type(exc).__name__}: {exc}") from exc
+    with contextlib.suppress(TypeError):  # Few objects cannot be watched.
+        weakref.finalize(built, _forget, module.__name__).atexit = False
+    return built
 
 
-def _function(file: Path, name: str) -> Callable[[ModelContext], Any]:
-    # Two packages may each have a `model.py`, so the module's name is made from the whole path.
-    unique = f"inferno_package_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
-    module = sys.modules.get(unique)
-    if module is None:
-        # With a search path it is a package, so that `from .sibling import x` finds the file beside
-        # it; two packages may each have a `sibling.py`, too.
-        spec = importlib.util.spec_from_file_location(
-            unique, file, submodule_search_locations=[str(file.parent)]
-        )
-        if spec is None or spec.loader is None:
-            raise ImportError(f"{file} is no Python module")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[unique] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[unique]
-            raise
-    return cast(Callable[[ModelContext], Any], getattr(module, name))
+#: So that an engine that is loaded again sees changed files, and two packages each their own.
+_number = itertools.count(1)
+
+
+def _load(file: Path) -> ModuleType:
+    name = f"inferno_package_{next(_number)}"
+    # With a search path it is a package, so that `from .sibling import x` finds the file beside it.
+    spec = importlib.util.spec_from_file_location(
+        name, file, submodule_search_locations=[str(file.parent)]
+    )
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no Python module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        _forget(name)
+        raise
+    return module
+
+
+def _forget(name: str) -> None:
+    """Forget a package's module and its siblings, when nothing uses them any more."""
+    for found in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+        sys.modules.pop(found, None)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from inferno.errors import PackageError
 from inferno.protocol.tensors import Tensors
 from inferno.repository import Package
-from inferno.runtimes.base import ModelContext, build
+from inferno.runtimes.base import ModelContext, UnsuitablePrecision, build, build_processor
+
+if TYPE_CHECKING:
+    from inferno.runtimes.modules import ModuleRunner
 
 
 class PythonRuntime:
@@ -33,27 +37,30 @@ class PythonRuntime:
             raise PackageError(
                 f"{package.path}: {entrypoint} returned {type(model).__name__}, no callable"
             )
-        self.processor: object | None = model
+        self.processor = build_processor(package, context) or model
         self._model = model
+        self._runner: ModuleRunner | None = None
+        self._outputs = [spec.name for spec in package.signature.outputs]
         # Only a package that imported torch itself can have built a module of it.
         torch = sys.modules.get("torch")
-        self._is_module = False
-        self._device = context.device
-        self._outputs = [spec.name for spec in package.signature.outputs]
         if torch is not None and isinstance(model, torch.nn.Module):
-            self._is_module = True
-            torch.set_num_threads(context.threads)
-            model.to(context.device).eval()
+            from inferno.runtimes.modules import ModuleRunner
+
+            self._runner = ModuleRunner(model, context)
+        elif context.quantize != "none":
+            raise UnsuitablePrecision(
+                f"{package.path}: quantize: {context.quantize}: only a torch module can be loaded "
+                "in another precision; other Python models do it themselves"
+            )
+
+    @property
+    def memory_bytes(self) -> int:
+        """The size of a module's weights; 0 of another callable, which cannot be asked."""
+        return self._runner.memory_bytes if self._runner else 0
 
     def run(self, inputs: Tensors) -> Tensors:
         """Call the model with one batch."""
-        if not self._is_module:
-            outputs: Tensors = self._model(inputs)
-            return outputs
-        from inferno.runtimes.torchscript import inference, named_outputs, to_torch
-
-        with inference():
-            result = self._model(
-                **{name: to_torch(array, self._device) for name, array in inputs.items()}
-            )
-        return named_outputs(result, self._outputs)
+        if self._runner is not None:
+            return self._runner.run(self._outputs, **inputs)
+        outputs: Tensors = self._model(inputs)
+        return outputs

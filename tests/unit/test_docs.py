@@ -90,6 +90,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "TensorSpec": TensorSpec,
     "Batching": repository.Batching,
     "Concurrency": repository.Concurrency,
+    "Inference": repository.Inference,
     "Codecs": repository.Codecs,
     "WarmUp": repository.WarmUp,
     "Retries": repository.Retries,

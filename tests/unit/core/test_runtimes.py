@@ -385,5 +385,5 @@ def test_a_worker_imports_only_what_its_model_needs(
 
 
 def test_every_format_names_a_module_of_the_runtimes() -> None:
-    assert set(RUNTIMES) == {"onnx", "torchscript", "python"}
+    assert set(RUNTIMES) == {"onnx", "torchscript", "python", "transformers"}
     assert all(place.startswith("inferno.runtimes.") for place in RUNTIMES.values())

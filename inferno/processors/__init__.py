@@ -1,0 +1,1 @@
+"""Pre- and post-processing that packages name in `processor`, for models of widespread layouts."""

@@ -1,0 +1,70 @@
+"""YOLO as Ultralytics exports it since v8: one output, float [batch, 4 + classes, candidates].
+
+`processor: inferno.processors.yolo:build`. A candidate is the centre, width and height of a box in
+pixels, and a score for each class.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from inferno.processors.detection import Detector
+from inferno.protocol.tensors import Array, Tensors
+from inferno.runtimes.base import ModelContext
+
+#: Candidates of one picture that are compared with each other, at most.
+_CANDIDATES = 1000
+
+
+class Yolo(Detector):
+    """Chooses among the candidates of each picture."""
+
+    def postprocess(self, outputs: Tensors) -> Tensors:
+        """Return the boxes of a batch, see `inferno.processors.detection`."""
+        letterbox = outputs.pop("letterbox")
+        [candidates] = outputs.values()
+        chosen = [self._choose(row) for row in candidates]
+        boxes, classes, scores = zip(*chosen, strict=True)
+        return self.detections(boxes, classes, scores, letterbox)
+
+    def _choose(self, candidates: Array) -> tuple[Array, Array, Array]:
+        options = self._options
+        classes = candidates[4:].argmax(0)
+        scores = candidates[4:].max(0)
+        likely = np.flatnonzero(scores >= options.conf)
+        # Stable, so that equal scores have the same order in every batch.
+        likely = likely[np.argsort(-scores[likely], kind="stable")][:_CANDIDATES]
+        centre, extent = candidates[:2, likely].T, candidates[2:4, likely].T
+        boxes = np.concatenate([centre - extent / 2, centre + extent / 2], axis=1)
+        kept = suppress(boxes, classes[likely], options.iou, options.max_det)
+        return boxes[kept], classes[likely][kept], scores[likely][kept]
+
+
+def suppress(boxes: Array, classes: Array, iou: float, most: int) -> Array:
+    """Keep the best of boxes that overlap (non-maximum suppression), each class by itself.
+
+    Args:
+      boxes: float [n, 4] as left, top, right, bottom, the best first.
+      classes: int [n].
+      iou: the intersection over union above which boxes are the same one.
+      most: how many are kept, at most.
+    Returns:
+      The places of those that are kept, int [kept].
+    """
+    areas = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
+    left = np.arange(len(boxes))
+    kept: list[int] = []
+    while left.size and len(kept) < most:
+        best, left = left[0], left[1:]
+        kept.append(best)
+        corner = np.maximum(boxes[best, :2], boxes[left, :2])
+        opposite = np.minimum(boxes[best, 2:], boxes[left, 2:])
+        shared = np.prod(np.maximum(opposite - corner, 0), axis=1)
+        union = areas[best] + areas[left] - shared
+        left = left[(shared <= iou * union) | (classes[left] != classes[best])]
+    return np.array(kept, np.intp)
+
+
+def build(context: ModelContext) -> Yolo:
+    """Build the processor; `parameters` are those of `inferno.processors.detection`."""
+    return Yolo(context)

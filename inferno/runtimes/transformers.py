@@ -1,0 +1,289 @@
+"""Models in the format of Hugging Face: a folder that `save_pretrained` has written.
+
+`parameters.pipeline` says what is asked of the model, with the Hub's names of tasks. Nothing is
+downloaded, and no code from the folder is run.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy.signal import resample_poly
+from torch import Tensor, nn
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoModelForSpeechSeq2Seq,
+    AutoTokenizer,
+)
+
+from inferno import images
+from inferno.errors import PackageError
+from inferno.protocol.tensors import Array, Tensors
+from inferno.repository import Package
+from inferno.runtimes.base import ModelContext
+from inferno.runtimes.modules import ModuleRunner
+
+
+class Pipeline(nn.Module):
+    """A model with what goes before and after it."""
+
+    #: The inputs that a package declares.
+    inputs: ClassVar[tuple[str, ...]]
+    #: Makes the model from a folder.
+    loader: ClassVar[Any]
+
+    def __init__(self, folder: Path, context: ModelContext) -> None:
+        """Load the model; its weights keep the precision in which they are stored."""
+        super().__init__()
+        self.model: Any = self.loader.from_pretrained(folder, local_files_only=True)
+        self.parameters_ = context.parameters
+        self.labels = context.labels
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Run the model with tensors of what `preprocess` returned."""
+        dtype = self.model.dtype
+        return self.answer(
+            {n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}
+        )
+
+    def answer(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what `postprocess` needs; by default, the logits."""
+        return {"logits": self.model(**inputs).logits}
+
+    def classes(self, logits: Array) -> Tensors:
+        """Return `scores` [rows, classes], and `label`, the likeliest one, [rows]."""
+        config = self.model.config
+        # As the pipelines of transformers do.
+        if config.num_labels == 1 or config.problem_type == "multi_label_classification":
+            scores = 1 / (1 + np.exp(-logits))
+        else:
+            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+            scores = powers / powers.sum(axis=1, keepdims=True)
+        names = self.labels or [config.id2label[n] for n in range(config.num_labels)]
+        return {"label": np.array(names, object)[scores.argmax(axis=1)], "scores": scores}
+
+
+class TextPipeline(Pipeline):
+    """A model of one text, or of a pair."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("text",)
+
+    def __init__(self, folder: Path, context: ModelContext) -> None:
+        """Load the tokenizer, too; `parameters.max_tokens` is where texts are cut off."""
+        super().__init__(folder, context)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer.padding_side = "right"
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        limits = [self.tokenizer.model_max_length, *([longest] if longest else [])]
+        self.max_tokens = int(context.parameters.get("max_tokens", min(limits)))
+        #: The engine pads to the longest of a batch, and groups by length.
+        self.padding = dict.fromkeys(self.tokenizer.model_input_names, 0) | {
+            "input_ids": self.tokenizer.pad_token_id or 0
+        }
+
+    def preprocess(self, inputs: Tensors) -> Tensors:
+        """Tokenise the rows of one task; int64 [rows, tokens of the longest row] each."""
+        encoded = self.tokenizer(
+            *(inputs[name].tolist() for name in self.inputs),
+            truncation=True,
+            max_length=self.max_tokens,
+            padding=True,
+            return_tensors="np",
+        )
+        return {name: np.asarray(encoded[name], np.int64) for name in self.padding}
+
+
+class TextClassification(TextPipeline):
+    """`text` to `label` and `scores`."""
+
+    loader = AutoModelForSequenceClassification
+
+    def postprocess(self, outputs: Tensors) -> Tensors:
+        """Return the classes."""
+        return self.classes(outputs["logits"])
+
+
+class TextRanking(TextPipeline):
+    """`query` and `document` to `score`: how well they fit, as a cross-encoder says."""
+
+    inputs = ("query", "document")
+    loader = AutoModelForSequenceClassification
+
+    def postprocess(self, outputs: Tensors) -> Tensors:
+        """Return the scores, from 0 to 1 unless `parameters.activation` is `none`."""
+        logits = outputs["logits"][:, 0]
+        is_raw = self.parameters_.get("activation") == "none"
+        return {"score": logits if is_raw else 1 / (1 + np.exp(-logits))}
+
+
+class FeatureExtraction(TextPipeline):
+    """`text` to `embedding`: the mean over its tokens."""
+
+    loader = AutoModel
+
+    def answer(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return embeddings of length 1, unless `parameters.normalize` is false."""
+        states = self.model(**inputs).last_hidden_state.float()
+        seen = inputs["attention_mask"].unsqueeze(2).to(states.dtype)
+        mean = (states * seen).sum(1) / seen.sum(1).clamp(min=1)
+        if self.parameters_.get("normalize", True):
+            mean = nn.functional.normalize(mean, dim=1)
+        return {"embedding": mean}
+
+    def postprocess(self, outputs: Tensors) -> Tensors:
+        """Return the embeddings as they are."""
+        return outputs
+
+
+class ImageClassification(Pipeline):
+    """`image` to `label` and `scores`."""
+
+    inputs = ("image",)
+    loader = AutoModelForImageClassification
+
+    def __init__(self, folder: Path, context: ModelContext) -> None:
+        """Load the image processor, too."""
+        super().__init__(folder, context)
+        self.images = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            folder, local_files_only=True, backend="pil"
+        )
+
+    def sample(self) -> Tensors:
+        """Return a picture to warm up with."""
+        return images.sample()
+
+    def preprocess(self, inputs: Tensors) -> Tensors:
+        """Decode and scale the pictures of one task; float32 [rows, channels, height, width].
+
+        Raises:
+          ValueError: one is no picture, or too large.
+        """
+        pictures = [images.decode(raw) for raw in inputs["image"]]
+        return {"pixel_values": self.images(images=pictures, return_tensors="np")["pixel_values"]}
+
+    def postprocess(self, outputs: Tensors) -> Tensors:
+        """Return the classes."""
+        return self.classes(outputs["logits"])
+
+
+class SpeechRecognition(Pipeline):
+    """`audio` to `text`, for models like Whisper that hear a window of fixed length."""
+
+    inputs = ("audio",)
+    loader = AutoModelForSpeechSeq2Seq
+
+    def __init__(self, folder: Path, context: ModelContext) -> None:
+        """Load feature extractor and tokenizer, too.
+
+        `parameters.generate` goes to transformers' `generate`, such as `language`, `task` and
+        `max_new_tokens`.
+        """
+        super().__init__(folder, context)
+        # Only this pipeline needs it; it is in inferno[transformers].
+        import soundfile
+
+        self._soundfile = soundfile
+        self.features = AutoFeatureExtractor.from_pretrained(  # type: ignore[no-untyped-call]
+            folder, local_files_only=True
+        )
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.options: dict[str, Any] = dict(context.parameters.get("generate", {}))
+
+    def sample(self) -> Tensors:
+        """Return half a second of silence to warm up with."""
+        buffer = io.BytesIO()
+        rate = self.features.sampling_rate
+        self._soundfile.write(buffer, np.zeros(rate // 2, np.float32), rate, format="WAV")
+        return {"audio": np.array([buffer.getvalue()], object)}
+
+    def preprocess(self, inputs: Tensors) -> Tensors:
+        """Decode the recordings of one task; float32 [rows, mel bands, steps].
+
+        Raises:
+          ValueError: one is no recording, or longer than the model's window.
+        """
+        rate, most = self.features.sampling_rate, self.features.n_samples
+        heard = [self._read(raw, rate) for raw in inputs["audio"]]
+        for samples in heard:
+            if len(samples) > most:
+                raise ValueError(
+                    f"audio: {len(samples) / rate:.1f} s; expected at most {most / rate:g} s"
+                )
+        found = self.features(heard, sampling_rate=rate, return_tensors="np")
+        return {"input_features": found["input_features"]}
+
+    def _read(self, raw: bytes, rate: int) -> Array:
+        """Decode a file; return the mean of its channels at a rate, float32 [samples]."""
+        try:
+            samples, given = self._soundfile.read(io.BytesIO(raw), dtype="float32", always_2d=True)
+        except self._soundfile.SoundFileError as exc:
+            raise ValueError("audio: expected a WAV, FLAC, OGG or MP3 file") from exc
+        mono: Array = samples.mean(axis=1)
+        return mono if given == rate else resample_poly(mono, rate, given).astype(np.float32)
+
+    def answer(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the ids of the words."""
+        return {"tokens": self.model.generate(**inputs, **self.options)}
+
+    def postprocess(self, outputs: Tensors) -> Tensors:
+        """Return the texts."""
+        texts = self.tokenizer.batch_decode(outputs["tokens"], skip_special_tokens=True)
+        return {"text": np.array(texts, object)}
+
+
+PIPELINES: dict[str, type[Pipeline]] = {
+    "text-classification": TextClassification,
+    "text-ranking": TextRanking,
+    "feature-extraction": FeatureExtraction,
+    "image-classification": ImageClassification,
+    "automatic-speech-recognition": SpeechRecognition,
+}
+
+
+class TransformersRuntime:
+    """One folder's model, as a pipeline."""
+
+    def __init__(self, package: Package, context: ModelContext) -> None:
+        """Load the folder that `artifact` names; by default, the version's own.
+
+        Raises:
+          PackageError: it holds no such model, or the package does not fit the pipeline.
+        """
+        wanted = context.parameters.get("pipeline")
+        kind = PIPELINES.get(str(wanted))
+        if kind is None:
+            raise PackageError(
+                f"{package.path}: parameters.pipeline: {wanted!r}: "
+                f"expected one of {', '.join(PIPELINES)}"
+            )
+        declared = [spec.name for spec in package.signature.inputs]
+        if sorted(declared) != sorted(kind.inputs):
+            raise PackageError(
+                f"{package.path}: signature.inputs: {', '.join(declared)}: "
+                f"{wanted} takes {' and '.join(kind.inputs)}"
+            )
+        folder = (package.path / (package.manifest.artifact or ".")).resolve()
+        if not (folder / "config.json").is_file():
+            raise PackageError(f"{folder / 'config.json'} is missing; save_pretrained writes it")
+        try:
+            pipeline = kind(folder, context)
+        except (OSError, ValueError, ImportError, RuntimeError) as exc:
+            raise PackageError(f"{folder}: cannot be loaded: {exc}") from exc
+        self.processor = pipeline
+        self._runner = ModuleRunner(pipeline, context)
+
+    @property
+    def memory_bytes(self) -> int:
+        """The size of the weights."""
+        return self._runner.memory_bytes
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Run the model."""
+        return self._runner.run((), **inputs)
