@@ -134,6 +134,10 @@ class Engine:
             del runtime, close
             memory.release()
 
+    def __del__(self) -> None:
+        # Who unloads a version only lets go of it: the last pass that is under way keeps it.
+        self.close()
+
     @property
     def batch_sizes(self) -> list[int]:
         """The numbers of rows that are warmed up: those declared, or every power of two."""

@@ -170,6 +170,9 @@ class Coordinator:
 class Ensemble:
     """One loaded ensemble: what an engine is to other models."""
 
+    #: It has no weights.
+    memory_bytes = 0
+
     def __init__(self, package: Package, coordinator: Coordinator) -> None:
         """Store what there is; an ensemble has nothing to load."""
         self.package = package

@@ -53,7 +53,7 @@ class Loaded:
     @property
     def memory_bytes(self) -> int:
         """What it takes of memory, as far as it can be known."""
-        return getattr(self.engine, "memory_bytes", 0)
+        return self.engine.memory_bytes
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def with_input(**changes: Any) -> dict[str, Any]:
             None,
             "max_batch_size: 9: expected at most the last of batch_sizes",
         ),
-        ({"batching": {"pad": {"x": "no"}}}, "batching.pad.x", "'no'", "valid number"),
+        ({"batching": {"pad": {"x": None}}}, "batching.pad.x.float", "None", "valid number"),
         (
             {"concurrency": {"max_concurrency": 65}},
             "concurrency.max_concurrency",
