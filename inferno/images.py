@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -18,17 +19,20 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.Deco
 
 
 def decode(raw: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a PNG, JPEG or WebP file, turned as its EXIF data says.
+    """Decode a PNG, JPEG, GIF or WebP file, turned as its EXIF data says.
 
     Returns:
-      An RGB picture.
+      An RGB picture; of an animation, the first one.
     Raises:
       ValueError: it is none, damaged, or too large.
     """
     try:
-        picture = Image.open(io.BytesIO(raw), formats=("PNG", "JPEG", "WEBP"))
+        with warnings.catch_warnings():
+            # The caller's limit is checked below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(raw), formats=("PNG", "JPEG", "GIF", "WEBP"))
     except _DAMAGED as exc:
-        raise ValueError("expected a PNG, JPEG or WebP image") from exc
+        raise ValueError("expected a PNG, JPEG, GIF or WebP image") from exc
     if picture.width * picture.height > max_pixels:
         raise ValueError(
             f"the image has {picture.width}x{picture.height} pixels; expected at most {max_pixels}"

@@ -130,7 +130,9 @@ class _Query(msgspec.Struct, forbid_unknown_fields=True):
 _T = TypeVar("_T")
 
 #: Content types of a body that is the input itself.
-_BINARY = re.compile(r"\s*(?:application/octet-stream|image/[^;\s]+)\s*(?:;|$)", re.IGNORECASE)
+_BINARY = re.compile(
+    r"\s*(?:application/octet-stream|(?:image|audio)/[^;\s]+)\s*(?:;|$)", re.IGNORECASE
+)
 _SHAPE = re.compile(rf"\d{{1,9}}(?:,\d{{1,9}}){{0,{MAX_DIMENSIONS - 1}}}", re.ASCII)
 
 

@@ -21,13 +21,22 @@ from inferno.protocol.tensors import Array, Tensors
 #: The symbolic name of the leading dimension that batches grow along.
 BATCH = "batch"
 
-#: First bytes of the image formats that are let through to a model's decoder. WebP's begin with
-#: RIFF and a length, as those of WAV and AVI do.
-IMAGE_MAGIC = {
-    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
-    "JPEG": re.compile(rb"\xff\xd8\xff"),
-    "GIF": re.compile(rb"GIF8"),
-    "WebP": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+#: First bytes of the formats that are let through to a model's decoder, by the content that is
+#: declared. WebP's begin with RIFF and a length, as those of WAV and AVI do; MP3's with tags or
+#: with a frame.
+MAGIC = {
+    "image": {
+        "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+        "JPEG": re.compile(rb"\xff\xd8\xff"),
+        "GIF": re.compile(rb"GIF8"),
+        "WebP": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+    },
+    "audio": {
+        "WAV": re.compile(rb"RIFF.{4}WAVE", re.DOTALL),
+        "FLAC": re.compile(rb"fLaC"),
+        "Ogg": re.compile(rb"OggS"),
+        "MP3": re.compile(rb"ID3|\xff[\xe0-\xff]"),
+    },
 }
 
 
@@ -54,8 +63,8 @@ class TensorSpec(BaseModel):
         description="Fixed sizes as integers, free ones by name; `batch` is the leading rows."
     )
     optional: bool = Field(default=False, description="May be left out.")
-    content: Literal["text", "image"] | None = Field(
-        default=None, description="What it holds; an `image` is checked to be one."
+    content: Literal["text", "image", "audio"] | None = Field(
+        default=None, description="What it holds; `image` and `audio` are checked to be that."
     )
     description: str | None = Field(default=None, description="For people.")
 
@@ -131,7 +140,7 @@ class TensorSpec(BaseModel):
                 _check_text(text, limits.text_bytes, field)
         elif self.dtype == "bytes":
             for raw in array.ravel():
-                _check_bytes(raw, limits.image_bytes, self.content == "image", field)
+                _check_bytes(raw, limits.image_bytes, self.content, field)
 
 
 def _plain_texts(value: Any, limits: Limits) -> list[str] | None:
@@ -173,13 +182,15 @@ def _check_text(text: str, limit: int, field: str) -> None:
         raise InvalidInput(f"expected text of at most {limit} bytes, got {size}", field)
 
 
-def _check_bytes(raw: bytes, limit: int, image: bool, field: str) -> None:
+def _check_bytes(raw: bytes, limit: int, content: str | None, field: str) -> None:
     if not raw:
         raise InvalidInput("expected base64 of at least one byte, got nothing", field)
     if len(raw) > limit:
         raise InvalidInput(f"expected at most {limit} bytes, got {len(raw)}", field)
-    if image and not any(magic.match(raw) for magic in IMAGE_MAGIC.values()):
-        raise InvalidInput(f"expected an image ({', '.join(IMAGE_MAGIC)}), got other bytes", field)
+    magic = MAGIC.get(content or "", {})
+    if magic and not any(pattern.match(raw) for pattern in magic.values()):
+        expected = "an image" if content == "image" else content
+        raise InvalidInput(f"expected {expected} ({', '.join(magic)}), got other bytes", field)
 
 
 class Signature(BaseModel):

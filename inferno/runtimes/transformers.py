@@ -31,6 +31,10 @@ from inferno.runtimes.base import ModelContext
 from inferno.runtimes.modules import ModuleRunner
 
 
+#: What transformers takes for no limit of a tokenizer, if it is more.
+_NO_LIMIT = 10**20
+
+
 class Pipeline(nn.Module):
     """A model with what goes before and after it."""
 
@@ -76,13 +80,18 @@ class TextPipeline(Pipeline):
     inputs: ClassVar[tuple[str, ...]] = ("text",)
 
     def __init__(self, folder: Path, context: ModelContext) -> None:
-        """Load the tokenizer, too; `parameters.max_tokens` is where texts are cut off."""
+        """Load the tokenizer, too; `parameters.max_tokens` is where texts are cut off.
+
+        By default, that is where model or tokenizer ends; some have no end.
+        """
         super().__init__(folder, context)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.tokenizer.padding_side = "right"
-        longest = getattr(self.model.config, "max_position_embeddings", None)
-        limits = [self.tokenizer.model_max_length, *([longest] if longest else [])]
-        self.max_tokens = int(context.parameters.get("max_tokens", min(limits)))
+        longest = getattr(self.model.config, "max_position_embeddings", None) or _NO_LIMIT
+        end = min(self.tokenizer.model_max_length, longest)
+        self.max_tokens: int | None = context.parameters.get(
+            "max_tokens", None if end >= _NO_LIMIT else end
+        )
         #: The engine pads to the longest of a batch, and groups by length.
         self.padding = dict.fromkeys(self.tokenizer.model_input_names, 0) | {
             "input_ids": self.tokenizer.pad_token_id or 0
@@ -92,7 +101,7 @@ class TextPipeline(Pipeline):
         """Tokenise the rows of one task; int64 [rows, tokens of the longest row] each."""
         encoded = self.tokenizer(
             *(inputs[name].tolist() for name in self.inputs),
-            truncation=True,
+            truncation=self.max_tokens is not None,
             max_length=self.max_tokens,
             padding=True,
             return_tensors="np",
@@ -209,20 +218,23 @@ class SpeechRecognition(Pipeline):
         Raises:
           ValueError: one is no recording, or longer than the model's window.
         """
-        rate, most = self.features.sampling_rate, self.features.n_samples
-        heard = [self._read(raw, rate) for raw in inputs["audio"]]
-        for samples in heard:
-            if len(samples) > most:
-                raise ValueError(
-                    f"audio: {len(samples) / rate:.1f} s; expected at most {most / rate:g} s"
-                )
+        rate = self.features.sampling_rate
+        heard = [self._read(raw) for raw in inputs["audio"]]
         found = self.features(heard, sampling_rate=rate, return_tensors="np")
         return {"input_features": found["input_features"]}
 
-    def _read(self, raw: bytes, rate: int) -> Array:
-        """Decode a file; return the mean of its channels at a rate, float32 [samples]."""
+    def _read(self, raw: bytes) -> Array:
+        """Decode a file; return the mean of its channels at the model's rate, float32 [samples]."""
+        rate, longest_s = self.features.sampling_rate, self.features.chunk_length
         try:
-            samples, given = self._soundfile.read(io.BytesIO(raw), dtype="float32", always_2d=True)
+            with self._soundfile.SoundFile(io.BytesIO(raw)) as file:
+                given = file.samplerate
+                # Few compressed bytes can be hours of silence: what is too long is not decoded.
+                if file.frames > longest_s * given:
+                    raise ValueError(
+                        f"audio: {file.frames / given:.1f} s; expected at most {longest_s:g} s"
+                    )
+                samples = file.read(dtype="float32", always_2d=True)
         except self._soundfile.SoundFileError as exc:
             raise ValueError("audio: expected a WAV, FLAC, OGG or MP3 file") from exc
         mono: Array = samples.mean(axis=1)

@@ -169,7 +169,7 @@ def test_pictures_of_any_size_share_a_batch(package: ReadPackage) -> None:
 
 def test_what_is_no_picture_fails_alone(package: ReadPackage) -> None:
     engine = yolo(package, max_pixels=100)
-    with pytest.raises(InvalidInput, match="expected a PNG, JPEG or WebP image"):
+    with pytest.raises(InvalidInput, match="expected a PNG, JPEG, GIF or WebP image"):
         engine.prepare(pictures(b"no"))
     with pytest.raises(InvalidInput, match="has 64x64 pixels; expected at most 100"):
         engine.prepare(pictures(png(64, 64)))

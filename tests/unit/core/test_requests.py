@@ -291,6 +291,7 @@ def test_a_request_is_encoded_and_read_again_without_loss() -> None:
     [
         ("application/octet-stream", True),
         ("Image/PNG; a=b", True),
+        ("audio/wav", True),
         ("application/json", False),
         ("application/x-www-form-urlencoded", False),
         ("text/image/png", False),

@@ -42,6 +42,7 @@ def signature(*inputs: dict[str, Any], **more: Any) -> Signature:
 
 TEXT = signature(tensor("text", "string", "batch"))
 IMAGE = signature(tensor("image", "bytes", "batch", content="image"))
+AUDIO = signature(tensor("audio", "bytes", "batch", content="audio"))
 VECTOR = signature(tensor("x", "float32", "batch", 3))
 #: S1's example.
 TOKENS = signature(
@@ -192,6 +193,19 @@ def test_images_are_checked(value: str, detail: str) -> None:
     error = refusal(IMAGE, {"image": value})
     assert detail in error.detail
     assert error.field == "inputs.image"
+
+
+@pytest.mark.parametrize("raw", [WAV, b"fLaC....", b"OggS....", b"ID3\x04....", b"\xff\xfb...."])
+def test_audio_is_known_by_its_first_bytes(raw: bytes) -> None:
+    for text in (b64(raw), f"data:audio/any;base64,{b64(raw)}"):
+        assert AUDIO.parse({"audio": text}, LIMITS)["audio"].tolist() == [raw]
+
+
+@pytest.mark.parametrize("raw", [PNG, WEBP, JPEG])
+def test_audio_is_checked(raw: bytes) -> None:
+    error = refusal(AUDIO, {"audio": b64(raw)})
+    assert error.detail == "expected audio (WAV, FLAC, Ogg, MP3), got other bytes"
+    assert error.field == "inputs.audio"
 
 
 def test_bytes_that_are_no_image_pass_where_none_is_declared() -> None:

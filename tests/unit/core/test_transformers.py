@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    DebertaV2Config,
+    DebertaV2Model,
     PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
@@ -219,6 +222,30 @@ def test_embeddings_are_the_mean_over_the_tokens(package: ReadPackage, folders: 
         )
 
 
+def test_a_model_without_an_end_reads_whole_texts(
+    package: ReadPackage, folders: Path, tmp_path: Path
+) -> None:
+    # Given a folder whose model has relative positions, and whose tokenizer names no limit
+    torch.manual_seed(0)
+    config = DebertaV2Config(
+        vocab_size=17, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=0, relative_attention=True,
+        position_biased_input=False,
+    )  # fmt: skip
+    folder = tmp_path / "feature-extraction"
+    model = DebertaV2Model(config).eval()
+    model.save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folders / "feature-extraction")
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(folder)
+    # Then a text of any length is read to its end
+    long = " ".join(WORDS * 8)
+    [answer] = ask(load(package, tmp_path, "feature-extraction"), {"text": [long]})
+    with torch.inference_mode():
+        mean = model(**tokens(folder, [long])).last_hidden_state[0].mean(0).numpy()
+    np.testing.assert_allclose(answer["embedding"][0], mean / np.linalg.norm(mean), atol=TOLERANCE)
+
+
 def test_a_folder_is_loaded_in_another_precision(package: ReadPackage, folders: Path) -> None:
     exact = load(package, folders, "feature-extraction")
     [expected] = ask(exact, {"text": TEXTS})
@@ -253,7 +280,7 @@ def test_pictures_are_classified_as_transformers_does(package: ReadPackage, fold
         expected = model(**processor(images=opened, return_tensors="pt")).logits.softmax(1).numpy()
     got = np.concatenate([answer["scores"] for answer in answers])
     np.testing.assert_allclose(got, expected, atol=TOLERANCE)
-    with pytest.raises(InvalidInput, match="expected a PNG, JPEG or WebP image"):
+    with pytest.raises(InvalidInput, match="expected a PNG, JPEG, GIF or WebP image"):
         engine.prepare({"image": np.array([b"no"], object)})
 
 
@@ -304,6 +331,18 @@ def test_speech_is_transcribed_as_transformers_does(package: ReadPackage, folder
     ):
         with pytest.raises(InvalidInput, match=reason):
             engine.prepare({"audio": np.array([raw], object)})
+
+
+def test_a_recording_that_is_too_long_is_not_decoded(package: ReadPackage, folders: Path) -> None:
+    engine = load(package, folders, "automatic-speech-recognition")
+    hour = wav(np.zeros((3600 * 8_000, 1), np.float32), 8_000, "FLAC")
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInput, match=r"3600.0 s; expected at most 1 s"):
+            engine.prepare({"audio": np.array([hour], object)})
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("pipeline", SIGNATURES)
