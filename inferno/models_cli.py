@@ -1,11 +1,11 @@
-"""The commands for those who package models: list, show, prepare."""
+"""The commands for those who package models."""
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 from rich import box
@@ -15,12 +15,36 @@ from rich.table import Table
 
 from inferno.errors import ModelNotFound, PackageError
 from inferno.operations import InOrder
-from inferno.project import enter_project, local_url, missing_artifact, sample_inputs
+from inferno.packaging.creation import Identity, create
+from inferno.packaging.draft import Tensor, parse_tensor
+from inferno.packaging.reading import read
+from inferno.project import enter_project, example_call, local_url, missing_artifact
 from inferno.protocol.signature import TensorSpec
-from inferno.repository import Repository
+from inferno.repository import Package, Repository, TaskType
 from inferno.settings import load
 
 out = Console(highlight=False)
+
+
+class _TensorType(click.ParamType[Tensor]):
+    """An input or output, as ``name:dtype:shape``."""
+
+    name = "tensor"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Tensor:
+        try:
+            return parse_tensor(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+
+
+_root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+    help="Model repository; default: as the settings say.",
+)
 
 
 @click.group(cls=InOrder, invoke_without_command=True)
@@ -112,16 +136,8 @@ def show(name: str) -> None:
     for title, value in facts.items():
         if value:
             out.print(f"  {title:<9} {escape(value)}", soft_wrap=True)
-    for title, specs in (
-        ("Inputs", package.signature.inputs),
-        ("Outputs", package.signature.outputs),
-    ):
-        out.print(f"\n{title}")
-        for spec in specs:
-            out.print(f"  {escape(_describe_spec(spec))}", soft_wrap=True)
-    body = json.dumps({"model": name, "inputs": sample_inputs(package)})
-    url = local_url(settings)
-    out.print(f"\nExample\n  curl {url}/infer -d {escape(shlex.quote(body))}", soft_wrap=True)
+    _print_signature(package)
+    out.print(f"\nExample\n  {escape(example_call(local_url(settings), package))}", soft_wrap=True)
 
 
 def _describe_spec(spec: TensorSpec) -> str:
@@ -129,3 +145,97 @@ def _describe_spec(spec: TensorSpec) -> str:
     optional = ", optional" if spec.optional else ""
     description = f"  {spec.description}" if spec.description else ""
     return f"{spec.name:<12} {spec.dtype} [{shape}]{optional}{description}"
+
+
+@models.command(
+    epilog="""\b
+inferno models new iris --from iris.onnx --task classification
+inferno models new iris --from iris.pt --input x:float32:batch,4
+inferno models new greet --from greet.py:build --input who:string:batch
+inferno models new iris --from mlruns/1/models/m-1/artifacts"""
+)
+@click.argument("name")
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    metavar="FILE|FOLDER|MODULE:FUNCTION",
+    help="An .onnx file, a TorchScript file (.pt, .ts), a function that builds a Python model, or "
+    "the folder of an MLflow model.",
+)
+@click.option("--version", type=click.IntRange(1), help="Default: the next free number.")
+@click.option(
+    "--task",
+    type=click.Choice(list(map(str, TaskType))),
+    default=str(TaskType.OTHER),
+    show_default=True,
+    help="What it is for.",
+)
+@click.option("--description", help="One line for people; default: what the artifact says.")
+@click.option(
+    "--input",
+    "inputs",
+    type=_TensorType(),
+    multiple=True,
+    metavar="NAME:DTYPE:SHAPE",
+    help="What an input is, where the artifact does not say it or is wrong: x:float32:batch,3. May "
+    "be repeated.",
+)
+@click.option(
+    "--output",
+    "outputs",
+    type=_TensorType(),
+    multiple=True,
+    metavar="NAME:DTYPE:SHAPE",
+    help="The same of an output. Default: what comes out of a trial.",
+)
+@_root_option
+def new(
+    name: str,
+    source: str,
+    version: int | None,
+    task: str,
+    description: str | None,
+    inputs: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...],
+    root: Path | None,
+) -> None:
+    """Write a package NAME from an artifact.
+
+    The signature is read from the artifact. What the artifact does not say is found by running it,
+    or asked for. Platforms that use the repository see the new version by themselves.
+    """
+    draft = read(source, inputs, outputs)
+    # Relative paths of the arguments start from where the user is, those of settings do not.
+    draft.files = {place: file.resolve() for place, file in draft.files.items()}
+    enter_project()
+    settings = load()
+    package = create(
+        root or settings.repository.root,
+        Identity(name, version, TaskType(task), description),
+        draft,
+        settings.inference,
+    )
+    out.print(
+        f"[bold]{name}[/] version {package.version} is in {escape(str(package.path))}",
+        soft_wrap=True,
+    )
+    _print_signature(package)
+    for note in draft.notes:
+        out.print(f"\n[yellow]![/] {escape(note)}", soft_wrap=True)
+    target = f"{name}/{package.version}" if root is None else shlex.quote(str(package.path))
+    where = "" if root is None else f"INFERNO_REPOSITORY__ROOT={shlex.quote(str(root))} "
+    out.print(
+        f"\nNext\n  inferno models validate {escape(target)}\n"
+        f"  {escape(where)}inferno worker {name}      [dim]# beside a running platform[/]\n"
+        f"  {escape(example_call(local_url(settings), package))}",
+        soft_wrap=True,
+    )
+
+
+def _print_signature(package: Package) -> None:
+    signature = package.signature
+    for title, specs in (("Inputs", signature.inputs), ("Outputs", signature.outputs)):
+        out.print(f"\n{title}")
+        for spec in specs:
+            out.print(f"  {escape(_describe_spec(spec))}", soft_wrap=True)
