@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from inferno.operations import InOrder
 from inferno.packaging.creation import Identity, create
 from inferno.packaging.draft import Tensor, parse_tensor
 from inferno.packaging.reading import read
+from inferno.packaging.validation import Report
+from inferno.packaging.validation import validate as run_validation
 from inferno.project import enter_project, example_call, local_url, missing_artifact
 from inferno.protocol.signature import TensorSpec
-from inferno.repository import Package, Repository, TaskType
+from inferno.repository import MANIFEST, Package, Repository, TaskType
 from inferno.settings import load
 
 out = Console(highlight=False)
@@ -239,3 +242,92 @@ def _print_signature(package: Package) -> None:
         out.print(f"\n{title}")
         for spec in specs:
             out.print(f"  {escape(_describe_spec(spec))}", soft_wrap=True)
+
+
+@models.command(
+    epilog="""\b
+inferno models validate sentiment
+inferno models validate digits/2 --json
+inferno models validate path/to/models/iris/1"""
+)
+@click.argument("target", metavar="NAME[/VERSION]|PATH")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    help="How far outputs of batched rows may differ from those of lone ones, relative to the "
+    "largest value; default: 1e-4 of float32, 1e-2 of float16.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_root_option
+def validate(target: str, tolerance: float | None, as_json: bool, root: Path | None) -> None:
+    """Load a version here, run it, and tell what is wrong with it.
+
+    It is run with one row and with many, which must not change each other's outputs, and asked
+    wrong things; what clients will see is shown. The exit code is 1 when something is wrong.
+    """
+    folder = Path(target).resolve()
+    enter_project()
+    settings = load()
+    if not (folder / MANIFEST).is_file():
+        folder = _version_folder(root or settings.repository.root, target)
+    if as_json:
+        report = run_validation(folder, settings, tolerance)
+        click.echo(json.dumps(report.document(), indent=1))
+    else:
+        with out.status("") as status:
+            report = run_validation(
+                folder, settings, tolerance, lambda step: status.update(f"{target}: {step}")
+            )
+        _print_report(report)
+    sys.exit(0 if report.ok else 1)
+
+
+def _version_folder(root: Path, target: str) -> Path:
+    """Return the folder of ``name/version``, or of the newest version of ``name``.
+
+    Raises:
+      ModelNotFound: there is none.
+    """
+    name, _, version = target.partition("/")
+    # Not by reading the repository: a version that is broken can be meant.
+    found = {path.parent.name: path.parent for path in (root / name).glob(f"*/{MANIFEST}")}
+    chosen = version or max(filter(str.isdecimal, found), key=int, default="")
+    if chosen not in found:
+        raise ModelNotFound(f"there is no model {target!r} in {root}", "model")
+    return found[chosen]
+
+
+_MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "failure": "[red]✗[/]"}
+
+
+def _print_report(report: Report) -> None:
+    if report.package is not None:
+        title = f"[bold]{report.package.name}[/] version {report.package.version}"
+        out.print(f"{title}  {escape(str(report.path))}", soft_wrap=True)
+    for check in report.checks:
+        line = f"{_MARKS[check.state]} {check.name:<10} {escape(check.detail)}"
+        out.print(line, soft_wrap=True)
+    if report.latency_ms:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for title in ("Rows", "ms", "rows/s"):
+            table.add_column(title, justify="right")
+        for rows, ms in report.latency_ms.items():
+            table.add_row(str(rows), f"{ms:.2f}", f"{1000 * rows / ms:.0f}")
+        out.print(table)
+    if report.bad_inputs:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("What a client sends")
+        table.add_column("Status", justify="right")
+        table.add_column("What the client sees", overflow="fold")
+        for answer in report.bad_inputs:
+            status = 200 if answer.problem is None else answer.problem["status"]
+            colour = "red" if status >= 500 or (status == 200 and answer.forbidden) else "default"
+            detail = "an answer" if answer.problem is None else answer.problem["detail"]
+            table.add_row(escape(answer.case), f"[{colour}]{status}[/]", escape(detail))
+        out.print(table)
+    if report.memory_bytes is not None:
+        out.print(f"  memory  {report.memory_bytes / 1e6:.0f} MB, with the runtime's library")
+    if report.package is not None:
+        out.print(f"  digest  {report.package.digest}")
+    good, bad = "[green]Nothing is wrong.[/]", "[red]It should not be served like that.[/]"
+    out.print(f"\n{good if report.ok else bad}")

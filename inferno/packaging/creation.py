@@ -164,6 +164,12 @@ def _signature(
         draft.notes.append(f"{reason}, so each task has a forward pass of its own.")
         inputs = [_renamed(tensor, {BATCH: "rows"}) for tensor in inputs]
         outputs = [_renamed(tensor, {BATCH: "rows"}) for tensor in outputs]
+    for tensor in inputs:
+        if tensor.dtype == "bytes":
+            draft.notes.append(
+                f"{tensor.name} is of bytes, and nobody can make them up: give real ones, in "
+                "base64, in `warm_up.inputs`, and say `content: image` if they are pictures."
+            )
     return {"inputs": list(map(_spec, inputs)), "outputs": list(map(_spec, outputs))}, batching
 
 
