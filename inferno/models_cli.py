@@ -6,19 +6,24 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from inferno.errors import ModelNotFound, PackageError
 from inferno.operations import InOrder
 from inferno.packaging.creation import Identity, create
 from inferno.packaging.draft import Tensor, parse_tensor
+from inferno.packaging.exchange import Transfer, pull_version, push_version
 from inferno.packaging.reading import read
+from inferno.packaging.stores import shown
 from inferno.packaging.validation import Report
 from inferno.packaging.validation import validate as run_validation
 from inferno.project import enter_project, example_call, local_url, missing_artifact
@@ -331,3 +336,69 @@ def _print_report(report: Report) -> None:
         out.print(f"  digest  {report.package.digest}")
     good, bad = "[green]Nothing is wrong.[/]", "[red]It should not be served like that.[/]"
     out.print(f"\n{good if report.ok else bad}")
+
+
+@models.command(
+    epilog="""\b
+inferno models push sentiment /mnt/packages
+inferno models push digits/2 s3://bucket/packages"""
+)
+@click.argument("target", metavar="NAME[/VERSION]")
+@click.argument("url")
+@_root_option
+def push(target: str, url: str, root: Path | None) -> None:
+    """Put a version into a store, from which others can pull it.
+
+    The store at URL is a folder, a web server that takes PUT, or what fsspec has a library for,
+    such as s3://bucket/folder (pip install 'inferno[s3]').
+    """
+    url = _absolute(url)
+    enter_project()
+    package = Package.read(_version_folder(root or load().repository.root, target))
+    with _transfer(f"{package.name}/{package.version}") as progress:
+        where = push_version(package, url, progress)
+    out.print(
+        f"[bold]{package.name}[/] version {package.version} is at {escape(shown(where))}\n"
+        f"  inferno models pull {escape(shlex.quote(shown(where)))}",
+        soft_wrap=True,
+    )
+
+
+@models.command(
+    epilog="""\b
+inferno models pull /mnt/packages/sentiment/1
+inferno models pull https://packages.example.com/digits/2 --name numbers"""
+)
+@click.argument("url")
+@click.option("--name", help="That the model gets here; default: its own.")
+@_root_option
+def pull(url: str, name: str | None, root: Path | None) -> None:
+    """Fetch a version from a store into the repository.
+
+    URL is where `inferno models push` has put it. Every file is compared with its digest before the
+    version appears. When it is cut off, the same command goes on from there.
+    """
+    url = _absolute(url)
+    enter_project()
+    with _transfer(shown(url)) as progress:
+        package = pull_version(root or load().repository.root, url, name, progress)
+    out.print(
+        f"[bold]{package.name}[/] version {package.version} is in {escape(str(package.path))}",
+        soft_wrap=True,
+    )
+
+
+def _absolute(url: str) -> str:
+    """Return a URL as it is, and a path from where the user is."""
+    return url if "://" in url else str(Path(url).resolve())
+
+
+@contextmanager
+def _transfer(title: str) -> Iterator[Transfer]:
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, console=out, transient=True) as bars:
+        task = bars.add_task(escape(title), total=None)
+        yield Transfer(
+            begin=lambda total: bars.update(task, total=total),
+            advance=lambda count: bars.advance(task, count),
+        )

@@ -111,3 +111,16 @@ def test_versions_that_there_are_not_are_named(home: Path, target: str) -> None:
 
     assert checked.exit_code == 1
     assert f"there is no model '{target}' in models" in checked.stderr
+
+
+def test_versions_are_pushed_and_pulled(home: Path) -> None:
+    linear(home / "net.onnx")
+    invoke("new", "layer", "--from", "net.onnx")
+
+    pushed = invoke("push", "layer", "store")
+    pulled = invoke("pull", "store/layer/1", "--name", "copy")
+
+    assert pushed.exit_code == 0, pushed.output
+    assert f"inferno models pull {home}/store/layer/1" in pushed.output
+    assert pulled.exit_code == 0, pulled.output
+    assert "copy version 1 is in models/copy/1" in pulled.output
