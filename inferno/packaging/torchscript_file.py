@@ -18,14 +18,7 @@ def draft(path: Path, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dr
     Raises:
       PackageError: it is none, or the owner has not said what its inputs are.
     """
-    try:
-        module = torch.jit.load(str(path), "cpu")  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError) as exc:
-        raise PackageError(
-            f"{path}: is no TorchScript file: {str(exc).splitlines()[0]}. What torch.save writes "
-            "needs its classes; use torch.jit.trace(...).save(), torch.onnx.export, or a model.py"
-        ) from None
-    schema = module.forward.schema
+    schema = _schema(path)
     return Draft(
         source=path.name,
         format="torchscript",
@@ -34,6 +27,25 @@ def draft(path: Path, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dr
         inputs=_inputs(path, schema, {tensor.name: tensor for tensor in inputs}),
         outputs=list(outputs) or [Tensor(name, "float32", None) for name in _outputs(schema)],
     )
+
+
+def argument_names(path: Path) -> list[str]:
+    """Return what the arguments of a TorchScript file's `forward` are called.
+
+    Raises:
+      PackageError: it is no TorchScript file.
+    """
+    return [argument.name for argument in _schema(path).arguments[1:]]
+
+
+def _schema(path: Path) -> Any:
+    try:
+        return torch.jit.load(str(path), "cpu").forward.schema  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError) as exc:
+        raise PackageError(
+            f"{path}: is no TorchScript file: {str(exc).splitlines()[0]}. What torch.save writes "
+            "needs its classes; use torch.jit.trace(...).save(), torch.onnx.export, or a model.py"
+        ) from None
 
 
 def _inputs(path: Path, schema: Any, said: dict[str, Tensor]) -> list[Tensor]:
