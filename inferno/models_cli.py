@@ -12,13 +12,12 @@ from pathlib import Path
 
 import click
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from inferno.errors import ModelNotFound, PackageError
-from inferno.operations import InOrder
+from inferno.operations import InOrder, json_option
 from inferno.packaging.creation import Identity, create
 from inferno.packaging.draft import Tensor, parse_tensor
 from inferno.packaging.exchange import Transfer, pull_version, push_version
@@ -26,12 +25,11 @@ from inferno.packaging.reading import read
 from inferno.packaging.stores import shown
 from inferno.packaging.validation import Report
 from inferno.packaging.validation import validate as run_validation
+from inferno.printing import out
 from inferno.project import enter_project, example_call, local_url, missing_artifact
 from inferno.protocol.signature import TensorSpec
 from inferno.repository import MANIFEST, Package, Repository, TaskType
 from inferno.settings import load
-
-out = Console(highlight=False)
 
 
 class _TensorType(click.ParamType[Tensor]):
@@ -235,7 +233,7 @@ def new(
     where = "" if root is None else f"INFERNO_REPOSITORY__ROOT={shlex.quote(str(root))} "
     out.print(
         f"\nNext\n  inferno models validate {escape(target)}\n"
-        f"  {escape(where)}inferno worker {name}      [dim]# beside a running platform[/]\n"
+        f"  {escape(where)}inferno up      [dim]# one that runs finds it by itself[/]\n"
         f"  {escape(example_call(local_url(settings), package))}",
         soft_wrap=True,
     )
@@ -262,7 +260,7 @@ inferno models validate path/to/models/iris/1"""
     help="How far outputs of batched rows may differ from those of lone ones, relative to the "
     "largest value; default: 1e-4 of float32, 1e-2 of float16.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @_root_option
 def validate(target: str, tolerance: float | None, as_json: bool, root: Path | None) -> None:
     """Load a version here, run it, and tell what is wrong with it.
