@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import signal
 import threading
 import time
@@ -18,7 +16,7 @@ from rich.status import Status
 from inferno.client import Client
 from inferno.errors import InfernoError
 from inferno.guard import Event, EventKind
-from inferno.project import inferno_version, local_url, sample_inputs
+from inferno.project import example_call, inferno_version, local_url
 from inferno.repository import Repository
 from inferno.settings import Settings
 
@@ -174,8 +172,7 @@ class Screen:
         repository = Repository.read(self._settings.repository)
         # Text is short enough to be read in a terminal.
         name = min(ready, key=lambda name: (name != "sentiment", not _takes_text(repository, name)))
-        body = json.dumps({"inputs": sample_inputs(repository.model(name).package())})
-        return f"curl {self._url}/v1/models/{name}:predict -d {shlex.quote(body)}"
+        return example_call(self._url, repository.model(name).package())
 
 
 def _takes_text(repository: Repository, name: str) -> bool:

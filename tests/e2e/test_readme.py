@@ -22,7 +22,7 @@ COMMANDS = [
 PROGRAMS = list(blocks(ROOT / "README.md", "python"))
 
 
-def run(block: Block, arguments: list[str], url: str, folder: Path) -> str:
+def run(block: Block, arguments: list[str], url: str, folder: Path, cwd: Path = ROOT) -> str:
     place = urlsplit(url)
     # Without this, curl reports success for the platform's errors too.
     (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nmax-time=60\n")
@@ -37,7 +37,7 @@ def run(block: Block, arguments: list[str], url: str, folder: Path) -> str:
         text = text.replace(DOCUMENTED_URL.replace("http", scheme), f"{scheme}://{place.netloc}")
     done = subprocess.run(
         [*arguments, "-c", text],
-        cwd=ROOT,
+        cwd=cwd,
         env=environment,
         capture_output=True,
         text=True,

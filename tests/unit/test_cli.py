@@ -339,7 +339,7 @@ def test_models_show_tells_what_a_model_takes(project: Project) -> None:
     output = invoke("models", "show", "echo").output
 
     assert "text         string [batch]" in output
-    assert f"curl http://127.0.0.1:{project.port}/infer -d" in output
+    assert f"curl http://127.0.0.1:{project.port}/v1/models/echo:predict -d" in output
 
 
 def test_unknown_model_is_an_error_with_a_hint(project: Project) -> None:

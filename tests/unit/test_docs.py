@@ -53,6 +53,22 @@ NOT_RUN = {
     "INFERNO_BROKER__URL=amqp://user:password@rabbit.example.com:5672// inferno up": (
         "runs until it is stopped; the e2e tier starts the same with a RabbitMQ of its own"
     ),
+    "inferno models new iris --from iris.onnx --task classification": (
+        "writes into the repository; tests/e2e/test_packaging.py runs it with one of its own"
+    ),
+    "inferno models validate iris": (
+        "writes into the repository; tests/e2e/test_packaging.py runs it with one of its own"
+    ),
+    "curl http://127.0.0.1:8000/v1/models/iris:predict "
+    """-d '{"inputs": {"x": [5.1, 3.5, 1.4, 0.2]}}'""": (
+        "writes into the repository; tests/e2e/test_packaging.py runs it with one of its own"
+    ),
+    "inferno models push iris packages": (
+        "writes into the repository; tests/e2e/test_packaging.py runs it with one of its own"
+    ),
+    "inferno models pull packages/iris/1 --name flowers": (
+        "writes into the repository; tests/e2e/test_packaging.py runs it with one of its own"
+    ),
     "inferno settings --markdown > docs/settings.md": "would write into the checkout",
     "inferno settings --env > .env.example": "would write into the checkout",
 }

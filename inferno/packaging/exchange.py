@@ -1,0 +1,302 @@
+"""Carrying versions of models between a repository and a store.
+
+    <store>/<name>/<version>/package.json    what belongs to it: sizes and SHA-256 of all files
+                             files/...       the files, by their path in the model's folder
+
+A version is pushed with its list last, so that nobody sees half of one. It is pulled into a hidden
+folder of the repository, each file is compared with the list, and only then does it appear. What
+has arrived is kept when a pull is cut off; the next one goes on from there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from inferno import names
+from inferno.errors import PackageError
+from inferno.packaging.creation import check_absent, publish
+from inferno.packaging.python_code import neighbours
+from inferno.packaging.stores import CHUNK, open_store, shown
+from inferno.repository import MANIFEST, Package
+
+LIST = "package.json"
+#: A list that is longer is none.
+MAX_LIST_BYTES = 16 << 20
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of a package."""
+
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    size_bytes: Annotated[int, Meta(ge=0)]
+
+
+class Listing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that belongs to a version."""
+
+    name: Annotated[str, Meta(pattern=f"^{names.MODEL_NAME.pattern}$")]
+    version: Annotated[int, Meta(ge=1)]
+    #: By the path in the model's folder, such as ``2/model.yaml`` or ``processor.py``.
+    files: dict[str, Entry]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files together."""
+        return sum(entry.size_bytes for entry in self.files.values())
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Who is told how far a transfer is."""
+
+    #: Of the bytes of all files, before the first.
+    begin: Callable[[int], None]
+    #: Of each number of bytes that is done.
+    advance: Callable[[int], None]
+
+
+# -- Push ------------------------------------------------------------------------------------------
+
+
+def push_version(package: Package, url: str, progress: Transfer) -> str:
+    """Put a version into a store.
+
+    Args:
+      package: the version.
+      url: of the store.
+      progress: is told how far it is.
+    Returns:
+      Where it is, for `pull`.
+    Raises:
+      PackageError: it cannot be carried elsewhere, or the store has another one of this number.
+      ConfigurationError: the store does not take it.
+    """
+    contents = _contents(package)
+    listing = Listing(
+        package.name,
+        package.version,
+        {
+            path: Entry(_digest(file), file.stat().st_size)
+            for path, file in sorted(contents.items())
+        },
+    )
+    store, place = open_store(url), f"{package.name}/{package.version}"
+    where = f"{url.rstrip('/')}/{place}"
+    present = store.read(f"{place}/{LIST}")
+    if present is not None:
+        if _read_listing(present, where) != listing:
+            raise PackageError(
+                f"{shown(where)} exists already and is another one; versions do not change: choose "
+                "another number"
+            )
+        return where
+    progress.begin(listing.size_bytes)
+    for path, file in contents.items():
+        store.write(f"{place}/files/{path}", file, progress.advance)
+    text = msgspec.json.format(msgspec.json.encode(listing), indent=1)
+    store.write(f"{place}/{LIST}", text, lambda _: None)
+    return where
+
+
+def _contents(package: Package) -> dict[str, Path]:
+    """Return the files that a version needs, by their path in the model's folder."""
+    folder = package.path.resolve()
+    files = {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    manifest = package.manifest
+    named = [manifest.artifact] if manifest.artifact else []
+    functions = filter(None, (manifest.entrypoint, manifest.processor))
+    named += [f"{function.partition(':')[0]}.py" for function in functions]
+    for name in named:
+        file = Path(os.path.normpath(folder / name))
+        if not file.is_file():
+            raise PackageError(f"{file} is missing; a package is pushed with all that it needs")
+        files.add(file)
+        if file.suffix == ".py":
+            files.update(neighbours(file))
+    contents = {}
+    for file in files:
+        if not file.is_relative_to(folder.parent):
+            raise PackageError(
+                f"{package.path}: needs {file}, which is outside of the model's folder "
+                f"{folder.parent}; it cannot be pushed"
+            )
+        if file.is_file():
+            contents[file.relative_to(folder.parent).as_posix()] = file
+    return contents
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+# -- Pull ------------------------------------------------------------------------------------------
+
+
+def pull_version(root: Path, url: str, name: str | None, progress: Transfer) -> Package:
+    """Fetch a version into the repository.
+
+    Args:
+      root: the repository; made if it is missing.
+      url: as `push` has returned it.
+      name: that the model gets here; default: its own.
+      progress: is told how far it is.
+    Raises:
+      PackageError: the package is not as its list says, or a file of it is here with other content.
+      ConfigurationError: the store does not answer.
+    """
+    url = url.removesuffix("/").removesuffix(f"/{LIST}")
+    store = open_store(url)
+    content = store.read(LIST)
+    if content is None:
+        raise PackageError(
+            f"{shown(url)}: has no {LIST}; expected what `inferno models push` has made, such as "
+            "<store>/<name>/<version>"
+        )
+    listing = _read_listing(content, url)
+    for path in listing.files:
+        _check_path(listing, path, url)
+    name = name or listing.name
+    if not names.MODEL_NAME.fullmatch(name) or names.RESERVED.fullmatch(name):
+        raise PackageError(f"{name}: is no name for a model; expected another one, with --name")
+    check_absent(root, name, listing.version)
+    _check_shared(root, name, listing)
+    with _arrivals(root, name, listing) as folder:
+        progress.begin(listing.size_bytes)
+        for path, entry in listing.files.items():
+            _fetch(store.read, path, entry, folder / name / path, url, progress)
+        version = folder / name / str(listing.version)
+        if name != listing.name:
+            _rename(version / MANIFEST, listing.name, name)
+        Package.read(version)
+        for path in _shared(listing):
+            _place(folder / name / path, root / name / path)
+        published = publish(root, version)
+    return Package.read(published)
+
+
+def _read_listing(content: Iterator[bytes], url: str) -> Listing:
+    raw = b""
+    for chunk in content:
+        raw += chunk
+        if len(raw) > MAX_LIST_BYTES:
+            raise PackageError(f"{shown(url)}: {LIST} is longer than {MAX_LIST_BYTES} bytes")
+    try:
+        return msgspec.json.decode(raw, type=Listing)
+    except msgspec.DecodeError as exc:
+        raise PackageError(f"{shown(url)}: {LIST} is not as expected: {exc}") from None
+
+
+def _check_path(listing: Listing, path: str, url: str) -> None:
+    """Check that a path stays in the model's folder, and makes no other version appear."""
+    parts = PurePosixPath(path).parts
+    plain = re.fullmatch(r"[^\\\0]+", path) and "/".join(parts) == path
+    if not plain or path.startswith("/") or ".." in parts:
+        raise PackageError(f"{shown(url)}: {path!r}: expected a path inside of the model's folder")
+    if parts[-1] == MANIFEST and parts != (str(listing.version), MANIFEST):
+        raise PackageError(f"{shown(url)}: {path!r}: expected no other version than its own")
+
+
+def _shared(listing: Listing) -> list[str]:
+    """Return the files beside the version's own folder, which other versions may use too."""
+    return [path for path in listing.files if PurePosixPath(path).parts[0] != str(listing.version)]
+
+
+def _check_shared(root: Path, name: str, listing: Listing) -> None:
+    model = (root / name).resolve()
+    for path in _shared(listing):
+        target = root / name / path
+        if not target.parent.resolve().is_relative_to(model):
+            raise PackageError(f"{target}: would be written through a symbolic link")
+        if target.exists() and _digest(target) != listing.files[path].sha256:
+            raise PackageError(
+                f"{target} is here already, with other content, and other versions may need it; "
+                "choose another name with --name"
+            )
+
+
+@contextmanager
+def _arrivals(root: Path, name: str, listing: Listing) -> Iterator[Path]:
+    """Give the hidden folder where files of this very package arrive; it outlives a failure."""
+    content = hashlib.sha256(msgspec.json.encode(listing)).hexdigest()[:16]
+    folder = root / f".pull-{name}-{listing.version}-{content}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PackageError(
+                f"{name} version {listing.version} is being pulled already"
+            ) from None
+        yield folder
+    shutil.rmtree(folder)
+
+
+def _fetch(
+    read: Callable[[str, int], Iterator[bytes] | None],
+    path: str,
+    entry: Entry,
+    target: Path,
+    url: str,
+    progress: Transfer,
+) -> None:
+    """Fetch one file, or what is missing of it, and compare it with the list."""
+    if target.is_file() and _digest(target) == entry.sha256:
+        progress.advance(entry.size_bytes)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    found = hashlib.sha256()
+    with part.open("a+b") as file:
+        file.seek(0)
+        while chunk := file.read(CHUNK):
+            found.update(chunk)
+        size = file.tell()
+        progress.advance(size)
+        chunks = read(f"files/{path}", size) if size < entry.size_bytes or not size else iter(())
+        if chunks is None:
+            raise PackageError(f"{shown(url)}: files/{path} is in the list and missing")
+        for chunk in chunks:
+            file.write(chunk)
+            found.update(chunk)
+            size += len(chunk)
+            progress.advance(len(chunk))
+            if size > entry.size_bytes:
+                break
+    if size != entry.size_bytes or found.hexdigest() != entry.sha256:
+        part.unlink()
+        raise PackageError(
+            f"{shown(url)}: files/{path} is not what the list says: expected {entry.size_bytes} "
+            f"bytes with SHA-256 {entry.sha256}, got {size} with {found.hexdigest()}; it was "
+            "thrown away"
+        )
+    part.rename(target)
+
+
+def _rename(manifest: Path, old: str, new: str) -> None:
+    text = manifest.read_text(encoding="utf-8")
+    changed, count = re.subn(
+        rf"^name:\s*['\"]?{re.escape(old)}['\"]?(?=\s|$)", f"name: {new}", text, count=1, flags=re.M
+    )
+    if not count:
+        raise PackageError(f"{manifest.name} has no line `name: {old}` that could be changed")
+    manifest.write_text(changed, encoding="utf-8")
+
+
+def _place(file: Path, target: Path) -> None:
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(file, target)

@@ -1,0 +1,371 @@
+"""Trying a package before anybody depends on it: load, run, compare, and ask it wrong things."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+
+from inferno.engine import Engine
+from inferno.errors import ForwardFailed, InfernoError, InvalidInput, PackageError
+from inferno.packaging.samples import BadInput, bad_inputs, members
+from inferno.protocol.signature import Limits
+from inferno.protocol.tensors import Array, Tensors
+from inferno.repository import Package
+from inferno.settings import Settings
+
+#: How far outputs may differ, relative to the largest value, by dtype. Others have to be equal.
+TOLERANCES = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-7}
+#: So many different rows are compared.
+COMPARED = 8
+#: Seconds spent on the latency of one batch size.
+MEASURING_S = 0.3
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check found."""
+
+    name: str
+    state: Literal["ok", "warning", "failure"]
+    detail: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client sees who sends a wrong input."""
+
+    case: str
+    #: The problem as it is sent; None where there is an answer.
+    problem: dict[str, Any] | None
+    #: Whether the signature forbids it.
+    forbidden: bool
+
+
+@dataclass
+class Report:
+    """Everything that was found."""
+
+    path: Path
+    package: Package | None = None
+    device: str | None = None
+    checks: list[Check] = field(default_factory=list)
+    #: Median of a forward pass by its rows.
+    latency_ms: dict[int, float] = field(default_factory=dict)
+    #: What the process has grown by, with the runtime's library.
+    memory_bytes: int | None = None
+    bad_inputs: list[Answer] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return all(check.state != "failure" for check in self.checks)
+
+    def document(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        package = self.package
+        return {
+            "ok": self.ok,
+            "path": str(self.path),
+            "model": package and package.name,
+            "version": package and package.version,
+            "digest": package and package.digest,
+            "device": self.device,
+            "checks": [asdict(check) for check in self.checks],
+            "latency_ms": self.latency_ms,
+            "memory_bytes": self.memory_bytes,
+            "bad_inputs": [asdict(answer) for answer in self.bad_inputs],
+        }
+
+    def add(self, name: str, state: Literal["ok", "warning", "failure"], detail: str) -> None:
+        """Note what a check has found."""
+        self.checks.append(Check(name, state, detail))
+
+
+def validate(
+    path: Path,
+    settings: Settings,
+    tolerance: float | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Report:
+    """Try the package in a version's folder, in this process.
+
+    Args:
+      path: the folder.
+      settings: how it will be served.
+      tolerance: how far outputs may differ, relative to the largest value; default by dtype.
+      progress: is told what is being done.
+    """
+    report = Report(path)
+    memory = psutil.Process().memory_info
+    try:
+        report.package = package = Package.read(path)
+    except PackageError as exc:
+        report.add("manifest", "failure", exc.detail)
+        return report
+    signature = package.signature
+    report.add(
+        "manifest",
+        "ok",
+        f"{len(signature.inputs)} in, {len(signature.outputs)} out, "
+        + ("rows share passes" if signature.batched else "each task has a pass of its own"),
+    )
+    if package.is_ensemble:
+        report.add("stages", "ok", "it runs nothing itself; validate the models of its stages")
+        return report
+    progress(step := "load")
+    before, started = memory().rss, time.perf_counter()
+    try:
+        engine = Engine(package, settings.batching, settings.inference)
+        report.device = engine.device
+        report.add("load", "ok", f"in {time.perf_counter() - started:.2f} s on {engine.device}")
+        progress(step := "answer")
+        sample = _compare(report, engine, tolerance)
+        progress(step := "warm-up")
+        _measure(report, engine)
+        report.memory_bytes = memory().rss - before + _device_memory()
+        progress(step := "bad input")
+        _ask_wrong_things(report, engine, sample, settings)
+    except PackageError as exc:
+        report.add(step, "failure", exc.detail)
+    _check_labels(report, package)
+    return report
+
+
+def _device_memory() -> int:
+    torch = sys.modules.get("torch")
+    return torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else 0
+
+
+def _check_labels(report: Report, package: Package) -> None:
+    labels = package.manifest.labels
+    sizes = {spec.shape[-1] for spec in package.signature.outputs if len(spec.shape) > 1}
+    if labels and len(labels) not in sizes:
+        report.add(
+            "labels", "warning", f"{len(labels)} labels, and no output of so many scores: {sizes}"
+        )
+
+
+# -- Alone and batched -----------------------------------------------------------------------------
+
+
+def _compare(report: Report, engine: Engine, tolerance: float | None) -> Tensors:
+    """Check that rows do not change each other's outputs; return inputs that work.
+
+    Raises:
+      PackageError: the model fails on its own sample.
+    """
+    tried = members(engine, COMPARED)
+    alone: list[Tensors] = []
+    usable: list[Tensors] = []
+    refused: Exception | None = None
+    for member in tried:
+        try:
+            alone.append(_run(engine, [member])[0])
+            usable.append(member)
+        except Exception as exc:  # Whatever the model raises.
+            if member is tried[0]:
+                made_up = engine.package.manifest.warm_up.inputs is None
+                raise PackageError(
+                    f"fails on its warm-up sample: {type(exc).__name__}: {exc}"
+                    + ("; warm_up.inputs says which inputs are good ones" if made_up else "")
+                ) from exc
+            refused = exc
+    report.add("answer", "ok", "outputs are as declared, without NaN or infinity")
+    again = _run(engine, usable[:1])[0]
+    difference = _difference(engine, [alone[0]], [again])
+    repeats = _within(engine, difference, tolerance)
+    if not repeats:
+        declared = engine.package.manifest.deterministic
+        report.add(
+            "repeat",
+            "failure" if declared else "warning",
+            f"the same input gives other outputs: {_describe(difference)}"
+            + ("; the package says that it is deterministic" if declared else "")
+            + "; so it is not compared with itself in batches",
+        )
+        return usable[0]
+    report.add("repeat", "ok", "the same input gives the same outputs")
+    if not engine.package.signature.batched or engine.max_batch_size == 1:
+        return usable[0]
+    if len(usable) == 1:
+        reason = f": others fail, with {type(refused).__name__}: {refused}" if refused else ""
+        report.add(
+            "batched",
+            "warning",
+            f"only the sample could be tried{reason}; several rows in warm_up.inputs would tell "
+            "whether rows change each other's outputs",
+        )
+    for rows in sorted({min(len(usable), engine.max_batch_size), engine.max_batch_size}):
+        _compare_batch(report, engine, usable, alone, rows, tolerance)
+    return usable[0]
+
+
+def _compare_batch(
+    report: Report,
+    engine: Engine,
+    usable: Sequence[Tensors],
+    alone: Sequence[Tensors],
+    rows: int,
+    tolerance: float | None,
+) -> None:
+    places = [place % len(usable) for place in range(rows)]
+    try:
+        together = _run(engine, [usable[place] for place in places])
+    except Exception as exc:  # Whatever the model raises.
+        report.add(
+            "batched", "failure", f"fails on {rows} rows together: {type(exc).__name__}: {exc}"
+        )
+        return
+    expected = [alone[place] for place in places]
+    longer = [
+        spec.name
+        for spec in engine.package.signature.outputs
+        if any(
+            spec.name in one and one[spec.name].shape != other[spec.name].shape
+            for one, other in zip(expected, together, strict=True)
+        )
+    ]
+    if longer:
+        report.add(
+            "padding",
+            "warning",
+            f"{', '.join(longer)}: longer when longer rows share the batch; what is beyond a row's "
+            "own length is of no meaning",
+        )
+    difference = _difference(engine, expected, together)
+    same = _within(engine, difference, tolerance)
+    report.add(
+        "batched",
+        "ok" if same else "failure",
+        f"{rows} rows together, {len(set(places))} of them different: "
+        + (
+            f"as alone, {_describe(difference)}"
+            if same
+            else f"not as alone, {_describe(difference)}. Rows change each other's outputs; "
+            "--tolerance says how much is too much"
+        ),
+    )
+
+
+def _run(engine: Engine, inputs: Sequence[Tensors]) -> list[Tensors]:
+    return engine.forward([engine.prepare(dict(member)) for member in inputs])
+
+
+def _difference(
+    engine: Engine, expected: Sequence[Tensors], given: Sequence[Tensors]
+) -> dict[str, float]:
+    """Return by output how far two series of answers differ, relative to the largest value."""
+    return {
+        spec.name: max(
+            (
+                _distance(one[spec.name], other[spec.name])
+                for one, other in zip(expected, given, strict=True)
+                if spec.name in one
+            ),
+            default=0.0,
+        )
+        for spec in engine.package.signature.outputs
+    }
+
+
+def _distance(one: Array, other: Array) -> float:
+    if one.shape != other.shape:
+        # Padding may lengthen an output; what is beyond is for its owner to say.
+        smaller = tuple(slice(min(sizes)) for sizes in zip(one.shape, other.shape, strict=True))
+        one, other = one[smaller], other[smaller]
+    if one.dtype.kind != "f":
+        return 0.0 if np.array_equal(one, other) else float("inf")
+    largest = float(np.abs(one).max(initial=0.0))
+    apart = float(np.abs(one.astype(np.float64) - other).max(initial=0.0))
+    return apart / largest if largest else apart
+
+
+def _within(engine: Engine, difference: dict[str, float], tolerance: float | None) -> bool:
+    dtypes = {spec.name: spec.dtype for spec in engine.package.signature.outputs}
+    return all(
+        value <= (TOLERANCES.get(dtypes[name], 0.0) if tolerance is None else tolerance)
+        for name, value in difference.items()
+    )
+
+
+def _describe(difference: dict[str, float]) -> str:
+    return (
+        ", ".join(
+            f"{name} differs"
+            + ("" if value == float("inf") else f" by {value:.1g} of its largest value")
+            for name, value in difference.items()
+            if value
+        )
+        or "to the last bit"
+    )
+
+
+# -- Latency ---------------------------------------------------------------------------------------
+
+
+def _measure(report: Report, engine: Engine) -> None:
+    engine.warm_up()
+    sample = engine.prepare(engine.sample())
+    for rows in engine.batch_sizes:
+        seconds = engine.measure(sample, rows, time.monotonic() + MEASURING_S, 100)
+        report.latency_ms[rows] = seconds * 1000
+    sizes = ", ".join(map(str, engine.batch_sizes))
+    report.add("warm-up", "ok", f"batches of {sizes} rows")
+
+
+# -- Wrong inputs ----------------------------------------------------------------------------------
+
+
+def _ask_wrong_things(report: Report, engine: Engine, good: Tensors, settings: Settings) -> None:
+    sizes = settings.limits
+    limits = Limits(sizes.max_text_bytes, sizes.max_image_bytes, sizes.max_rows)
+    before = _run(engine, [good])[0]
+    for bad in bad_inputs(engine.package, good, limits):
+        report.bad_inputs.append(_ask(engine, bad, limits))
+    asked = report.bad_inputs
+    taken = [answer.case for answer in asked if answer.forbidden and answer.problem is None]
+    failed = [a for a in asked if a.problem is not None and a.problem["status"] >= 500]
+    if taken:
+        report.add("bad input", "warning", f"these are answered: {'; '.join(taken)}")
+    if failed:
+        report.add(
+            "bad input",
+            "warning",
+            f"these fail with status 500, as if it were not the client's fault: "
+            f"{'; '.join(answer.case for answer in failed)}. A ValueError in preprocess would be "
+            "422",
+        )
+    if not taken and not failed:
+        report.add("bad input", "ok", f"{len(asked)} kinds are refused or answered")
+    try:
+        same = _within(engine, _difference(engine, [before], _run(engine, [good])), None)
+    except Exception as exc:  # Whatever the model raises.
+        report.add("afterwards", "failure", f"a good input fails: {type(exc).__name__}: {exc}")
+        return
+    random = any(check.name == "repeat" and check.state != "ok" for check in report.checks)
+    if not same and not random:
+        report.add("afterwards", "failure", "a good input is answered otherwise than before")
+
+
+def _ask(engine: Engine, bad: BadInput, limits: Limits) -> Answer:
+    """Ask one wrong thing, as the platform would."""
+    package = engine.package
+    try:
+        inputs = package.signature.parse(bad.inputs, limits)
+    except InvalidInput as exc:
+        return Answer(bad.case, exc.problem(), bad.forbidden)
+    try:
+        _run(engine, [inputs])
+    except InfernoError as exc:
+        return Answer(bad.case, exc.problem(), bad.forbidden)
+    except Exception as exc:  # Whatever the model raises.
+        failed = ForwardFailed(f"{package.name} failed: {type(exc).__name__}: {exc}")
+        return Answer(bad.case, failed.problem(), bad.forbidden)
+    return Answer(bad.case, None, bad.forbidden)
