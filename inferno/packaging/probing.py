@@ -19,7 +19,7 @@ from inferno.protocol import tensors
 from inferno.protocol.signature import Signature, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array
 from inferno.repository import Manifest, Package
-from inferno.runtimes import ModelContext, Runtime, load_runtime
+from inferno.runtimes import ModelContext, Runtime, find_runtime
 from inferno.settings import InferenceSettings
 
 #: What texts of made-up inputs say.
@@ -91,7 +91,7 @@ def _load(
         parameters=draft.parameters,
         labels=(),
     )
-    return load_runtime(package, context)
+    return find_runtime(package)(package, context)
 
 
 def _run(

@@ -30,7 +30,6 @@ from inferno.repository import Package
 from inferno.runtimes.base import ModelContext
 from inferno.runtimes.modules import ModuleRunner
 
-
 #: What transformers takes for no limit of a tokenizer, if it is more.
 _NO_LIMIT = 10**20
 
