@@ -432,7 +432,7 @@ class Package:
         try:
             manifest = Manifest.model_validate(content)
         except ValidationError as exc:
-            raise PackageError("; ".join(f"{file}: {_explain(e)}" for e in exc.errors())) from None
+            raise PackageError("; ".join(f"{file}: {explain(e)}" for e in exc.errors())) from None
         if names.RESERVED.fullmatch(manifest.name):
             raise PackageError(
                 f"{file}: name: expected another name; the queue {manifest.name} is not a lane"
@@ -448,7 +448,8 @@ class Package:
         return replace(package, seen=package.stamp())
 
 
-def _explain(error: ErrorDetails) -> str:
+def explain(error: ErrorDetails) -> str:
+    """Return one line on what is wrong with a field: its place, its value and the expectation."""
     message = error["msg"].removeprefix("Value error, ")
     parts = [".".join(map(str, error["loc"])), message[:1].lower() + message[1:]]
     value = error["input"]

@@ -1,88 +1,96 @@
 """What detectors share: pictures of one size, and boxes as parts of the client's picture.
 
-image        bytes [rows]                  ->  images     float32 [rows, 3, size, size], 0 to 1
+any name     bytes [rows]                  ->  images     float32 [rows, 3, height, width]
                                                letterbox  float32 [rows, 4]
 boxes        float32 [rows, max_det, 4]: left, top, right, bottom, from 0 to 1
 scores       float32 [rows, max_det], descending
 labels       string [rows, max_det]
-count        int64 [rows]: how many of these there are; the others are 0 and ""
+classes      int64 [rows, max_det]
+count        int64 [rows]: how many of these there are; the others are 0, "" and class -1
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
 
 from inferno import images
 from inferno.protocol.tensors import Array, Tensors
-from inferno.runtimes.base import ModelContext
 
 #: The grey beside a picture that is not square.
 _GREY = 114
 
 
-@dataclass(frozen=True)
-class Parameters:
+Side = Annotated[int, Field(ge=1)]
+Channels = tuple[float, float, float]
+
+
+class Parameters(BaseModel):
     """`parameters` of a detector's package."""
 
-    #: Side of the square picture that the model takes, in pixels.
-    size: int = 640
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Of the picture that the model takes, in pixels: height and width, or one number for both.
+    size: Side | tuple[Side, Side] = 640
+    #: Subtracted from red, green and blue, which are 0 to 1, ...
+    mean: Channels = (0.0, 0.0, 0.0)
+    #: ... and what they are divided by then.
+    std: Channels = (1.0, 1.0, 1.0)
     #: Least score of a box.
-    conf: float = 0.35
-    #: Boxes of one class that overlap more are the same one: intersection over union.
-    iou: float = 0.45
+    conf: float = Field(default=0.35, ge=0, le=1)
     #: Boxes of one picture, at most.
-    max_det: int = 20
+    max_det: int = Field(default=20, ge=1)
     #: Larger pictures are refused.
-    max_pixels: int = images.MAX_PIXELS
+    max_pixels: int = Field(default=images.MAX_PIXELS, ge=1)
     #: The artifact's name for its input.
     input: str = "images"
 
 
 class Detector:
-    """Fits pictures into the model's square; a subclass finds the boxes in what it gives."""
+    """Fits pictures into the model's input; a subclass finds the boxes in what it gives."""
 
     bypass = ("letterbox",)
 
-    def __init__(self, context: ModelContext) -> None:
-        """Read the parameters.
-
-        Raises:
-          TypeError: there is an unknown one.
-        """
-        self._options = Parameters(**context.parameters)
-        self._labels = context.labels
+    def __init__(self, parameters: Parameters, labels: tuple[str, ...]) -> None:
+        """Take the package's parameters, and the names of the classes if it has any."""
+        size = parameters.size
+        self._height, self._width = (size, size) if isinstance(size, int) else size
+        self._mean = np.array(parameters.mean, np.float32).reshape(3, 1, 1)
+        self._std = np.array(parameters.std, np.float32).reshape(3, 1, 1)
+        self._parameters = parameters
+        self._labels = labels
 
     def sample(self) -> Tensors:
         """Return a picture to warm up with."""
         return images.sample()
 
     def preprocess(self, inputs: Tensors) -> Tensors:
-        """Decode the pictures of one task and fit them into the square, on grey.
+        """Decode the pictures of one task and fit them into the model's input, on grey.
 
         Raises:
           ValueError: one is no picture, or too large.
         """
-        pictures = [images.decode(raw, self._options.max_pixels) for raw in inputs["image"]]
-        squares, places = zip(*(self._fit(picture) for picture in pictures), strict=True)
+        [given] = inputs.values()
+        pictures = [images.decode(raw, self._parameters.max_pixels) for raw in given]
+        fitted, places = zip(*(self._fit(picture) for picture in pictures), strict=True)
         return {
-            self._options.input: np.stack(squares),
+            self._parameters.input: np.stack(fitted),
             "letterbox": np.array(places, np.float32),
         }
 
     def _fit(self, picture: Image.Image) -> tuple[Array, tuple[int, int, int, int]]:
-        """Return the square, and left, top, width and height of the picture in it."""
-        size = self._options.size
-        scale = size / max(picture.size)
+        """Return the input, and left, top, width and height of the picture in it."""
+        scale = min(self._width / picture.width, self._height / picture.height)
         width, height = (max(1, round(n * scale)) for n in picture.size)
-        left, top = (size - width) // 2, (size - height) // 2
-        square = Image.new("RGB", (size, size), (_GREY,) * 3)
-        square.paste(picture.resize((width, height), Image.Resampling.BILINEAR), (left, top))
-        pixels = np.asarray(square, np.float32).transpose(2, 0, 1) / 255
-        return pixels, (left, top, width, height)
+        left, top = (self._width - width) // 2, (self._height - height) // 2
+        whole = Image.new("RGB", (self._width, self._height), (_GREY,) * 3)
+        whole.paste(picture.resize((width, height), Image.Resampling.BILINEAR), (left, top))
+        pixels = np.asarray(whole, np.float32).transpose(2, 0, 1) / 255
+        return (pixels - self._mean) / self._std, (left, top, width, height)
 
     def detections(
         self, boxes: Sequence[Array], classes: Sequence[Array], scores: Sequence[Array],
@@ -91,16 +99,17 @@ class Detector:
         """Return the outputs of a batch.
 
         Args:
-          boxes: of each row, float [n, 4] in pixels of the square.
+          boxes: of each row, float [n, 4] in pixels of the model's input.
           classes: of each row, int [n].
           scores: of each row, float [n], descending.
           letterbox: float [rows, 4], of `preprocess`.
         """
-        rows, most = len(letterbox), self._options.max_det
+        rows, most = len(letterbox), self._parameters.max_det
         found = {
             "boxes": np.zeros((rows, most, 4), np.float32),
             "scores": np.zeros((rows, most), np.float32),
             "labels": np.full((rows, most), "", object),
+            "classes": np.full((rows, most), -1, np.int64),
             "count": np.zeros(rows, np.int64),
         }
         for row, (left, top, width, height) in enumerate(letterbox):
@@ -109,6 +118,7 @@ class Detector:
             found["boxes"][row, :n] = inside.clip(0, 1)
             found["scores"][row, :n] = scores[row][:n]
             found["labels"][row, :n] = [self._name(int(c)) for c in classes[row][:n]]
+            found["classes"][row, :n] = classes[row][:n]
             found["count"][row] = n
         return found
 

@@ -7,36 +7,62 @@ pixels, and a score for each class.
 from __future__ import annotations
 
 import numpy as np
+from pydantic import Field
 
-from inferno.processors.detection import Detector
+from inferno.processors.detection import Detector, Parameters
 from inferno.protocol.tensors import Array, Tensors
-from inferno.runtimes.base import ModelContext
+from inferno.runtimes.base import ModelContext, read_parameters
 
 #: Candidates of one picture that are compared with each other, at most.
 _CANDIDATES = 1000
 
 
+class YoloParameters(Parameters):
+    """`parameters` of a YOLO's package."""
+
+    #: Boxes of one class that overlap more are the same one: intersection over union.
+    iou: float = Field(default=0.45, ge=0, le=1)
+
+
 class Yolo(Detector):
     """Chooses among the candidates of each picture."""
 
+    def __init__(self, parameters: YoloParameters, labels: tuple[str, ...]) -> None:
+        """Take the package's parameters, and the names of the classes if it has any."""
+        super().__init__(parameters, labels)
+        self._iou = parameters.iou
+
     def postprocess(self, outputs: Tensors) -> Tensors:
-        """Return the boxes of a batch, see `inferno.processors.detection`."""
+        """Return the boxes of a batch, see `inferno.processors.detection`.
+
+        Raises:
+          ValueError: the artifact is none of this layout, or has other classes than `labels`.
+        """
         letterbox = outputs.pop("letterbox")
+        shapes = [list(array.shape) for array in outputs.values()]
+        if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][1] < 5:
+            raise ValueError(f"expected one output [batch, 4 + classes, candidates], got {shapes}")
         [candidates] = outputs.values()
+        # Half precision is too coarse for pixels.
+        candidates = candidates.astype(np.float32, copy=False)
+        classes_given = candidates.shape[1] - 4
+        if self._labels and classes_given != len(self._labels):
+            raise ValueError(
+                f"labels: {len(self._labels)} names; the artifact has {classes_given} classes"
+            )
         chosen = [self._choose(row) for row in candidates]
         boxes, classes, scores = zip(*chosen, strict=True)
         return self.detections(boxes, classes, scores, letterbox)
 
     def _choose(self, candidates: Array) -> tuple[Array, Array, Array]:
-        options = self._options
         classes = candidates[4:].argmax(0)
         scores = candidates[4:].max(0)
-        likely = np.flatnonzero(scores >= options.conf)
+        likely = np.flatnonzero(scores >= self._parameters.conf)
         # Stable, so that equal scores have the same order in every batch.
         likely = likely[np.argsort(-scores[likely], kind="stable")][:_CANDIDATES]
         centre, extent = candidates[:2, likely].T, candidates[2:4, likely].T
         boxes = np.concatenate([centre - extent / 2, centre + extent / 2], axis=1)
-        kept = suppress(boxes, classes[likely], options.iou, options.max_det)
+        kept = suppress(boxes, classes[likely], self._iou, self._parameters.max_det)
         return boxes[kept], classes[likely][kept], scores[likely][kept]
 
 
@@ -66,5 +92,5 @@ def suppress(boxes: Array, classes: Array, iou: float, most: int) -> Array:
 
 
 def build(context: ModelContext) -> Yolo:
-    """Build the processor; `parameters` are those of `inferno.processors.detection`."""
-    return Yolo(context)
+    """Build the processor; `parameters` are those of `YoloParameters`."""
+    return Yolo(read_parameters(YoloParameters, context), context.labels)

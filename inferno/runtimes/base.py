@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
+
+from pydantic import BaseModel, ValidationError
 
 from inferno.errors import PackageError
 from inferno.protocol.tensors import Tensors
-from inferno.repository import Package
+from inferno.repository import Package, explain
 
 #: Where the class of each `format` is found.
 RUNTIMES = {
@@ -25,6 +27,9 @@ RUNTIMES = {
     "python": "inferno.runtimes.python:PythonRuntime",
     "transformers": "inferno.runtimes.transformers:TransformersRuntime",
 }
+
+
+Parameters = TypeVar("Parameters", bound=BaseModel)
 
 
 class UnsuitablePrecision(PackageError):
@@ -123,6 +128,19 @@ def build_processor(package: Package, context: ModelContext) -> object | None:
     return build(package, processor, context) if processor else None
 
 
+def read_parameters(kind: type[Parameters], context: ModelContext) -> Parameters:
+    """Read the `parameters` of a package as the fields of a model.
+
+    Raises:
+      PackageError: names the parameter, its value and the expectation.
+    """
+    try:
+        return kind.model_validate(context.parameters)
+    except ValidationError as exc:
+        found = (f"{context.path}: parameters.{explain(error)}" for error in exc.errors())
+        raise PackageError("; ".join(found)) from None
+
+
 def build(package: Package, entrypoint: str, context: ModelContext) -> Any:
     """Call a `module:function` with a package's context.
 
@@ -142,6 +160,8 @@ def build(package: Package, entrypoint: str, context: ModelContext) -> Any:
         except BaseException:
             _forget(module.__name__)
             raise
+    except PackageError:
+        raise
     except Exception as exc:
         raise PackageError(f"{package.path}: {entrypoint}: {type(exc).__name__}: {exc}") from exc
     with contextlib.suppress(TypeError):  # Few objects cannot be watched.

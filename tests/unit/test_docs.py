@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from pydantic import BaseModel
+from transformers import BertConfig, BertForSequenceClassification, pipeline
 
 from inferno import ensemble, repository
 from inferno.engine import Engine
@@ -22,6 +24,7 @@ from inferno.repository import Manifest, Repository
 from inferno.runtimes import ModelContext
 from inferno.settings import Settings
 from inferno.settings_document import environment_example, settings_markdown
+from tests.unit.artifacts import TINY_BERT, png, tiny_tokenizer, yolo_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -183,6 +186,13 @@ def example_repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
         file = folder / head.removeprefix("# ")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(body)
+    # What people bring is played by something small.
+    torch.manual_seed(0)
+    reviews = BertForSequenceClassification(BertConfig(id2label={0: "bad", 1: "good"}, **TINY_BERT))
+    reviews.save_pretrained(folder / "models/reviews/1/saved")
+    tiny_tokenizer().save_pretrained(folder / "models/reviews/1/saved")
+    car = np.array([[320, 320, 160, 320, 0.2, 0.1, 1]], np.float32)
+    (folder / "models/traffic/1/model.onnx").write_bytes(yolo_bytes(car, 640))
     for script in folder.glob("models/*/prepare.py"):
         subprocess.run([sys.executable, str(script)], check=True, timeout=60)
     settings = Settings().repository.model_copy(update={"root": folder / "models", "active": {}})
@@ -195,6 +205,17 @@ def example_repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
         ("greet", 1, {"who": ["Ada", "Bo"]}, {"greeting": ["Hello, Ada!", "Hello, Bo!"]}),
         ("double", 1, {"x": np.array([[1, 2]], np.float32)}, {"y": [[2.0, 4.0]]}),
         ("double", 2, {"number": ["21", "0.5"]}, {"y": [42.0, 1.0]}),
+        (
+            "traffic",
+            1,
+            {"image": [png(64, 64, red=255)]},
+            {
+                "boxes": [[[0.375, 0.25, 0.625, 0.75], *[[0.0] * 4] * 19]],
+                "scores": [[1.0, *[0.0] * 19]],
+                "labels": [["car", *[""] * 19]],
+                "count": [1],
+            },
+        ),
     ],
 )
 def test_documented_packages_serve(example_repository, model, version, inputs, outputs) -> None:
@@ -212,8 +233,31 @@ def test_documented_packages_serve(example_repository, model, version, inputs, o
     assert {name: answer[name].tolist() for name in outputs} == outputs
 
 
+def test_the_documented_folder_of_hugging_face_answers_as_transformers_does(
+    example_repository: Repository,
+) -> None:
+    package = example_repository.model("reviews").package(1)
+    engine = Engine(package, Settings().batching, Settings().inference)
+    engine.warm_up()
+    texts = ["what a lovely day", "how it is"]
+
+    [answer] = engine.forward([engine.prepare({"text": np.array(texts, object)})])
+
+    pipe = pipeline("text-classification", str(package.path / "saved"), device="cpu")
+    expected = pipe(texts)
+    assert answer["label"].tolist() == [found["label"] for found in expected]
+    scores = [found["score"] for found in expected]
+    np.testing.assert_allclose(answer["scores"].max(axis=1), scores, atol=2e-5)
+
+
 def test_every_documented_package_is_tried(example_repository: Repository) -> None:
-    assert set(example_repository.models) == {"greet", "double", "quadruple"}
+    assert set(example_repository.models) == {
+        "greet",
+        "double",
+        "quadruple",
+        "reviews",
+        "traffic",
+    }
 
 
 def test_readme_lists_the_default_models() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -19,6 +20,7 @@ from inferno.processors.yolo import suppress
 from inferno.protocol.tensors import Array, Tensors
 from inferno.repository import Package
 from inferno.settings import BatchingSettings, InferenceSettings
+from tests.unit.artifacts import png, yolo_bytes
 
 ReadPackage = Callable[..., Package]
 
@@ -29,6 +31,7 @@ SIGNATURE = {
         {"name": "boxes", "dtype": "float32", "shape": ["batch", "detections", 4]},
         {"name": "scores", "dtype": "float32", "shape": ["batch", "detections"]},
         {"name": "labels", "dtype": "string", "shape": ["batch", "detections"]},
+        {"name": "classes", "dtype": "int64", "shape": ["batch", "detections"]},
         {"name": "count", "dtype": "int64", "shape": ["batch"]},
     ],
 }
@@ -46,57 +49,19 @@ CANDIDATES = np.array(
 )
 
 
-def png(width: int, height: int, red: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height), (red, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def yolo_bytes() -> bytes:
-    """Return a graph of YOLO's layout: the known candidates, all scores times the mean pixel.
-
-    The pictures in these tests are one colour, so that brighter ones have likelier boxes.
-    """
-    known = CANDIDATES.T.copy()
-    nodes = [
-        helper.make_node("ReduceMax", ["images", "axes"], ["brightest"], keepdims=0),
-        helper.make_node("Reshape", ["brightest", "column"], ["factor"]),
-        helper.make_node("Mul", ["factor", "scores"], ["scaled"]),
-        helper.make_node("Mul", ["factor", "zero"], ["none"]),
-        helper.make_node("Add", ["none", "places"], ["spread"]),
-        helper.make_node("Concat", ["spread", "scaled"], ["output0"], axis=1),
-    ]
-    constants = {
-        "axes": np.array([1, 2, 3]),
-        "column": np.array([-1, 1, 1]),
-        "zero": np.zeros((1, 4, 1), np.float32),
-        "places": known[None, :4],
-        "scores": known[None, 4:],
-    }
-    graph = helper.make_graph(
-        nodes,
-        "yolo",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, ["batch", 6, "n"])],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    raw: bytes = model.SerializeToString()
-    return raw
-
-
 def load(package: ReadPackage, **fields: Any) -> Engine:
     return Engine(
-        package(signature=SIGNATURE, labels=["cat", "dog"], **fields),
+        package(**{"signature": SIGNATURE, "labels": ["cat", "dog"]} | fields),
         BatchingSettings(max_batch_size=8),
         InferenceSettings(device="cpu", threads=1),
     )
 
 
-def yolo(package: ReadPackage, **parameters: Any) -> Engine:
+def yolo(package: ReadPackage, *, labels: list[str] | None = None, **parameters: Any) -> Engine:
     return load(
-        package, format="onnx", entrypoint=None, files={"model.onnx": yolo_bytes()},
+        package, format="onnx", entrypoint=None, files={"model.onnx": yolo_bytes(CANDIDATES, SIZE)},
         processor="inferno.processors.yolo:build", parameters={"size": SIZE} | parameters,
+        labels=labels or ["cat", "dog"],
     )  # fmt: skip
 
 
@@ -111,6 +76,9 @@ def found(answer: Tensors, row: int = 0) -> list[tuple[str, float, list[float]]]
     n = int(answer["count"][row])
     assert not answer["scores"][row, n:].any()
     assert set(answer["labels"][row, n:]) <= {""}
+    assert (answer["classes"][row, n:] == -1).all()
+    names = [("cat", "dog")[number] for number in answer["classes"][row, :n]]
+    assert names == answer["labels"][row, :n].tolist()
     return [
         (label, round(float(score), 3), [round(float(side), 4) for side in box])
         for label, score, box in zip(
@@ -144,11 +112,39 @@ def test_parameters_say_which_boxes_count(package: ReadPackage) -> None:
     [answer] = engine.forward([engine.prepare(pictures(png(SIZE, SIZE, red=255)))])
     assert answer["boxes"].shape == (1, 3, 4)
     assert [score for _, score, _ in found(answer)] == [0.9, 0.8, 0.7]
-    with pytest.raises(PackageError, match="unexpected keyword argument 'confidence'"):
-        load(
-            package, name="odd", format="onnx", entrypoint=None, parameters={"confidence": 1},
-            files={"model.onnx": yolo_bytes()}, processor="inferno.processors.yolo:build",
-        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("parameters", "labels", "reason"),
+    [
+        ({"confidence": 1}, None, "parameters.confidence: extra inputs are not permitted"),
+        ({"conf": 2}, None, "parameters.conf: 2: input should be less than or equal to 1"),
+        ({"size": SIZE}, ["cat"], "labels: 1 names; the artifact has 2 classes"),
+    ],
+)
+def test_a_detector_that_does_not_fit_says_why(
+    package: ReadPackage, parameters: dict[str, Any], labels: list[str] | None, reason: str
+) -> None:
+    with pytest.raises(PackageError, match=reason):
+        yolo(package, labels=labels, **parameters).warm_up()
+
+
+def test_a_picture_is_fitted_into_what_the_model_takes(package: ReadPackage) -> None:
+    # Given a model that takes 48 x 64 pixels, each channel scaled in its own way
+    engine = yolo(package, size=[48, 64], mean=[0.5, 0.5, 0], std=[0.25, 0.5, 1])
+    # When a white picture that is twice as wide as high is fitted into it
+    white = io.BytesIO()
+    Image.new("RGB", (128, 64), "white").save(white, "GIF")
+    prepared = engine.prepare(pictures(white.getvalue()))
+    # Then it has 8 grey rows above and below
+    assert prepared["letterbox"].tolist() == [[0, 8, 64, 32]]
+    assert prepared["images"].shape == (1, 3, 48, 64)
+    for channel, mean, std in zip(
+        prepared["images"][0], (0.5, 0.5, 0), (0.25, 0.5, 1), strict=True
+    ):
+        np.testing.assert_allclose(channel[8:40], (1 - mean) / std, rtol=1e-6)
+        grey = np.concatenate([channel[:8], channel[40:]])
+        np.testing.assert_allclose(grey, (114 / 255 - mean) / std, rtol=1e-5)
 
 
 def test_pictures_of_any_size_share_a_batch(package: ReadPackage) -> None:
@@ -234,3 +230,67 @@ def test_detectors_of_torchvision_are_served(package: ReadPackage) -> None:
         ("dog", 0.6, [0.25, 0.375, 0.75, 0.625]),
     ]
     assert found(dark) == [("dog", 0.6, [0.25, 0.375, 0.75, 0.625])]
+
+
+def test_what_torchvision_exports_for_one_picture_is_served(package: ReadPackage) -> None:
+    # Given a graph whose outputs have no dimension for the batch, and numbers for names
+    known = {
+        "boxes": np.array([[16, 24, 48, 40], [0, 24, 8, 32], [1, 1, 2, 2]], np.float32),
+        "labels": np.array([1, 0, 0]),
+        "scores": np.array([0.6, 0.9, 0.1], np.float32),
+    }
+    called = {"boxes": "2911", "labels": "2913", "scores": "2912"}
+    types = {"boxes": TensorProto.FLOAT, "labels": TensorProto.INT64, "scores": TensorProto.FLOAT}
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [name], [output]) for name, output in called.items()],
+        "torchvision",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])],
+        [
+            helper.make_tensor_value_info(output, types[name], ["n", *known[name].shape[1:]])
+            for name, output in called.items()
+        ],
+        [numpy_helper.from_array(array, name) for name, array in known.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    fields: dict[str, Any] = {
+        "format": "onnx", "entrypoint": None, "processor": "inferno.processors.boxes:build",
+        "files": {"model.onnx": model.SerializeToString()}, "batching": {"max_batch_size": 1},
+    }  # fmt: skip
+    parameters = {"size": SIZE, "input": "image", "outputs": called}
+    engine = load(package, parameters=parameters, **fields)
+    [answer] = engine.forward([engine.prepare(pictures(png(200, 100)))])
+    assert found(answer) == [
+        ("cat", 0.9, [0.0, 0.25, 0.125, 0.5]),
+        ("dog", 0.6, [0.25, 0.25, 0.75, 0.75]),
+    ]
+    # Then whoever does not name the outputs is told how
+    engine = load(package, version=2, parameters={"size": SIZE, "input": "image"}, **fields)
+    with pytest.raises(
+        PackageError, match=r"no output 'boxes'; it has 2911, .* parameters.outputs"
+    ):
+        engine.warm_up()
+
+
+class Exported(torch.nn.Module):
+    """Gives tensors without names, of half as sure boxes for darker pictures."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        boxes = torch.tensor([[[16.0, 24.0, 48.0, 40.0]]]).expand(len(images), 1, 4)
+        scores = images.amax([1, 2, 3])[:, None]
+        return boxes, scores, torch.ones(len(images), 1, dtype=torch.int64)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_detectors_in_torchscript_are_served(package: ReadPackage) -> None:
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(Exported()), file)
+    parameters = {"size": SIZE, "output_names": ["boxes", "scores", "labels"], "conf": 0.5}
+    engine = load(
+        package, format="torchscript", entrypoint=None, files={"model.ts": file.getvalue()},
+        processor="inferno.processors.boxes:build", parameters=parameters,
+    )  # fmt: skip
+    engine.warm_up()
+    members = [engine.prepare(pictures(png(SIZE, SIZE, red))) for red in (255, 153, 50)]
+    answers = engine.forward(members)
+    assert [answer["count"].tolist() for answer in answers] == [[1], [1], [0]]
+    assert found(answers[1]) == [("dog", 0.6, [0.25, 0.375, 0.75, 0.625])]

@@ -13,10 +13,6 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import BertProcessing
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -37,25 +33,10 @@ from inferno.errors import InvalidInput, PackageError
 from inferno.protocol.tensors import Array, Tensors
 from inferno.repository import Package
 from inferno.settings import BatchingSettings, InferenceSettings
+from tests.unit.artifacts import TINY, TINY_BERT, WORDS, tiny_tokenizer
 
 ReadPackage = Callable[..., Package]
 
-WORDS = [
-    "what",
-    "a",
-    "lovely",
-    "day",
-    "it",
-    "is",
-    "to",
-    "be",
-    "asked",
-    "how",
-    "the",
-    "models",
-    "answer",
-]
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 TEXTS = ["a b c", "d", "e f g h i j k l m m l k"]
 #: Torch has other kernels for a batch than for one row.
 TOLERANCE = 2e-5
@@ -66,23 +47,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for each architecture, of two tiny layers."""
     root = tmp_path_factory.mktemp("saved")
     torch.manual_seed(0)
-    words = Tokenizer(WordLevel({w: n for n, w in enumerate(SPECIAL + WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = Whitespace()
-    words.post_processor = BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
-        sep_token="[SEP]", model_max_length=32,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )  # fmt: skip
-    tiny: dict[str, Any] = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 64,
-    }  # fmt: skip
-    vocabulary: dict[str, Any] = {
-        "vocab_size": len(SPECIAL + WORDS),
-        "max_position_embeddings": 32,
-        **tiny,
-    }
+    tokenizer, vocabulary = tiny_tokenizer(), dict(TINY_BERT)
     names = {0: "bad", 1: "good", 2: "odd"}
     models = {
         "text-classification": BertForSequenceClassification(
@@ -93,11 +58,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         "feature-extraction": BertModel(BertConfig(**vocabulary)),
         "image-classification": ViTForImageClassification(
-            ViTConfig(image_size=16, patch_size=8, id2label=names, **tiny)
+            ViTConfig(image_size=16, patch_size=8, id2label=names, **TINY)
         ),
         "automatic-speech-recognition": WhisperForConditionalGeneration(
             WhisperConfig(
-                vocab_size=len(SPECIAL + WORDS), num_mel_bins=8, d_model=32, encoder_layers=2,
+                vocab_size=vocabulary["vocab_size"], num_mel_bins=8, d_model=32, encoder_layers=2,
                 decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
                 encoder_ffn_dim=64, decoder_ffn_dim=64, max_source_positions=50,
                 max_target_positions=24, pad_token_id=0, bos_token_id=2, eos_token_id=3,
