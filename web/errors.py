@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Flask, Response, current_app, request
@@ -38,7 +39,7 @@ def problem(error: InfernoError, **extensions: Any) -> Response:
     """
     if error.status >= 500:
         log.warning("%s %s: %s", request.method, request.path, error)
-    response = _respond(error.problem() | extensions)
+    response = _respond({**error.problem(), **extensions})
     if isinstance(error, Overloaded):
         response.headers["Retry-After"] = str(error.retry_after_s)
     elif isinstance(error, RequestInProgress):
@@ -71,7 +72,7 @@ def _unexpected(error: Exception) -> Response:
     return _respond(UNEXPECTED.problem())
 
 
-def _respond(body: dict[str, Any]) -> Response:
+def _respond(body: Mapping[str, Any]) -> Response:
     """Answer with a problem, in the form that the route's clients read."""
     if request.path == "/v2" or request.path.startswith("/v2/"):
         field = f"{body['field']}: " if "field" in body else ""
