@@ -47,9 +47,7 @@ RetryAt = Annotated[Time, Meta(description="When the next attempt may begin, whi
 BatchId = Annotated[str, Meta(description="The batch that it rode in last.")]
 ReplayOf = Annotated[str, Meta(description="The task that this one repeats.")]
 
-Parent = Annotated[
-    str, Meta(description="The task of the ensemble that this one is a stage of.")
-]
+Parent = Annotated[str, Meta(description="The task of the ensemble that this one is a stage of.")]
 
 
 class TaskSummary(TypedDict):

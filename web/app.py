@@ -5,7 +5,20 @@ from __future__ import annotations
 from flask import Flask
 
 from inferno.settings import Settings, load
-from web import cache, dead, errors, health, infer, lanes, models, oip, pages, reference, sockets, tasks
+from web import (
+    cache,
+    dead,
+    errors,
+    health,
+    infer,
+    lanes,
+    models,
+    oip,
+    pages,
+    reference,
+    sockets,
+    tasks,
+)
 from web.services import Services
 
 #: The families of routes.

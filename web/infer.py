@@ -73,7 +73,8 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 LOCATION = Header("Location", "Where to ask for the task.", example="/tasks/0d4c")
 
 _BINARY = ("application/octet-stream", "image/*")
-_HEADERS = (
+#: Of a request that runs a model.
+HEADERS = (
     idempotency.KEY,
     PREFER,
     Header("Cache-Control", "`no-cache`: the task is computed for itself.", example="no-cache"),
@@ -131,7 +132,7 @@ def _samples(models: Iterable[Package]) -> dict[str, Any]:
     body=Submit,
     binary=_BINARY,
     query=(BinarySubmitQuery,),
-    headers=_HEADERS,
+    headers=HEADERS,
     always=(idempotency.REPLAYED,),
     examples=_samples,
 )
@@ -188,7 +189,7 @@ def infer() -> Response:
     body=Predict,
     binary=_BINARY,
     query=(BinaryPredictQuery,),
-    headers=_HEADERS,
+    headers=HEADERS,
     always=(idempotency.REPLAYED,),
     prefix="/v1",
     of_model=predict_schemas,

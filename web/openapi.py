@@ -29,6 +29,8 @@ from inferno.project import inferno_version
 from inferno.protocol.schema import schema_of
 from inferno.repository import Package
 
+#: The media type object of a body that is no JSON.
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
 _REF = "#/components/schemas/{name}"
 
 #: Of the parts of a path.
@@ -64,11 +66,29 @@ RETRY_AFTER = Header("Retry-After", "When to try or ask again, in seconds.", int
 class Answer:
     """An answer that is no problem."""
 
-    #: Type of its JSON document; for other media types, None.
+    #: Type of its JSON document, or several; for other media types, None.
     kind: Any
     description: str = ""
     headers: tuple[Header, ...] = ()
     media_type: str = "application/json"
+    #: Other content types, which are bytes.
+    binary: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ErrorForm:
+    """How errors are answered."""
+
+    kind: Any = Problem
+    media_type: str = "application/problem+json"
+    #: Status of errors that would be a 422.
+    invalid: int = 422
+    #: Returns an error's document.
+    write: Callable[[InfernoError], Mapping[str, Any]] = InfernoError.problem
+
+    def status(self, error: type[InfernoError]) -> int:
+        """Return the status by which an error is answered."""
+        return self.invalid if error.status == 422 else error.status
 
 
 class ModelSchemas(TypedDict):
@@ -90,6 +110,7 @@ class Operation:
     #: Structs of the parameters in the URL.
     query: tuple[type, ...]
     headers: tuple[Header, ...]
+    problems: ErrorForm
     #: Of every answer, also of problems.
     always: tuple[Header, ...]
     #: In front of the path in the document, where the route is found under several.
@@ -114,6 +135,7 @@ def describe(
     binary: Iterable[str] = (),
     query: Iterable[type] = (),
     headers: Iterable[Header] = (),
+    problems: ErrorForm = ErrorForm(),
     always: Iterable[Header] = (),
     prefix: str = "",
     examples: Callable[[Iterable[Package]], Mapping[str, Any]] | None = None,
@@ -128,6 +150,7 @@ def describe(
       binary: other content types of the body.
       query: structs of the URL's parameters.
       headers: of the request.
+      problems: how errors are answered.
       always: headers that every answer may have, also problems.
       prefix: one of the prefixes, if clients expect the route there.
       examples: returns, for the served models, bodies by what they show.
@@ -147,6 +170,7 @@ def describe(
             binary=tuple(binary),
             query=tuple(query),
             headers=tuple(headers),
+            problems=problems,
             always=tuple(always),
             prefix=prefix,
             examples=examples,
@@ -266,14 +290,17 @@ class _Schemas:
     def __init__(self, described: Iterable[Route]) -> None:
         kinds: list[Any] = [Problem]
         for operation in (OPERATIONS[route.view] for route in described):
-            kinds += [answer.kind for answer in operation.answers.values()]
-            kinds.append(operation.body)
+            for answer in operation.answers.values():
+                kinds += answer.kind if isinstance(answer.kind, tuple) else [answer.kind]
+            kinds += [operation.body, operation.problems.kind]
         kinds = [kind for kind in kinds if kind is not None]
         schemas, self.components = msgspec.json.schema_components(kinds, ref_template=_REF)
         self._by_identity = {id(kind): one for kind, one in zip(kinds, schemas, strict=True)}
 
     def of(self, kind: Any) -> dict[str, Any]:
         """Return the schema of one of these types, which refers to the components."""
+        if isinstance(kind, tuple):
+            return {"anyOf": [self.of(one) for one in kind]}
         return self._by_identity[id(kind)]
 
 
@@ -308,9 +335,7 @@ def _operation(
             examples = declared.examples(models)
             media["examples"] = {name: {"value": value} for name, value in examples.items()}
         content = {"application/json": media}
-        content |= {
-            kind: {"schema": {"type": "string", "format": "binary"}} for kind in declared.binary
-        }
+        content |= {kind: _BYTES for kind in declared.binary}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
 
@@ -322,21 +347,22 @@ def _responses(declared: Operation, schemas: _Schemas) -> dict[str, Any]:
         responses[str(status)] = {
             "description": answer.description or HTTPStatus(status).phrase,
             **_headers((*answer.headers, *declared.always)),
-            "content": {answer.media_type: schema},
+            "content": {answer.media_type: schema} | {kind: _BYTES for kind in answer.binary},
         }
+    form = declared.problems
     problems: dict[int, list[type[InfernoError]]] = {}
     for error in dict.fromkeys(declared.errors):
-        problems.setdefault(error.status, []).append(error)
+        problems.setdefault(declared.problems.status(error), []).append(error)
     for status, errors in sorted(problems.items()):
         waits = status in (429, 503) or RequestInProgress in errors
         response = {
             "description": "\n".join(f"- `{one.code}`: {_meaning(one)}" for one in errors),
             **_headers((*((RETRY_AFTER,) if waits else ()), *declared.always)),
             "content": {
-                "application/problem+json": {
-                    "schema": schemas.of(Problem)
+                form.media_type: {
+                    "schema": schemas.of(form.kind)
                     | {"properties": {"code": {"enum": [one.code for one in errors]}}},
-                    "example": errors[0]("What was expected, and what came.").problem(),
+                    "example": form.write(errors[0]("What was expected, and what came.")),
                 }
             },
         }

@@ -194,9 +194,7 @@ class PredictBody(msgspec.Struct, forbid_unknown_fields=True):
     cache: UseCache = True
 
 
-Predict = Annotated[
-    PredictBody, Meta(extra_json_schema=_exactly_one("inputs", "instances"))
-]
+Predict = Annotated[PredictBody, Meta(extra_json_schema=_exactly_one("inputs", "instances"))]
 
 _SHAPE = rf"^[0-9]{{1,9}}(,[0-9]{{1,9}}){{0,{MAX_DIMENSIONS - 1}}}$"
 

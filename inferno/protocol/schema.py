@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from inferno.protocol.requests import PredictBody
+from inferno.protocol.requests import Predict
 from inferno.protocol.signature import BATCH, Limits, Signature, TensorSpec
-from inferno.protocol.tasks import Answer
+from inferno.protocol.tasks import Answer, Predictions
 from inferno.protocol.tensors import ALIASES, NUMERIC
 
 Schema = dict[str, Any]
@@ -33,7 +33,7 @@ def request_schema(signature: Signature, limits: Limits) -> Schema:
       signature: of the model.
       limits: sizes that inputs may have.
     """
-    schema = schema_of(PredictBody)
+    schema = schema_of(Predict)
     del schema["title"]
     members = schema["properties"]
     members["inputs"] = inputs_schema(signature, limits)
@@ -58,9 +58,8 @@ def inputs_schema(signature: Signature, limits: Limits) -> Schema:
 
 
 def response_schema(signature: Signature) -> Schema:
-    """Return the schema of the answer to a predict that succeeded."""
+    """Return the schema of the answer to a predict that succeeded: by outputs, or by instances."""
     schema = schema_of(Answer)
-    del schema["title"]
     schema["properties"]["outputs"] = {
         "type": "object",
         "description": "Those that were asked for; by default, all.",
@@ -68,7 +67,7 @@ def response_schema(signature: Signature) -> Schema:
         "minProperties": 1,
         "additionalProperties": False,
     }
-    return schema
+    return {"anyOf": [schema, schema_of(Predictions)]}
 
 
 def schema_of(kind: Any) -> Schema:

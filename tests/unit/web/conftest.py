@@ -110,7 +110,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def settings(redis_url: str, repository: Path) -> Settings:
     return Settings.model_validate(
         {
@@ -239,7 +239,7 @@ def app(
         yield app
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def document(repository: Path) -> dict[str, Any]:
     """The OpenAPI document of these tests' app."""
     app = create_app(Settings.model_validate({"repository": {"root": repository}}))

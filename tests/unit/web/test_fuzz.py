@@ -22,7 +22,7 @@ from inferno.settings import Settings
 from tests.unit.web.conformance import Conformance
 from tests.unit.web.conftest import FakeWorker, announcing_app
 
-EXAMPLES = int(os.environ.get("INFERNO_TEST_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("INFERNO_TEST_EXAMPLES", "5"))
 
 #: Server errors that a document may name.
 DOCUMENTED = {501, 503, 504}
