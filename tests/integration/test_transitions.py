@@ -161,6 +161,44 @@ def test_what_another_consumer_has_cannot_be_settled(
     assert client.xlen(held.stream) == 0
 
 
+def test_of_a_batch_each_entry_is_asked_for_that_another_consumer_may_have(
+    transitions, client, lane, monkeypatch
+):
+    """A stream's order is not that of its entries as text, and others' stand between."""
+    as_consumer(monkeypatch, "mine")
+    stream = f"{lane}:3"
+    client.xgroup_create(stream, scripts.GROUP, "0", mkstream=True)
+    riders = {}
+    for number in range(8, 28):
+        client.xadd(stream, {"message": "{}"}, id=f"5-{number}")
+        consumer = "another" if number % 5 == 0 else "mine"
+        client.xreadgroup(scripts.GROUP, consumer, {stream: ">"})
+        held = Held(stream, f"5-{number}")
+        riders[rider(new_record(), held)] = Verdict.STALE if consumer == "another" else Verdict.DONE
+    begun = transitions.begin(list(riders), "batch")
+    assert [begun[rider.task_id].verdict for rider in riders] == list(riders.values())
+    payload = encode_outcome("any", b'{"outputs":{}}')
+    steps = [
+        Step(r.task_id, r.held, transitions.ended({}, r.task_id, TaskState.SUCCEEDED, payload))
+        for r in riders
+    ]
+    assert transitions.finish(steps) == list(riders.values())
+    assert client.xlen(stream) == list(riders.values()).count(Verdict.STALE)
+
+
+def test_a_record_that_has_waited_for_long_lives_on_when_its_task_begins(
+    transitions, client, lane, settings, monkeypatch
+):
+    as_consumer(monkeypatch, "mine")
+    record = new_record(accepted_at=time.time() - 0.6 * settings.tasks.record_ttl_s)
+    accept(transitions, record, lane, "{}")
+    key = names.record_key(settings.redis.prefix, record.task_id)
+    client.expire(key, 60)
+    (held,) = take(client, lane, "mine")
+    transitions.begin([rider(record, held)], "batch")
+    assert client.ttl(key) > 60
+
+
 def test_one_that_was_running_before_is_a_suspect(transitions, client, lane, monkeypatch):
     as_consumer(monkeypatch, "first")
     record = new_record()
