@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -136,7 +137,8 @@ class Engine:
 
     def __del__(self) -> None:
         # Who unloads a version only lets go of it: the last pass that is under way keeps it.
-        self.close()
+        if not sys.is_finalizing():
+            self.close()
 
     @property
     def batch_sizes(self) -> list[int]:

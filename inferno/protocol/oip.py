@@ -29,7 +29,6 @@ EXTENSIONS = [
     "model_configuration",
     "model_repository",
     "schedule_policy",
-    "statistics",
 ]
 
 #: Of `priority`, `timeout` and the like, those that ask for what is not there.
