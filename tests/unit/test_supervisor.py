@@ -176,7 +176,7 @@ def platform_process(
 ) -> Iterator[Callable[[float], tuple[subprocess.Popen[bytes], dict[str, int]]]]:
     """Starts PLATFORM as its own process and returns it with the pids of what it runs."""
     (tmp_path / "program.py").write_text(PROGRAM)
-    (tmp_path / "platform.py").write_text(PLATFORM)
+    (tmp_path / "supervise.py").write_text(PLATFORM)
     (tmp_path / "trace").touch()
     monkeypatch.setenv("PYTHONPATH", str(Path(guard.__file__).parents[1]))
     left: list[int] = []
@@ -186,7 +186,7 @@ def platform_process(
         printed = tmp_path / "printed"
         with printed.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, tmp_path / "platform.py", tmp_path, command, str(drain_s)],
+                [sys.executable, tmp_path / "supervise.py", tmp_path, command, str(drain_s)],
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
