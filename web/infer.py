@@ -281,7 +281,7 @@ def predicted(
     if outcome is None:
         return _accepted(task, body, preference)
     if outcome.error is not None:
-        return _marked(problem(outcome.error, task_id=outcome.task_id), task.replayed)
+        return marked(problem(outcome.error, task_id=outcome.task_id), None, task.replayed)
     document = documents.succeeded(outcome)
     if wanted.by_instance:
         document = documents.encode(documents.predictions(outcome))
@@ -289,7 +289,8 @@ def predicted(
 
 
 @blueprint.errorhandler(disconnect.Disconnected)
-def _hung_up(exc: disconnect.Disconnected) -> Response:
+def hung_up(exc: disconnect.Disconnected) -> Response:
+    """End the task of a caller who has hung up, unless somebody else waits for it."""
     here = services()
     try:
         disconnect.cancel_unwanted(exc.task_id, here.client, here.control)
@@ -362,13 +363,13 @@ def _accepted(task: Accepted, body: bytes, preference: Preference) -> Response:
 
 
 def _respond(body: bytes, status: int, preference: Preference, replayed: bool) -> Response:
-    response = Response(body, status, mimetype="application/json")
-    if preference.applied is not None:
+    return marked(Response(body, status, mimetype="application/json"), preference, replayed)
+
+
+def marked(response: Response, preference: Preference | None, replayed: bool) -> Response:
+    """Say in an answer which preference was granted, and whether it is that of an earlier call."""
+    if preference is not None and preference.applied is not None:
         response.headers["Preference-Applied"] = preference.applied
-    return _marked(response, replayed)
-
-
-def _marked(response: Response, replayed: bool) -> Response:
     if replayed:
         response.headers[idempotency.REPLAYED_HEADER] = "true"
     return response

@@ -8,7 +8,7 @@ import zlib
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, after_this_request, request
 from msgspec import Meta
 
 from inferno.errors import (
@@ -46,6 +46,7 @@ from web.preference import prefer
 from web.services import Services, services
 
 blueprint = Blueprint("oip", __name__, url_prefix="/v2")
+blueprint.register_error_handler(disconnect.Disconnected, infer.hung_up)
 
 #: Answers that are shorter are not compressed, in bytes.
 COMPRESSED_BYTES = 1024
@@ -271,7 +272,7 @@ def run_infer(name: str, version: str | None = None) -> Response:
     package = here.repository.model(name).versions.get(task.version or 0)
     labels = () if package is None else package.manifest.labels
     answer, header_length = oip.write_infer(result, task.task_id, form, labels)
-    return _answer(answer, header_length, replayed=task.replayed)
+    return _answer(answer, header_length)
 
 
 @blueprint.post("/models/<name>/generate")
@@ -286,10 +287,10 @@ def run_infer(name: str, version: str | None = None) -> Response:
 )
 def generate(name: str, version: str | None = None) -> Response:
     """Make a text of a text, with a model that does that."""
-    document, replayed = _generate(name, version)
+    document = _generate(name, version)
     if isinstance(document, Accepted):
         return _accepted(document)
-    return _answer(documents.encode(document), None, replayed=replayed)
+    return _answer(documents.encode(document), None)
 
 
 @blueprint.post("/models/<name>/generate_stream")
@@ -304,14 +305,14 @@ def generate(name: str, version: str | None = None) -> Response:
 )
 def generate_stream(name: str, version: str | None = None) -> Response:
     """Make a text of a text; it comes as one event, because models give whole texts."""
-    document, _ = _generate(name, version)
+    document = _generate(name, version)
     if isinstance(document, Accepted):
         return _accepted(document)
     event = b"data: " + documents.encode(document).strip() + b"\n\n"
     return Response(event, content_type="text/event-stream; charset=utf-8")
 
 
-def _generate(name: str, version: str | None) -> tuple[dict[str, Any] | Accepted, bool]:
+def _generate(name: str, version: str | None) -> dict[str, Any] | Accepted:
     here = services()
     body = _body(here.settings.limits.max_body_bytes)
     given = decode(body, oip.GenerateRequest)
@@ -324,28 +325,30 @@ def _generate(name: str, version: str | None) -> tuple[dict[str, Any] | Accepted
         )
     wanted = InferRequest({texts[0]: given.text_input}, name, _number(version))
     task, result = _run(here, wanted, body)
-    if result is None:
-        return task, task.replayed
-    return oip.write_generate(result, task.task_id, given.id), task.replayed
+    return task if result is None else oip.write_generate(result, task.task_id, given.id)
 
 
 def _run(here: Services, wanted: InferRequest, body: bytes) -> tuple[Accepted, bytes | None]:
-    """Run a model as `:predict` does.
+    """Run a model as `:predict` does. What was asked before, and still runs, is waited for.
 
     Returns:
       the task, and its result; None if its caller did not want to wait for that.
     Raises:
       NotInTime: it did not come in time; the task goes on.
+      ResultExpired: it was asked before, and its result was deleted.
     """
     key = idempotency.from_header(f"{request.path} {request.headers.get(oip.HEADER_LENGTH)}", body)
     preference = prefer(request.headers.get("Prefer"), here.settings.server.sync_wait_ms / 1000)
     wanted = infer.as_headers_say(wanted, request.environ)
     sock = disconnect.socket_of(request.environ)
     task, outcome = infer.run(here, wanted, preference, key, sock)
+    # Also where it failed.
+    after_this_request(lambda response: infer.marked(response, preference, task.replayed))
     if preference.applied is not None and not preference.wait_s:
         return task, None
     if task.replayed:
-        _, outcome = here.fetch(task.task_id, preference.wait_s)
+        record, outcome = here.fetch(task.task_id, preference.wait_s)
+        documents.task(task.task_id, record, outcome)  # Raises if its result is gone.
     if outcome is None:
         if preference.applied is not None:
             return task, None
@@ -386,16 +389,16 @@ def _body(limit: int) -> bytes:
         raise PayloadTooLarge(f"expected a body of at most {limit} bytes, decompressed")
     if not unpacker.eof:
         raise InvalidRequest(f"the body is no valid {encoding}: it ends too early")
+    if unpacker.unused_data:
+        raise InvalidRequest(f"the body is no valid {encoding}: more follows behind its end")
     return unpacked
 
 
-def _answer(body: bytes, header_length: int | None, *, replayed: bool) -> Response:
+def _answer(body: bytes, header_length: int | None) -> Response:
     response = Response(mimetype="application/json")
     if header_length is not None:
         response.mimetype = "application/octet-stream"
         response.headers[oip.HEADER_LENGTH] = str(header_length)
-    if replayed:
-        response.headers[idempotency.REPLAYED_HEADER] = "true"
     if len(body) >= COMPRESSED_BYTES:
         accepted = request.accept_encodings
         encoding = max(_WINDOWS, key=lambda name: accepted[name])

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import orjson
 
 from inferno.errors import InvalidField, InvalidRequest
 from inferno.protocol import tensors
@@ -225,7 +226,8 @@ class _Tensor(msgspec.Struct):
     dtype: str
     shape: list[int]
     data: msgspec.Raw = msgspec.Raw()
-    base64: str | None = None
+    #: Decoded, which takes a fifth of the time that Python's own module takes.
+    base64: bytes | None = None
 
 
 class _Result(msgspec.Struct):
@@ -253,12 +255,19 @@ def write_infer(
       labels: of the model's classes.
     Returns:
       the body, and how many bytes of it are JSON where binary outputs follow.
+    Raises:
+      InvalidField: classes of an output are asked for that has no numbers.
     """
     given = _decode_result(result)
     outputs: list[dict[str, Any]] = []
     binary: list[bytes] = []
     for name, tensor in given.outputs.items():
-        if (count := form.classes.get(name)) is not None and tensor.dtype in tensors.NUMERIC:
+        if (count := form.classes.get(name)) is not None:
+            if tensor.dtype not in tensors.NUMERIC:
+                raise InvalidField(
+                    f"expected an output of numbers, and this is {tensor.dtype}",
+                    f"outputs.{name}.parameters.classification",
+                )
             tensor = _classified(_array(tensor), count, labels)
         entry: dict[str, Any] = {
             "name": name,
@@ -272,7 +281,7 @@ def write_infer(
         elif tensor.base64 is None:
             entry["data"] = tensor.data
         else:
-            entry["data"] = _array(tensor).ravel().tolist()
+            entry["data"] = _numbers(_array(tensor))
         outputs.append(entry)
     document: dict[str, Any] = {
         "model_name": given.model,
@@ -292,7 +301,7 @@ def write_generate(result: bytes, task_id: str, request_id: str) -> dict[str, An
     """Return the answer to a request for a text."""
     given = _decode_result(result)
     (tensor,) = given.outputs.values()
-    (text,) = msgspec.json.decode(tensor.data)
+    (text,) = _flat(msgspec.json.decode(tensor.data))
     document = {
         "model_name": given.model,
         "model_version": str(given.version),
@@ -305,13 +314,18 @@ def write_generate(result: bytes, task_id: str, request_id: str) -> dict[str, An
 def _array(tensor: _Tensor) -> tensors.Array:
     dtype = tensors.NUMERIC[tensor.dtype]
     if tensor.base64 is not None:
-        return np.frombuffer(base64.b64decode(tensor.base64), dtype).reshape(tensor.shape)
+        return np.frombuffer(tensor.base64, dtype).reshape(tensor.shape)
     return np.array(msgspec.json.decode(tensor.data), dtype).reshape(tensor.shape)
+
+
+def _numbers(array: tensors.Array) -> msgspec.Raw:
+    # orjson writes arrays, and float32 in its shortest form, which msgspec does not.
+    return msgspec.Raw(orjson.dumps(array.ravel(), option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 def _bytes(tensor: _Tensor) -> bytes:
     if tensor.base64 is not None:
-        return base64.b64decode(tensor.base64)
+        return tensor.base64
     if tensor.dtype in tensors.NUMERIC:
         return _array(tensor).tobytes()
     texts = _flat(msgspec.json.decode(tensor.data))
@@ -335,9 +349,12 @@ def _classified(scores: tensors.Array, count: int, labels: Sequence[str]) -> _Te
     # Of equal scores, the lower index is first.
     best = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
 
+    # As Triton writes them.
+    written = "f" if rows.dtype.kind == "f" else "d"
+
     def described(row: int, index: int) -> str:
         label = f":{labels[index]}" if index < len(labels) else ""
-        return f"{rows[row, index]:f}:{index}{label}"
+        return f"{rows[row, index]:{written}}:{index}{label}"
 
     texts = [[described(row, index) for index in indices] for row, indices in enumerate(best)]
     shape = [len(rows), count] if scores.ndim > 1 else [count]

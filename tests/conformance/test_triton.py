@@ -287,6 +287,11 @@ TEXT = {"name": "a", "shape": [1, 1], "datatype": "FP32", "parameters": {"binary
         ),
         (b"not gzip", {"Content_Encoding": "gzip"}, "the body is no valid gzip"),
         (gzip.compress(b"{}", mtime=0)[:-4], {"Content_Encoding": "gzip"}, "it ends too early"),
+        (
+            gzip.compress(b"{", mtime=0) + gzip.compress(b"}", mtime=0),
+            {"Content_Encoding": "gzip"},
+            "more follows",
+        ),
         (b"x", {"Content_Encoding": "br"}, "expected gzip or deflate"),
     ],
 )

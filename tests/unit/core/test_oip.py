@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferno.errors import InvalidRequest
+from inferno.errors import InvalidField, InvalidRequest
 from inferno.protocol import oip, tensors
 from inferno.protocol.signature import Limits, Signature
 
@@ -123,3 +123,44 @@ def test_of_equal_scores_the_first_class_is_better():
     (answer,) = json.loads(body)["outputs"]
     assert answer["shape"] == [3]
     assert answer["data"] == ["0.500000:0:a", "0.500000:2", "0.250000:1"]
+
+
+def written(output: dict[str, Any], form: oip.Form, labels: list[str]) -> Any:
+    stored = msgspec.json.encode({"model": "m", "version": 1, "outputs": {"y": output}})
+    body, _ = oip.write_infer(stored, "t", form, labels)
+    return json.loads(body)["outputs"][0]
+
+
+def test_scores_that_are_integers_are_written_as_such():
+    output = {"dtype": "int64", "shape": [1, 3], "data": [[5, -1, 7]]}
+    answer = written(output, oip.Form("", frozenset(), {"y": 2}), ["a", "b", "c"])
+    assert answer["shape"] == [1, 2]
+    assert answer["data"] == [["7:2:c", "5:0:a"]]
+
+
+def test_texts_have_no_classes():
+    output = {"dtype": "string", "shape": [1], "data": ["x"]}
+    with pytest.raises(InvalidField, match="expected an output of numbers") as raised:
+        written(output, oip.Form("", frozenset(), {"y": 2}), [])
+    assert raised.value.field == "outputs.y.parameters.classification"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "numbers", "text"),
+    [("float32", [0.1, 2.5], b"[0.1,2.5]"), ("bool", [True, False], b"[true,false]")],
+)
+def test_an_output_in_json_beside_a_binary_one_has_numbers_in_their_shortest_form(
+    dtype, numbers, text
+):
+    array = np.array([numbers], tensors.NUMERIC[dtype])
+    output = tensors.encode(array, dtype, "base64")
+    stored = msgspec.json.encode({"model": "m", "version": 1, "outputs": {"y": output}})
+    body, _ = oip.write_infer(stored, "t", oip.Form("", frozenset(["z"]), {}), [])
+    assert b'"data":' + text in body
+
+
+@pytest.mark.parametrize("data", ["a text", ["a text"], [["a text"]]])
+def test_a_generated_text_is_found_in_any_shape(data):
+    output = {"dtype": "string", "shape": [], "data": data}
+    stored = msgspec.json.encode({"model": "m", "version": 1, "outputs": {"y": output}})
+    assert oip.write_generate(stored, "t", "")["text_output"] == "a text"

@@ -118,6 +118,11 @@ def submitted(store):
     ("path", "body", "headers"),
     [
         ("/v1/models/sentiment:predict", {"inputs": {"text": "Good."}}, {}),
+        (
+            "/v2/models/sentiment/infer",
+            {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["Good."]}]},
+            {},
+        ),
         ("/infer", NATIVE, {"Prefer": "wait=30"}),
     ],
 )
