@@ -7,6 +7,7 @@ extensions for binary tensors, classification, schedule policy and generation.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +139,8 @@ def parse_infer(
 def _header_length(text: str | None, body_bytes: int) -> int:
     if text is None:
         return body_bytes
-    if not text.isascii() or not text.isdigit() or int(text) > body_bytes:
+    # Python reads no number of more than some thousand digits.
+    if not re.fullmatch(r"[0-9]{1,15}", text) or int(text) > body_bytes:
         raise InvalidRequest(
             f"{HEADER_LENGTH}: expected at most the body's {body_bytes} bytes, got {text!r:.40}"
         )

@@ -280,6 +280,7 @@ TEXT = {"name": "a", "shape": [1, 1], "datatype": "FP32", "parameters": {"binary
         (b'{"inputs": []}', {}, "inputs: expected at least one input"),
         (b'{"inputs": []}', {"Inference_Header_Content_Length": "99"}, "expected at most the body"),
         (b'{"inputs": []}', {"Inference_Header_Content_Length": "x"}, "expected at most the body"),
+        (b"{}", {"Inference_Header_Content_Length": "9" * 5000}, "expected at most the body"),
         (
             json.dumps({"inputs": [TEXT]}).encode(),
             {},
