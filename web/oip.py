@@ -42,7 +42,7 @@ from web import disconnect, documents, idempotency, infer, oip_models
 from web.errors import OipError, oip_error
 from web.health import missing_models
 from web.openapi import RETRY_AFTER, Answer, ErrorForm, Header, describe
-from web.preference import prefer
+from web.preference import PREFERENCE_APPLIED, prefer
 from web.services import Services, services
 
 blueprint = Blueprint("oip", __name__, url_prefix="/v2")
@@ -132,6 +132,7 @@ _LENGTH = Header(
 )
 _ENCODING = Header("Content-Encoding", "`gzip` or `deflate`.")
 _CALL_HEADERS = (*infer.HEADERS, _LENGTH, _ENCODING)
+_CALL_ALWAYS = (idempotency.REPLAYED, PREFERENCE_APPLIED)
 _CALL_ERRORS = (
     InvalidRequest,
     InvalidField,
@@ -256,7 +257,7 @@ def config(name: str, version: str | None = None) -> Response:
     body=oip.InferenceRequest,
     binary=("application/octet-stream",),
     headers=_CALL_HEADERS,
-    always=(idempotency.REPLAYED,),
+    always=_CALL_ALWAYS,
     problems=ERRORS,
 )
 def run_infer(name: str, version: str | None = None) -> Response:
@@ -282,7 +283,7 @@ def run_infer(name: str, version: str | None = None) -> Response:
     errors=_CALL_ERRORS,
     body=oip.GenerateRequest,
     headers=_CALL_HEADERS,
-    always=(idempotency.REPLAYED,),
+    always=_CALL_ALWAYS,
     problems=ERRORS,
 )
 def generate(name: str, version: str | None = None) -> Response:
@@ -300,7 +301,7 @@ def generate(name: str, version: str | None = None) -> Response:
     errors=_CALL_ERRORS,
     body=oip.GenerateRequest,
     headers=_CALL_HEADERS,
-    always=(idempotency.REPLAYED,),
+    always=_CALL_ALWAYS,
     problems=ERRORS,
 )
 def generate_stream(name: str, version: str | None = None) -> Response:
