@@ -7,6 +7,7 @@ downloaded, and no code from the folder is run.
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -132,22 +133,49 @@ class TextRanking(TextPipeline):
 
 
 class FeatureExtraction(TextPipeline):
-    """`text` to `embedding`: the mean over its tokens."""
+    """`text` to `embedding`: the mean over its tokens, or the first one's."""
 
     loader = AutoModel
+
+    def __init__(self, folder: Path, context: ModelContext) -> None:
+        """Load the model; `parameters.pooling` is `mean` or `cls`.
+
+        By default, it is what sentence-transformers has written into the folder, else `mean`.
+
+        Raises:
+          ValueError: it is something else.
+        """
+        super().__init__(folder, context)
+        self.pooling = context.parameters.get("pooling") or _saved_pooling(folder)
+        if self.pooling not in ("mean", "cls"):
+            raise ValueError(f"parameters.pooling: {self.pooling!r}: expected mean or cls")
 
     def answer(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return embeddings of length 1, unless `parameters.normalize` is false."""
         states = self.model(**inputs).last_hidden_state.float()
-        seen = inputs["attention_mask"].unsqueeze(2).to(states.dtype)
-        mean = (states * seen).sum(1) / seen.sum(1).clamp(min=1)
+        if self.pooling == "cls":
+            pooled = states[:, 0]
+        else:
+            seen = inputs["attention_mask"].unsqueeze(2).to(states.dtype)
+            pooled = (states * seen).sum(1) / seen.sum(1).clamp(min=1)
         if self.parameters_.get("normalize", True):
-            mean = nn.functional.normalize(mean, dim=1)
-        return {"embedding": mean}
+            pooled = nn.functional.normalize(pooled, dim=1)
+        return {"embedding": pooled}
 
     def postprocess(self, outputs: Tensors) -> Tensors:
         """Return the embeddings as they are."""
         return outputs
+
+
+def _saved_pooling(folder: Path) -> str:
+    file = folder / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return "mean"
+    saved = json.loads(file.read_text())
+    # Older releases of sentence-transformers have a switch for each.
+    names = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+    switched = [names.get(key, key) for key, on in saved.items() if on is True and "_mode_" in key]
+    return str(saved.get("pooling_mode") or " and ".join(switched))
 
 
 class ImageClassification(Pipeline):

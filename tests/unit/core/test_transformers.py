@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -185,6 +189,49 @@ def test_embeddings_are_the_mean_over_the_tokens(package: ReadPackage, folders: 
         np.testing.assert_allclose(
             answer["embedding"][0], mean / np.linalg.norm(mean), atol=TOLERANCE
         )
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_folders_of_sentence_transformers_are_pooled_as_they_say(
+    package: ReadPackage, folders: Path, tmp_path: Path, pooling: str
+) -> None:
+    folder = tmp_path / "feature-extraction"
+    modules = [Transformer(str(folders / "feature-extraction")), Pooling(32, pooling_mode=pooling)]
+    reference = SentenceTransformer(modules=modules, device="cpu")
+    reference.save_pretrained(str(folder), create_model_card=False)
+    answers = ask(
+        load(package, tmp_path, "feature-extraction", parameters={"normalize": False}),
+        *({"text": [text]} for text in TEXTS),
+    )
+    got = np.concatenate([answer["embedding"] for answer in answers])
+    np.testing.assert_allclose(got, reference.encode(TEXTS), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("saved", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode": "lasttoken"}, None),
+        ({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}, None),
+    ],
+)
+def test_a_pooling_that_was_saved_is_used_or_refused(
+    package: ReadPackage, folders: Path, tmp_path: Path, saved: dict[str, Any], pooling: str | None
+) -> None:
+    shutil.copytree(folders / "feature-extraction", tmp_path / "feature-extraction")
+    (tmp_path / "feature-extraction/1_Pooling").mkdir()
+    (tmp_path / "feature-extraction/1_Pooling/config.json").write_text(json.dumps(saved))
+    if pooling is None:
+        with pytest.raises(PackageError, match=r"parameters.pooling: .*: expected mean or cls"):
+            load(package, tmp_path, "feature-extraction")
+        return
+    expected = load(
+        package, folders, "feature-extraction", version=2, parameters={"pooling": pooling}
+    )
+    [answer] = ask(load(package, tmp_path, "feature-extraction"), {"text": TEXTS})
+    [other] = ask(expected, {"text": TEXTS})
+    np.testing.assert_array_equal(answer["embedding"], other["embedding"])
 
 
 def test_a_model_without_an_end_reads_whole_texts(
