@@ -115,6 +115,8 @@ class Engine:
         #: meanwhile counts as well; what a pass allocates and frees again does not.
         self.memory_bytes = self._runtime.memory_bytes
         if self.device == "cpu":
+            # What a conversion has freed again does not count.
+            memory.trim()
             grown = memory.resident_bytes() - self._resident_before
             self.memory_bytes = max(self.memory_bytes, grown)
 

@@ -28,6 +28,7 @@ from inferno import ensemble, names
 from inferno.ensemble import Stage
 from inferno.errors import ModelNotFound, PackageError
 from inferno.protocol.signature import Signature
+from inferno.protocol.tensors import NUMERIC
 from inferno.settings import InferenceSettings, RepositorySettings
 
 MANIFEST = "model.yaml"
@@ -258,6 +259,15 @@ class Manifest(_Section):
                 f"batching.max_batch_size: {size}: expected 1, because no "
                 "tensor has `batch` as its first dimension"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _paddable(self) -> Manifest:
+        for spec in self.signature.inputs:
+            value = self.batching.pad.get(spec.name)
+            wanted, kind = ("a number", str) if spec.dtype in NUMERIC else ("a text", float)
+            if isinstance(value, kind):
+                raise ValueError(f"batching.pad.{spec.name}: {value!r}: expected {wanted}")
         return self
 
     @model_validator(mode="after")

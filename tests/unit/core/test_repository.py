@@ -113,6 +113,7 @@ def with_input(**changes: Any) -> dict[str, Any]:
             "max_batch_size: 9: expected at most the last of batch_sizes",
         ),
         ({"batching": {"pad": {"x": None}}}, "batching.pad.x.float", "None", "valid number"),
+        ({"batching": {"pad": {"x": "no"}}}, "batching.pad.x", "'no'", "expected a number"),
         (
             {"concurrency": {"max_concurrency": 65}},
             "concurrency.max_concurrency",
