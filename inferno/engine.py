@@ -11,14 +11,14 @@ import math
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any, cast
 
 import numpy as np
 
 from inferno.errors import ForwardFailed, InvalidInput, PackageError
-from inferno.latency import LatencyCurve
+from inferno.latency import LatencyCurve, Pass
 from inferno.protocol.signature import BATCH, Limits, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array, Tensors
 from inferno.repository import Package
@@ -130,7 +130,7 @@ class Engine:
 
     def _timed(self, members: list[Tensors]) -> float:
         started = time.perf_counter()
-        self._pass(members)
+        self._pass(members, Pass())
         return time.perf_counter() - started
 
     def size(self, rows: int, length: float = 1.0) -> int:
@@ -176,7 +176,11 @@ class Engine:
         except ValueError as exc:
             raise InvalidInput(str(exc), "inputs") from exc
 
-    def forward(self, members: Sequence[Tensors]) -> list[Tensors]:
+    def forward(
+        self,
+        members: Sequence[Tensors],
+        began: Callable[[Sequence[int], Pass], None] = lambda places, took: None,
+    ) -> list[Tensors]:
         """Answer prepared members with one forward pass, or several where that takes less time.
 
         Members of very different lengths are not all padded to the longest: they are grouped so
@@ -184,6 +188,8 @@ class Engine:
 
         Args:
           members: what `prepare` returned for each task; together at most `max_batch_size` rows.
+          began: told of each pass that begins: which members are in it, by their places, and what
+            will say how long it took.
         Returns:
           The declared outputs of each member, in the same order.
         Raises:
@@ -193,7 +199,10 @@ class Engine:
         answers: dict[int, Tensors] = {}
         started = time.perf_counter()
         for group in self._grouped(members):
-            answers |= zip(group, self._pass([members[place] for place in group]), strict=True)
+            took = Pass()
+            began(group, took)
+            outputs = self._pass([members[place] for place in group], took)
+            answers |= zip(group, outputs, strict=True)
             ended = time.perf_counter()
             rows = sum(count_rows(members[place]) for place in group)
             longest = max(self._length_of(members[place]) for place in group)
@@ -202,10 +211,24 @@ class Engine:
             started = ended
         return [answers[place] for place in range(len(members))]
 
-    def _pass(self, members: Sequence[Tensors]) -> list[Tensors]:
+    def _pass(self, members: Sequence[Tensors], took: Pass) -> list[Tensors]:
         rows = [count_rows(member) for member in members]
+        took.rows = sum(rows) if self.package.signature.batched else 1
+        began = time.perf_counter_ns()
         inputs = self._collate(members)
-        outputs = self._runtime.run(inputs)
+        collated = time.perf_counter_ns()
+        took.input_ns += collated - began
+        try:
+            outputs = self._runtime.run(inputs)
+        finally:
+            ran = time.perf_counter_ns()
+            took.infer_ns += ran - collated
+        answers = self._split(outputs, rows)
+        took.output_ns += time.perf_counter_ns() - ran
+        return answers
+
+    def _split(self, outputs: Any, rows: Sequence[int]) -> list[Tensors]:
+        """Return what a pass gave each of its members, after postprocessing and checks."""
         if self._postprocess is not None:
             outputs = self._postprocess(outputs)
         if not isinstance(outputs, dict):
