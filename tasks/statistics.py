@@ -256,7 +256,7 @@ FINISH = (
     + """
 local counted = {}
 
-local function count(key, kind, packed)
+local function tally(key, kind, packed)
   local ns, queue, input, infer, output, rows = struct.unpack('<dddddd', packed)
   local kinds = counted[key] or {}
   local sums = kinds[kind] or {0, 0, 0, 0, 0, 0, 0}

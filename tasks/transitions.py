@@ -668,7 +668,7 @@ for i = 2, #KEYS do
       elseif command == 'DISBAND' then
         disband(at + 2, KEYS[i])
       elseif command == 'COUNT' then
-        count(ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
+        tally(ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
       else
         redis.call(unpack(ARGV, at + 1, last))
       end
