@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any, cast
@@ -21,7 +21,7 @@ import numpy as np
 
 from inferno import memory
 from inferno.errors import ForwardFailed, InvalidInput, PackageError
-from inferno.latency import LatencyCurve
+from inferno.latency import LatencyCurve, Pass
 from inferno.protocol.signature import BATCH, Limits, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array, Tensors
 from inferno.repository import Package
@@ -206,7 +206,7 @@ class Engine:
 
     def _timed(self, members: list[Tensors]) -> float:
         started = time.perf_counter()
-        self._pass(members)
+        self._pass(members, Pass())
         return time.perf_counter() - started
 
     def size(self, rows: int, length: float = 1.0) -> int:
@@ -263,7 +263,11 @@ class Engine:
             if name in prepared
         }
 
-    def forward(self, members: Sequence[Tensors]) -> list[Tensors]:
+    def forward(
+        self,
+        members: Sequence[Tensors],
+        began: Callable[[Sequence[int], Pass], None] = lambda places, took: None,
+    ) -> list[Tensors]:
         """Answer prepared members with one forward pass, or several where that takes less time.
 
         Members of very different lengths are not all padded to the longest: they are grouped so
@@ -271,6 +275,8 @@ class Engine:
 
         Args:
           members: what `prepare` returned for each task; together at most `max_batch_size` rows.
+          began: told of each pass that begins: which members are in it, by their places, and what
+            will say how long it took.
         Returns:
           The declared outputs of each member, in the same order.
         Raises:
@@ -280,7 +286,10 @@ class Engine:
         answers: dict[int, Tensors] = {}
         started = time.perf_counter()
         for group in self._grouped(members):
-            answers |= zip(group, self._pass([members[place] for place in group]), strict=True)
+            took = Pass()
+            began(group, took)
+            outputs = self._pass([members[place] for place in group], took)
+            answers |= zip(group, outputs, strict=True)
             ended = time.perf_counter()
             rows = sum(count_rows(members[place]) for place in group)
             longest = max(self._length_of(members[place]) for place in group)
@@ -289,11 +298,27 @@ class Engine:
             started = ended
         return [answers[place] for place in range(len(members))]
 
-    def _pass(self, members: Sequence[Tensors]) -> list[Tensors]:
+    def _pass(self, members: Sequence[Tensors], took: Pass) -> list[Tensors]:
         rows = [count_rows(member) for member in members]
+        took.rows = sum(rows) if self.package.signature.batched else 1
+        began = time.perf_counter_ns()
         inputs = self._collate(members)
         aside = {name: inputs[name] for name in self._bypass if name in inputs}
-        outputs = self._runtime.run({n: a for n, a in inputs.items() if n not in aside})
+        collated = time.perf_counter_ns()
+        took.input_ns += collated - began
+        try:
+            outputs = self._runtime.run({n: a for n, a in inputs.items() if n not in aside})
+        finally:
+            ran = time.perf_counter_ns()
+            took.infer_ns += ran - collated
+        answers = self._split(outputs, aside, members, rows)
+        took.output_ns += time.perf_counter_ns() - ran
+        return answers
+
+    def _split(
+        self, outputs: Any, aside: Tensors, members: Sequence[Tensors], rows: Sequence[int]
+    ) -> list[Tensors]:
+        """Return what a pass gave each of its members, after postprocessing and checks."""
         if self._postprocess is not None:
             outputs = self._postprocess(outputs | aside if aside else outputs)
         if not isinstance(outputs, dict):

@@ -8,7 +8,21 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
+from dataclasses import dataclass
 from threading import Lock
+
+
+@dataclass(eq=False)
+class Pass:
+    """What one forward pass has taken by phases, in nanoseconds; one that fails ends early."""
+
+    #: Of its members, without those that only pad.
+    rows: int = 0
+    #: Before the runtime has it: prepare and collate.
+    input_ns: int = 0
+    infer_ns: int = 0
+    #: After that: postprocess, check, split, and the writing of results.
+    output_ns: int = 0
 
 
 class LatencyCurve:

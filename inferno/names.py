@@ -96,6 +96,11 @@ def counters_key(prefix: str) -> str:
     return f"{prefix}counters"
 
 
+def statistics_key(prefix: str, model: str, version: int) -> str:
+    """Return the key of the hash of what the tasks of a version have come to."""
+    return f"{prefix}statistics:{model}/{version}"
+
+
 def workers_key(prefix: str) -> str:
     """Return the key of the hash that holds each worker's last report."""
     return f"{prefix}workers"

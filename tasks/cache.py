@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import redis
@@ -41,9 +41,6 @@ from tasks.transport.evalsha import Script
 #: Tasks that follow one leader, at most: one step settles them all.
 MOST_FOLLOWERS = 1000
 
-#: What happened, by the names of its counters.
-COUNTED = ("hits", "misses", "coalesced", "deduplicated")
-
 
 @dataclass(frozen=True)
 class Sharing:
@@ -55,6 +52,7 @@ class Sharing:
     package: str
     digest: str
     model: str
+    version: int
     #: Whether a kept result will do, and whether that of a task in flight.
     results: bool
     coalesce: bool
@@ -84,6 +82,7 @@ class Sharing:
             package=place,
             digest=package.digest,
             model=package.name,
+            version=package.version,
             results=package.keeps_results,
             coalesce=package.coalesces,
         )
@@ -97,7 +96,7 @@ class Sharing:
             names.packages_key(prefix),
             self.package,
             self.digest,
-            self.model,
+            names.statistics_key(prefix, self.model, self.version),
             int(self.results),
             int(self.coalesce),
             names.result_key(task_id),
@@ -145,8 +144,8 @@ class Sharer:
 
     def __init__(self, settings: Settings) -> None:
         """Store the limits of what is kept."""
+        self._prefix = settings.redis.prefix
         self._keys = names.cache_keys(settings.redis.prefix)
-        self._counters = names.counters_key(settings.redis.prefix)
         self._cache = settings.cache
         self._result_ttl_s = settings.tasks.result_ttl_s
         self._record_ttl_s = settings.tasks.record_ttl_s
@@ -187,6 +186,7 @@ class Sharer:
                 self._record_ttl_s,
                 now.isoformat(),
                 now.timestamp(),
+                names.statistics_key(self._prefix, package.name, package.version),
             ]
         ]
 
@@ -198,10 +198,6 @@ class Sharer:
     def disbanded(self, key: str) -> list[list[Any]]:
         """Return the commands that let the followers of a shared key run for themselves."""
         return [["DISBAND", self._keys, key]]
-
-    def deduplicated(self, model: str) -> list[list[Any]]:
-        """Return the commands that count a task that was computed with its twin."""
-        return [["HINCRBY", self._counters, _counter("deduplicated", model), 1]]
 
     def _key(self, arguments: Mapping[str, Any]) -> str | None:
         # The web tier has decided it, and its package may have said something else than ours does:
@@ -217,7 +213,6 @@ class Cache:
         """Store where it is."""
         self._redis = client
         self._keys = names.cache_keys(settings.redis.prefix)
-        self._counters = names.counters_key(settings.redis.prefix)
         self._clear = Script(CLEAR)
 
     def size(self) -> tuple[int, int]:
@@ -232,21 +227,6 @@ class Cache:
             entries, size = pipe.execute()
         return entries, int(size or 0)
 
-    def counts(self, models: Sequence[str]) -> list[dict[str, int]]:
-        """Return how often what happened with each model, by the names in `COUNTED`.
-
-        Raises:
-          BrokerUnavailable: Redis does not answer.
-        """
-        fields = [_counter(name, model) for model in models for name in COUNTED]
-        with translated():
-            found = cast(list[bytes | None], self._redis.hmget(self._counters, fields))
-        values = [int(value or 0) for value in found]
-        return [
-            dict(zip(COUNTED, values[start : start + len(COUNTED)], strict=True))
-            for start in range(0, len(values), len(COUNTED))
-        ]
-
     def clear(self, model: str | None = None) -> int:
         """Forget the kept results, of one model or of all; returns how many there were.
 
@@ -256,10 +236,6 @@ class Cache:
         beginning = "" if model is None else f"{model}/"
         with translated():
             return int(self._clear.run(self._redis, [self._keys], [beginning]))
-
-
-def _counter(name: str, model: str) -> str:
-    return f"cache_{name}:{model}"
 
 
 #: Forgets kept results; `base` is `names.cache_keys`.
@@ -407,8 +383,11 @@ local function share(at, record, announce)
   end
   redis.call('DEL', base .. 'leader:' .. key)
   local batch = redis.call('HGET', record, 'batch_id')
+  local followers, waited_s = 0, 0
   each_follower(base, key, function(task, known)
-    local ms = string.format('%.3f', math.max(now - tonumber(task.accepted_at), 0) * 1000)
+    local s = math.max(now - tonumber(task.accepted_at), 0)
+    local ms = string.format('%.3f', s * 1000)
+    followers, waited_s = followers + 1, waited_s + s
     announce(task.result, answer_with(text, task.task_id, ms, '', ARGV[at + 8]), ARGV[at + 6],
              known[2])
     if known[1] then
@@ -426,6 +405,10 @@ local function share(at, record, announce)
       return task.hook_lane
     end
   end)
+  if followers > 0 then
+    redis.call('HINCRBY', ARGV[at + 10], 'shared_count', followers)
+    redis.call('HINCRBY', ARGV[at + 10], 'shared_ns', string.format('%.0f', waited_s * 1e9))
+  end
 end
 
 -- Let those who waited for a task run for themselves, unless they wait for another one by now.

@@ -29,6 +29,7 @@ from tasks.cache import Sharer
 from tasks.connection import translated
 from tasks.lanes import Lanes, Message, Waiting
 from tasks.records import Record, Records, encode_outcome
+from tasks.statistics import Tally
 from tasks.submit import Accepted, Submitter
 from tasks.transitions import Command, Step, Transitions, Verdict
 
@@ -61,6 +62,7 @@ class Control:
         self._transitions = Transitions(client, settings)
         self._submitter = Submitter(app, client, settings)
         self._sharer = Sharer(settings)
+        self._tally = Tally(settings)
         self.lanes = Lanes(app, client, settings)
 
     def cancel(self, task_id: str) -> None:
@@ -212,6 +214,8 @@ class Control:
         keep_s = tasks.result_ttl_s if asked else 0
         commands = self._transitions.ended(facts, record.task_id, state, payload, keep_s)
         commands += self._transitions.kept(record.task_id, asked) if asked else []
+        if record.version is not None:
+            commands.append(self._tally.failed(record.model, record.version, record.accepted_at))
         if record.shared is not None:
             commands += self._sharer.disbanded(record.shared)
         if waiting.removal:

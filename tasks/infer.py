@@ -19,6 +19,7 @@ from celery.worker.request import Request
 from inferno.batching import FlushReason, isolate
 from inferno.engine import Engine, chunks
 from inferno.errors import ForwardFailed, InfernoError
+from inferno.latency import Pass
 from inferno.protocol.digest import digest
 from inferno.protocol.tasks import BatchInfo, StageRun
 from inferno.protocol.tensors import Tensors
@@ -84,6 +85,8 @@ class Answer(msgspec.Struct, frozen=True, eq=False):
     twin: bool = False
     #: Of an ensemble.
     stages: tuple[StageRun, ...] = ()
+    #: In which it was computed; several, if some failed or it has more rows than one takes.
+    passes: Sequence[Pass] = ()
 
 
 class Coordinator(Protocol):
@@ -130,15 +133,18 @@ def answer(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watch
     twins = _twins(members)
     started_at = time.time()
     prepared: list[tuple[Member, Tensors]] = []
+    prepare_ns: dict[Member, int] = {}
     answers: list[Answer] = []
     with watch(batch):
         for member in twins:
+            began = time.perf_counter_ns()
             try:
                 prepared.append((member, engine.prepare(member.inputs)))
             except Exception as exc:
                 answers += unanswered(batch, [member], _explain(exc, member), started_at)
+            prepare_ns[member] = time.perf_counter_ns() - began
     if prepared:
-        answers += _isolated(engine, batch, prepared, started_at, watch, twins)
+        answers += _isolated(engine, batch, prepared, prepare_ns, started_at, watch, twins)
     for one in list(answers):
         answers += (
             msgspec.structs.replace(one, member=twin, twin=True) for twin in twins[one.member]
@@ -184,27 +190,36 @@ def _isolated(
     engine: Engine,
     batch: Batch,
     prepared: list[tuple[Member, Tensors]],
+    prepare_ns: dict[Member, int],
     started_at: float,
     watch: Watch,
     twins: Mapping[Member, Sequence[Member]],
 ) -> Iterator[Answer]:
     # The last pass that each member was in, which is the one that decided it.
     rode_in: dict[Member, BatchInfo] = {}
+    passes: dict[Member, list[Pass]] = {member: [] for member, _ in prepared}
 
-    def forward(inputs: Sequence[Tensors]) -> list[Tensors]:
+    def forward(members: Sequence[Member], inputs: Sequence[Tensors]) -> list[Tensors]:
+        def began(places: Sequence[int], took: Pass) -> None:
+            for place in places:
+                passes[members[place]].append(took)
+                # It was prepared once, for the first of its passes.
+                took.input_ns += prepare_ns.pop(members[place], 0)
+
         with watch(batch):
-            return engine.forward(inputs)
+            return engine.forward(inputs, began)
 
     def run(part: Sequence[tuple[Member, Tensors]]) -> list[Tensors]:
-        rows = sum(member.rows for member, _ in part)
+        members = [member for member, _ in part]
+        rows = sum(member.rows for member in members)
         predicted_s = engine.predict(rows)
         started = time.monotonic()
         try:
             if part[0][0].rows > engine.max_batch_size:
                 # A task of more rows than one pass takes rides alone, in pieces.
                 pieces = chunks(part[0][1], engine.max_batch_size)
-                return [_joined([forward([piece])[0] for piece in pieces])]
-            return forward([inputs for _, inputs in part])
+                return [_joined([forward(members, [piece])[0] for piece in pieces])]
+            return forward(members, [inputs for _, inputs in part])
         finally:
             info = BatchInfo(
                 batch.id,
@@ -219,7 +234,9 @@ def _isolated(
     for (member, _), outputs in isolate(prepared, run):
         if isinstance(outputs, Exception):
             outputs = _explain(outputs, member)
-        yield Answer(member, outputs, rode_in[member], started_at, time.time())
+        yield Answer(
+            member, outputs, rode_in[member], started_at, time.time(), passes=passes[member]
+        )
 
 
 def _joined(pieces: Sequence[Tensors]) -> Tensors:

@@ -41,6 +41,7 @@ from tasks.connection import UNAVAILABLE, is_refusal
 from tasks.infer import Answer, Batch, Member, arguments
 from tasks.lanes import Lanes, Message
 from tasks.records import encode_outcome
+from tasks.statistics import Tally
 from tasks.transitions import Begun, Command, Rider, Step, Transitions, Verdict
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Settler:
         self._retries = settings.retries
         self._tasks = settings.tasks
         self._sharer = Sharer(settings)
+        self._tally = Tally(settings)
         self._stopping = Event()
 
     def stop(self) -> None:
@@ -137,7 +139,8 @@ class Settler:
     def settle(self, answers: Sequence[Answer]) -> list[Settled]:
         """Settle the answers of one batch."""
         outcomes = [self._outcome(answer) for answer in answers]
-        return self._persist(lambda: self._write(outcomes))
+        then = self._counted(answers, outcomes)
+        return self._persist(lambda: self._write(outcomes, then))
 
     def refuse(self, errors: Mapping[Member, InfernoError]) -> list[Settled]:
         """Settle members without a forward pass.
@@ -173,8 +176,38 @@ class Settler:
         error = ForwardFailed(f"something went wrong: {type(cause).__name__}: {cause}")
         return [settled for member in members for settled in self.fail([member], error)]
 
-    def _write(self, outcomes: list[_Outcome]) -> list[Settled]:
-        verdicts = self._transitions.finish([outcome.step for outcome in outcomes])
+    def _counted(self, answers: Sequence[Answer], outcomes: list[_Outcome]) -> list[Command]:
+        """Count those that succeed; return the commands that count the passes of their batch.
+
+        Only now, because the writing of results belongs to the passes, and each member has been in
+        all of a pass.
+        """
+        now = time.time()
+        for answer, outcome in zip(answers, outcomes, strict=True):
+            if outcome.settled.state is not TaskState.SUCCEEDED:
+                continue
+            member = answer.member
+            package, total_s = member.package, now - member.accepted_at
+            outcome.step.commands.append(
+                self._tally.deduplicated(package.name, package.version, total_s)
+                if answer.twin
+                else self._tally.computed(
+                    package.name,
+                    package.version,
+                    total_s,
+                    answer.started_at - member.accepted_at,
+                    answer.passes,
+                    member.rows,
+                )
+            )
+        passes = dict.fromkeys(took for answer in answers for took in answer.passes)
+        if not passes:
+            return []
+        package = answers[0].member.package
+        return [*self._tally.passed(package.name, package.version, passes)]
+
+    def _write(self, outcomes: list[_Outcome], then: Sequence[Command] = ()) -> list[Settled]:
+        verdicts = self._transitions.finish([outcome.step for outcome in outcomes], then=then)
         settled = []
         for outcome, verdict in zip(outcomes, verdicts, strict=True):
             if verdict is Verdict.DONE:
@@ -198,6 +231,7 @@ class Settler:
         member = answer.member
         runtime = answer.ended_at - answer.started_at
         if not isinstance(answer.outputs, InfernoError):
+            began = time.perf_counter_ns()
             try:
                 payload = encode_outcome(member.request.id, _result(answer))
             except (TypeError, ValueError) as exc:
@@ -207,8 +241,8 @@ class Settler:
                 )
                 return self._ended(member, unwritable, runtime=runtime)
             extra = self._sharer.succeeded(member.package, arguments(member), payload)
-            if answer.twin:
-                extra += self._sharer.deduplicated(member.package.name)
+            if answer.passes:
+                answer.passes[-1].output_ns += time.perf_counter_ns() - began
             return self._closed(Settled(member, TaskState.SUCCEEDED, None, runtime), payload, extra)
         error = answer.outputs
         if not is_transient(error.__cause__ or error):
@@ -279,6 +313,9 @@ class Settler:
         keep_s = max(self._tasks.result_ttl_s if kept else 0, self._tasks.dead_ttl_s if dead else 0)
         commands = self._transitions.ended(facts, task_id, state, payload, keep_s)
         commands += extra
+        if state is not TaskState.SUCCEEDED:
+            package = member.package
+            commands.append(self._tally.failed(package.name, package.version, member.accepted_at))
         if kept:
             commands += self._transitions.kept(task_id, _asked(member))
         messages = _webhooks(member, "completed")

@@ -29,7 +29,7 @@ from inferno import names
 from inferno.errors import KeyReused, Overloaded, PayloadGone
 from inferno.protocol.tasks import TERMINAL, TaskState
 from inferno.settings import Settings
-from tasks import cache
+from tasks import cache, statistics
 from tasks.cache import Sharing
 from tasks.claims import Claim
 from tasks.connection import is_refusal
@@ -42,7 +42,7 @@ from tasks.transport.evalsha import Script
 #: A Redis command with its arguments, or one of these: ENQUEUE lane, priority, payload; DELAY lane,
 #: due (ms), priority, payload; END result's key, payload, its time to live, that of the record,
 #: state, time, how long its claimed inputs are still kept, and what the record says if there is
-#: none; SHARE and DISBAND, of `tasks.cache`.
+#: none; SHARE and DISBAND, of `tasks.cache`; COUNT, of `tasks.statistics`.
 Command = Sequence[Any]
 
 
@@ -169,7 +169,6 @@ class Transitions:
         """
         keys = [
             names.index_key(self._prefix),
-            names.counters_key(self._prefix),
             names.deployments_key(self._prefix),
         ]
         arguments: list[Any] = [
@@ -282,7 +281,9 @@ class Transitions:
         keys = [names.claim_key(self._prefix, task_id) for task_id in task_ids]
         return cast(list[bytes | None], self._redis.mget(keys))
 
-    def finish(self, steps: Sequence[Step], *, fenced: bool = True) -> list[Verdict]:
+    def finish(
+        self, steps: Sequence[Step], *, fenced: bool = True, then: Sequence[Command] = ()
+    ) -> list[Verdict]:
         """Do what shall happen to tasks, and settle their messages, for each in one step.
 
         Args:
@@ -290,6 +291,7 @@ class Transitions:
             full, so that nothing happens by halves.
           fenced: only for those whose message is in this process' hands. Unfenced is for changes
             that come from outside, such as a cancellation.
+          then: commands of Redis for all of them together, if anything has happened to any.
         """
         if not steps:
             return []
@@ -298,6 +300,9 @@ class Transitions:
             arguments += [step.held.stream, step.held.entry, len(step.commands)]
             for command in step.commands:
                 arguments += [len(command), *command]
+        arguments.append(len(then))
+        for command in then:
+            arguments += [len(command), *command]
         keys = [names.counters_key(self._prefix)]
         keys += [names.record_key(self._prefix, step.task_id) for step in steps]
         return [Verdict(code) for code in cast(list[int], self._run(self._finish, keys, arguments))]
@@ -416,7 +421,7 @@ def _made(value: bytes, idempotency: Idempotency) -> str:
 
 _IS_OVER = "local over = {" + ", ".join(f"['{state}'] = true" for state in sorted(TERMINAL)) + "}\n"
 
-#: KEYS: index, counters, what is wanted of the models, then record and idempotency key of each
+#: KEYS: index, what is wanted of the models, then record and idempotency key of each
 #: task. ARGV: see `accept`. Returns an answer and its value for each.
 _ACCEPT = (
     scripts.LIBRARY
@@ -434,12 +439,12 @@ local function ahead(lane, priority)
   return count
 end
 
-local index, counters = KEYS[1], KEYS[2]
+local index = KEYS[1]
 local ttl, listed, key_ttl, claim_ttl = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local generation = redis.call('HGET', KEYS[3], ARGV[5]) or '0'
+local generation = redis.call('HGET', KEYS[2], ARGV[5]) or '0'
 local answers, lanes, newest = {}, {}, {}
 local at = 6
-for i = 4, #KEYS, 2 do
+for i = 3, #KEYS, 2 do
   local record, key = KEYS[i], KEYS[i + 1]
   local task_id, accepted_at, made = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local lane, priority, payload = ARGV[at + 3], ARGV[at + 5], ARGV[at + 6]
@@ -450,7 +455,7 @@ for i = 4, #KEYS, 2 do
   -- What it shares, if anything.
   local by = claim ~= '' and last + 5 or last + 3
   local shares = tonumber(ARGV[by - 1])
-  local model = shares > 0 and ARGV[by + 5]
+  local statistics = shares > 0 and ARGV[by + 5]
   local results, coalesce = shares > 0 and ARGV[by + 6] == '1', shares > 0 and ARGV[by + 7] == '1'
   local earlier = key ~= '' and redis.call('GET', key)
   local answer = {'accepted', ''}
@@ -483,13 +488,13 @@ for i = 4, #KEYS, 2 do
         append(ARGV[by + 11], 0, ARGV[by + 12] .. accepted_at .. ARGV[by + 13])
         lanes[ARGV[by + 11]] = true
       end
-      redis.call('HINCRBY', counters, 'cache_hits:' .. model, 1)
+      redis.call('HINCRBY', statistics, 'hit_count', 1)
     elseif lane ~= '' then
       local stream, entry
       if leader then
         stream, entry = follow(by, leader, record, ttl, task_id, accepted_at, lane, priority,
                                payload)
-        redis.call('HINCRBY', counters, 'cache_coalesced:' .. model, 1)
+        redis.call('HINCRBY', statistics, 'coalesced_count', 1)
       else
         stream, entry = append(lane, priority, payload)
         lanes[lane] = true
@@ -497,7 +502,7 @@ for i = 4, #KEYS, 2 do
           redis.call('SET', ARGV[by + 1] .. 'leader:' .. ARGV[by], record, 'EX', ttl)
         end
         if results then
-          redis.call('HINCRBY', counters, 'cache_misses:' .. model, 1)
+          redis.call('HINCRBY', statistics, 'miss_count', 1)
         end
       end
       redis.call('HSET', record, 'stream', stream, 'entry', entry, unpack(ARGV, at + 9, last))
@@ -598,14 +603,16 @@ return replies
 )
 
 #: KEYS: counters, records. ARGV: consumer ("" for anyone); for each task its stream, entry, and
-#: number of commands; for each of those its length and its parts. Returns the verdicts.
+#: number of commands; for each of those its length and its parts; the same for what is done then.
+#: Returns the verdicts.
 _FINISH = (
     scripts.LIBRARY
     + _IS_OVER
     + cache.FINISH
+    + statistics.FINISH
     + """
 local consumer, at = ARGV[1], 2
-local verdicts, replies = {}, {}
+local verdicts, replies, happened = {}, {}, false
 if consumer ~= '' then
   local held, at = {}, 2
   for _ = 2, #KEYS do
@@ -660,6 +667,7 @@ for i = 2, #KEYS do
   elseif not ours then
     verdict = -1
   end
+  happened = happened or verdict == 1
   -- A cancellation takes the message away, too.
   if not ours and state ~= 'cancelled' then
     redis.call('HINCRBY', KEYS[1], 'stale', 1)
@@ -678,6 +686,8 @@ for i = 2, #KEYS do
         share(at + 2, KEYS[i], announce)
       elseif command == 'DISBAND' then
         disband(at + 2, KEYS[i])
+      elseif command == 'COUNT' then
+        tally(ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
       else
         redis.call(unpack(ARGV, at + 1, last))
       end
@@ -690,6 +700,14 @@ for i = 2, #KEYS do
   verdicts[#verdicts + 1] = verdict
 end
 release_noted()
+if happened then
+  write_counted()
+  for _ = 1, tonumber(ARGV[at]) do
+    local last = at + 1 + tonumber(ARGV[at + 1])
+    redis.call(unpack(ARGV, at + 2, last))
+    at = last
+  end
+end
 -- Once to each process, however many of its tasks were in the batch: an array of outcomes.
 for reply_to, payloads in pairs(replies) do
   payloads[1] = '[' .. payloads[1]

@@ -16,6 +16,9 @@ from web.services import services
 
 blueprint = Blueprint("cache", __name__)
 
+#: What is shown of each model; names of `VersionStatistics`.
+COUNTED = ("hits", "misses", "coalesced", "deduplicated")
+
 
 class ClearQuery(msgspec.Struct):
     """What is forgotten."""
@@ -56,16 +59,18 @@ def show() -> Response:
     here = services()
     settings = here.settings.cache
     entries, size = here.cache.size()
-    models = list(here.repository.models)
-    counts = here.cache.counts(models)
+    models = here.repository.models
+    versions = [(model.name, version) for model in models.values() for version in model.versions]
+    counts = {name: dict.fromkeys(COUNTED, 0) for name in models}
+    for (name, _), found in zip(versions, here.statistics.read_all(versions), strict=True):
+        for counted in COUNTED:
+            counts[name][counted] += getattr(found, counted)
     document = {
         "entries": entries,
         "bytes": size,
         "max_entries": settings.max_entries,
         "max_bytes": settings.max_bytes,
-        "models": [
-            {"model": model, **counted} for model, counted in zip(models, counts, strict=True)
-        ],
+        "models": [{"model": name, **counted} for name, counted in counts.items()],
     }
     return documents.respond(document)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
@@ -118,6 +119,12 @@ class IndexEntry(TypedDict):
     version: str
     state: Literal["READY", "UNAVAILABLE"]
     reason: str
+
+
+class Statistics(TypedDict):
+    """What the tasks of some versions have come to."""
+
+    model_stats: list[oip_models.ModelStatistics]
 
 
 class Nothing(TypedDict):
@@ -239,6 +246,31 @@ def config(name: str, version: str | None = None) -> Response:
             package.max_batch_delay_ms(batching.max_batch_delay_ms),
         )
     )
+
+
+@blueprint.get("/models/stats")
+@describe({200: Statistics}, errors=(BrokerUnavailable,), problems=ERRORS)
+def all_statistics() -> Response:
+    """Tell what the tasks of every version have come to."""
+    models = services().repository.models.values()
+    return _statistics((model.name, version) for model in models for version in model.versions)
+
+
+@blueprint.get("/models/<name>/stats")
+@blueprint.get("/models/<name>/versions/<version>/stats")
+@describe({200: Statistics}, errors=(ModelNotFound, BrokerUnavailable), problems=ERRORS)
+def statistics(name: str, version: str | None = None) -> Response:
+    """Tell what the tasks of a model have come to, by versions, or those of one version."""
+    model, package = _find(services(), name, version)
+    versions = model.versions if version is None else [package.version]
+    return _statistics((name, number) for number in versions)
+
+
+def _statistics(versions: Iterable[tuple[str, int]]) -> Response:
+    wanted = sorted(versions)
+    found = services().statistics.read_all(wanted)
+    told = [oip_models.statistics(*one, read) for one, read in zip(wanted, found, strict=True)]
+    return documents.respond({"model_stats": told})
 
 
 # -- Inference -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from msgspec import Meta
 from inferno.protocol import tensors
 from inferno.protocol.signature import TensorSpec
 from inferno.repository import Package
+from tasks.statistics import BatchStatistics, Duration, VersionStatistics
 
 #: What a server of the protocol calls the runtimes.
 PLATFORMS = {
@@ -98,3 +99,51 @@ def config(package: Package, max_batch_size: int, max_batch_delay_ms: float) -> 
 def _config_type(dtype: str) -> str:
     datatype = tensors.DATATYPES[dtype]
     return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+
+
+class InferenceStatistics(TypedDict):
+    """How often tasks came to what, and how long that took together."""
+
+    success: Duration
+    fail: Duration
+    queue: Duration
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+    cache_hit: Duration
+    cache_miss: Duration
+
+
+class ModelStatistics(TypedDict):
+    """What the tasks of a version have come to."""
+
+    name: str
+    version: str
+    last_inference: int
+    inference_count: int
+    execution_count: int
+    inference_stats: InferenceStatistics
+    batch_stats: tuple[BatchStatistics, ...]
+
+
+def statistics(model: str, version: int, found: VersionStatistics) -> ModelStatistics:
+    """Return what the tasks of a version have come to, in Triton's words."""
+    return {
+        "name": model,
+        "version": str(version),
+        "last_inference": found.last_inference,
+        "inference_count": found.inference_count,
+        "execution_count": found.execution_count,
+        "inference_stats": {
+            "success": found.success,
+            "fail": found.fail,
+            "queue": found.queue,
+            "compute_input": found.compute_input,
+            "compute_infer": found.compute_infer,
+            "compute_output": found.compute_output,
+            "cache_hit": found.cache_hit,
+            # What it takes to look in vain is not measured.
+            "cache_miss": Duration(found.misses, 0),
+        },
+        "batch_stats": found.batch_stats,
+    }

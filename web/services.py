@@ -29,6 +29,7 @@ from tasks.deadlines import Deadlines, is_late
 from tasks.deployments import Deployments, Outdated
 from tasks.records import Outcome, Record, Records
 from tasks.rollout import Rollouts
+from tasks.statistics import Statistics
 from tasks.submit import Accepted, Submitter
 from tasks.transitions import Idempotency
 from web.peer import Peers
@@ -64,6 +65,7 @@ class Services:
     control: Control
     dead: DeadLetters
     cache: Cache
+    statistics: Statistics
     cluster: Cluster
     deployments: Deployments
     rollouts: Rollouts
@@ -94,6 +96,7 @@ class Services:
             control=control,
             dead=DeadLetters(celery_app, client, settings),
             cache=Cache(client, settings),
+            statistics=Statistics(client, settings),
             cluster=cluster,
             deployments=deployments,
             rollouts=Rollouts(deployments, cluster, settings.repository),

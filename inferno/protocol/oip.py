@@ -31,6 +31,7 @@ EXTENSIONS = [
     "model_configuration",
     "model_repository",
     "schedule_policy",
+    "statistics",
 ]
 
 #: Of `priority`, `timeout` and the like, those that ask for what is not there.

@@ -6,6 +6,7 @@ import gzip
 import http.client
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -210,13 +211,40 @@ def test_what_is_not_supported_is_refused(client, options, text):
         client.infer("add", addends(), **options)
 
 
-def test_many_at_once_are_answered_each_with_its_own(client):
+def test_many_at_once_share_passes(client):
+    before = client.get_inference_statistics("slow")["model_stats"][0]
     asked = [
         client.async_infer("slow", [tensor("x", np.array([[n]], np.float32), "FP32")])
         for n in range(64)
     ]
     answers = [request.get_result().as_numpy("x").item() for request in asked]
     assert answers == list(range(64))
+    after = client.get_inference_statistics("slow")["model_stats"][0]
+    rows = after["inference_count"] - before["inference_count"]
+    passes = after["execution_count"] - before["execution_count"]
+    assert rows == 64
+    assert passes < 32
+    stats = after["inference_stats"]
+    assert stats["success"]["count"] - before["inference_stats"]["success"]["count"] == 64
+    spent_ns = stats["compute_infer"]["ns"] - before["inference_stats"]["compute_infer"]["ns"]
+    assert spent_ns >= passes * 20_000_000
+    assert (
+        sum(b["compute_infer"]["count"] for b in after["batch_stats"]) == after["execution_count"]
+    )
+
+
+def test_statistics_are_told_of_one_version_or_of_all(client):
+    client.infer("add", addends(), model_version="1")
+    (first,) = client.get_inference_statistics("add", "1")["model_stats"]
+    assert (first["name"], first["version"]) == ("add", "1")
+    assert first["inference_count"] >= 1
+    assert abs(first["last_inference"] / 1000 - time.time()) < 60
+    of_add = client.get_inference_statistics("add")["model_stats"]
+    assert [one["version"] for one in of_add] == ["1", "2"]
+    everything = client.get_inference_statistics()["model_stats"]
+    assert {("add", "2"), ("slow", "1")} <= {(one["name"], one["version"]) for one in everything}
+    with pytest.raises(InferenceServerException, match="has no version 7"):
+        client.get_inference_statistics("add", "7")
 
 
 def test_the_index_lists_what_is_loaded_and_what_is_broken(client):

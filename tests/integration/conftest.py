@@ -23,6 +23,7 @@ from tasks.connection import connect
 from tasks.control import Control
 from tasks.dead import DeadLetters
 from tasks.records import Record, Records
+from tasks.statistics import Statistics
 from tasks.transitions import Arrival, Transitions
 from tasks.transport import register
 from tests.processes import wait_until, worker
@@ -219,6 +220,12 @@ def client(settings: Settings) -> Iterator[redis.Redis]:
 def records(client: redis.Redis, settings: Settings) -> Records:
     """The records of the private Redis."""
     return Records(client, settings)
+
+
+@pytest.fixture
+def statistics(client: redis.Redis, settings: Settings) -> Statistics:
+    """What the versions in the private Redis have come to."""
+    return Statistics(client, settings)
 
 
 @pytest.fixture

@@ -24,10 +24,12 @@ from inferno.repository import Repository as Models
 from tasks.cache import Cache
 from tasks.convoy import Convoy
 from tasks.lanes import Lanes
+from tasks.statistics import Statistics
 from tasks.submit import Submitter
 from tasks.transitions import Idempotency
 from tests.integration.conftest import occupied, send
 from tests.processes import wait_until, web
+from web.cache import COUNTED
 
 SHARED = {"deterministic": True, "batching": {"max_batch_size": 64}}
 
@@ -84,18 +86,19 @@ def known(client: redis.Redis, model: str) -> None:
     wait_until(lambda: client.hexists("inferno:packages", f"{model}/1"))
 
 
-def counts(cache: Cache, model: str) -> dict[str, int]:
-    return cache.counts([model])[0]
+def counts(statistics: Statistics, model: str) -> dict[str, int]:
+    found = statistics.read(model, 1)
+    return {name: getattr(found, name) for name in COUNTED}
 
 
 def test_sixty_four_equal_calls_are_computed_once(
-    repository, start_worker, serve, celery, cache, records
+    repository, start_worker, serve, celery, statistics, records
 ):
     repository.add("same", **SHARED)
     with start_worker("same"), serve() as http, ThreadPoolExecutor(64) as pool:
         with occupied(celery, "same", repository):
             calls = [pool.submit(predict, http, "same", "text") for _ in range(64)]
-            wait_until(lambda: counts(cache, "same")["coalesced"] == 63)
+            wait_until(lambda: counts(statistics, "same")["coalesced"] == 63)
         answers = [call.result() for call in calls]
     assert repository.ran().count("text") == 1
     assert len({answer["task_id"] for answer in answers}) == 64
@@ -110,7 +113,7 @@ def test_sixty_four_equal_calls_are_computed_once(
 
 
 def test_a_later_equal_call_is_answered_without_its_model(
-    repository, start_worker, serve, celery, cache, client
+    repository, start_worker, serve, celery, statistics, client
 ):
     repository.add("later", **SHARED)
     with start_worker("later"), serve() as http:
@@ -150,7 +153,12 @@ def test_a_later_equal_call_is_answered_without_its_model(
         assert "cached" not in predict(http, "later", "text", codec="base64")
         assert "cached" not in predict(http, "later", "text", outputs=["text"])
     assert repository.ran().count("text") == 5
-    assert counts(cache, "later") == {"hits": 4, "misses": 4, "coalesced": 0, "deduplicated": 0}
+    assert counts(statistics, "later") == {
+        "hits": 4,
+        "misses": 4,
+        "coalesced": 0,
+        "deduplicated": 0,
+    }
 
 
 def test_a_keyed_task_whose_answer_was_lost_is_over_when_it_is_asked_for_again(
@@ -201,7 +209,7 @@ def test_a_request_may_insist_on_its_own_computation(
 
 
 def test_a_model_that_does_not_ask_for_it_shares_nothing(
-    repository, start_worker, serve, celery, client, cache
+    repository, start_worker, serve, celery, client, statistics
 ):
     repository.add("plain", batching={"max_batch_size": 64})
     with start_worker("plain"), serve() as http, ThreadPoolExecutor(8) as pool:
@@ -212,7 +220,7 @@ def test_a_model_that_does_not_ask_for_it_shares_nothing(
     assert repository.ran().count("text") == 8
     assert not client.keys("inferno:cache:*")
     assert not client.exists("inferno:packages")
-    assert set(counts(cache, "plain").values()) == {0}
+    assert set(counts(statistics, "plain").values()) == {0}
 
 
 def test_a_changed_package_serves_no_old_results(repository, start_worker, serve, client):
@@ -237,10 +245,13 @@ def test_a_changed_package_serves_no_old_results(repository, start_worker, serve
 
 
 def test_followers_are_not_forgotten_by_a_worker_that_shares_nothing(
-    repository, start_worker, serve, cache
+    repository, start_worker, serve, statistics
 ):
     repository.add("differs", **SHARED)
-    with serve() as http, leader_and_followers(http, cache, "differs", "text") as (first, others):
+    with (
+        serve() as http,
+        leader_and_followers(http, statistics, "differs", "text") as (first, others),
+    ):
         # As an operator might, and the web tier has not been told.
         manifest = repository.root / "differs" / "1" / "model.yaml"
         manifest.write_text(manifest.read_text().replace("deterministic: true", ""))
@@ -251,10 +262,13 @@ def test_followers_are_not_forgotten_by_a_worker_that_shares_nothing(
 
 
 def test_followers_outlive_the_purge_of_a_leader_that_is_forgotten(
-    repository, start_worker, serve, cache, client, control
+    repository, start_worker, serve, statistics, client, control
 ):
     repository.add("purged", **SHARED)
-    with serve() as http, leader_and_followers(http, cache, "purged", "text") as (first, others):
+    with (
+        serve() as http,
+        leader_and_followers(http, statistics, "purged", "text") as (first, others),
+    ):
         client.delete(f"inferno:task:{first}")
         assert control.purge("purged", 1) == 1
         with start_worker("purged"):
@@ -264,23 +278,23 @@ def test_followers_outlive_the_purge_of_a_leader_that_is_forgotten(
 
 @contextmanager
 def leader_and_followers(
-    http: httpx.Client, cache: Cache, model: str, text: str, **leader: Any
+    http: httpx.Client, statistics: Statistics, model: str, text: str, **leader: Any
 ) -> Iterator[tuple[str, list[str]]]:
     first = submit(http, model, text, **leader)
-    before = counts(cache, model)["coalesced"]
+    before = counts(statistics, model)["coalesced"]
     followers = [submit(http, model, text) for _ in range(3)]
-    assert counts(cache, model)["coalesced"] == before + 3
+    assert counts(statistics, model)["coalesced"] == before + 3
     yield first, followers
 
 
 def test_followers_outlive_the_cancellation_of_their_leader(
-    repository, start_worker, serve, celery, cache
+    repository, start_worker, serve, celery, statistics
 ):
     repository.add("cancel", **SHARED)
     with serve() as http, start_worker("cancel"):
         with (
             occupied(celery, "cancel", repository),
-            leader_and_followers(http, cache, "cancel", "text") as (leader, followers),
+            leader_and_followers(http, statistics, "cancel", "text") as (leader, followers),
         ):
             assert http.delete(f"/tasks/{leader}").json()["status"] == "cancelled"
         for task_id in followers:
@@ -288,17 +302,17 @@ def test_followers_outlive_the_cancellation_of_their_leader(
         assert result(http, leader)["status"] == "cancelled"
     # They rode in one batch, in which equal inputs are computed once.
     assert repository.ran().count("text") == 1
-    assert counts(cache, "cancel")["deduplicated"] == 2
+    assert counts(statistics, "cancel")["deduplicated"] == 2
 
 
 def test_followers_outlive_the_deadline_of_their_leader(
-    repository, start_worker, serve, celery, cache
+    repository, start_worker, serve, celery, statistics
 ):
     repository.add("expire", **SHARED)
     with serve() as http, start_worker("expire"):
         with (
             occupied(celery, "expire", repository),
-            leader_and_followers(http, cache, "expire", "text", timeout_ms=300) as (
+            leader_and_followers(http, statistics, "expire", "text", timeout_ms=300) as (
                 leader,
                 followers,
             ),
@@ -310,29 +324,32 @@ def test_followers_outlive_the_deadline_of_their_leader(
 
 
 def test_followers_of_a_leader_that_fails_run_for_themselves(
-    repository, start_worker, serve, celery, cache
+    repository, start_worker, serve, celery, cache, statistics
 ):
     repository.add("fail", **SHARED)
     with serve() as http, start_worker("fail"):
         with (
             occupied(celery, "fail", repository),
-            leader_and_followers(http, cache, "fail", "poison") as (leader, followers),
+            leader_and_followers(http, statistics, "fail", "poison") as (leader, followers),
         ):
             pass
         for task_id in (leader, *followers):
             view = result(http, task_id)
             assert (view["status"], view["attempts"]) == ("failed", 1)
-    assert counts(cache, "fail")["hits"] == 0
+    assert counts(statistics, "fail")["hits"] == 0
     assert cache.size() == (0, 0)
 
 
 def test_followers_get_theirs_when_the_leaders_worker_is_killed(
-    repository, start_worker, serve, celery, cache
+    repository, start_worker, serve, celery, statistics
 ):
     repository.add("killed", **SHARED)
     gate = repository.root.parent / "gate"
     with serve() as http, start_worker("killed") as victim:
-        with leader_and_followers(http, cache, "killed", f"hold:{gate}") as (leader, followers):
+        with leader_and_followers(http, statistics, "killed", f"hold:{gate}") as (
+            leader,
+            followers,
+        ):
             wait_until(lambda: f"hold:{gate}" in repository.ran())
             victim.send_signal(signal.SIGKILL)
             victim.wait()
@@ -355,16 +372,16 @@ def test_followers_wait_for_the_retries_of_their_leader(repository, start_worker
 
 
 def test_a_follower_is_cancelled_and_expires_alone(
-    repository, start_worker, serve, celery, cache, client
+    repository, start_worker, serve, celery, statistics, client
 ):
     repository.add("alone", **SHARED)
     with serve() as http, start_worker("alone"):
         with (
             occupied(celery, "alone", repository),
-            leader_and_followers(http, cache, "alone", "text") as (leader, followers),
+            leader_and_followers(http, statistics, "alone", "text") as (leader, followers),
         ):
             late = submit(http, "alone", "text", timeout_ms=100)
-            assert counts(cache, "alone")["coalesced"] == 4
+            assert counts(statistics, "alone")["coalesced"] == 4
             # No worker has it in hands: whoever waits for it sees to that.
             assert result(http, late)["status"] == "expired"
             assert http.delete(f"/tasks/{followers[0]}").json()["status"] == "cancelled"
