@@ -38,7 +38,21 @@ own result format, and both `AsyncResult.get()` and the web tier rebuild the sam
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, NotRequired, TypedDict
+
+from msgspec import Meta
+
+
+class Problem(TypedDict):
+    """What went wrong (RFC 9457)."""
+
+    type: Annotated[str, Meta(examples=["about:blank"])]
+    title: str
+    status: Annotated[int, Meta(description="The HTTP status, or what it would be.")]
+    detail: Annotated[str, Meta(description="For people: what was expected, and what came.")]
+    code: Annotated[str, Meta(description="For programs; it does not change.")]
+    field: NotRequired[Annotated[str, Meta(description="Where in the request it was found.")]]
+    task_id: NotRequired[Annotated[str, Meta(description="Of the task whose error it is.")]]
 
 
 class InfernoError(Exception):
@@ -64,9 +78,9 @@ class InfernoError(Exception):
     def __str__(self) -> str:
         return self.detail
 
-    def problem(self) -> dict[str, Any]:
+    def problem(self) -> Problem:
         """Return the error as an RFC 9457 problem object."""
-        body: dict[str, Any] = {
+        body: Problem = {
             "type": "about:blank",
             "title": self.title,
             "status": self.status,

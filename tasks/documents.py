@@ -3,14 +3,141 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict, cast, overload
 
 import msgspec
+from msgspec import Meta
 
-from inferno.errors import DeadlineExceeded, ResultExpired, TaskCancelled, TaskNotFound
-from inferno.protocol.tasks import TaskState
+from inferno.errors import DeadlineExceeded, Problem, ResultExpired, TaskCancelled, TaskNotFound
+from inferno.protocol.tasks import Answer, BatchInfo, Cached, OutputTensor, TaskState, Timings
 from tasks.dead import DeadLetter
 from tasks.records import Outcome, Record
+
+Time = Annotated[
+    str,
+    Meta(
+        description="ISO 8601 in UTC.",
+        examples=["2026-05-04T12:00:00.000+00:00"],
+        extra_json_schema={"format": "date-time"},
+    ),
+]
+
+
+class Links(TypedDict):
+    """Where a task can be asked for."""
+
+    self: Annotated[str, Meta(examples=["/tasks/0d4c"])]
+    websocket: Annotated[str, Meta(examples=["/ws/0d4c"])]
+
+
+ModelName = Annotated[str, Meta(examples=["sentiment"])]
+Version = Annotated[
+    int | None,
+    Meta(
+        description="Null until a worker has chosen it, for tasks of other Celery clients.",
+        examples=[1],
+    ),
+]
+Priority = Annotated[int, Meta(description="Higher is sooner.", examples=[0])]
+Attempts = Annotated[
+    int, Meta(description="Forward passes that were started with the task in them.")
+]
+Retries = Annotated[int, Meta(description="Attempts after a passing error.")]
+RetryAt = Annotated[Time, Meta(description="When the next attempt may begin, while `retrying`.")]
+BatchId = Annotated[str, Meta(description="The batch that it rode in last.")]
+ReplayOf = Annotated[str, Meta(description="The task that this one repeats.")]
+
+Parent = Annotated[str, Meta(description="The task of the ensemble that this one is a stage of.")]
+
+
+class TaskSummary(TypedDict):
+    """What a list says of a task."""
+
+    task_id: str
+    model: ModelName
+    version: Version
+    status: TaskState
+    attempts: Attempts
+    retries: Retries
+    priority: Priority
+    accepted_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    retry_at: NotRequired[RetryAt]
+    batch_id: NotRequired[BatchId]
+    replay_of: NotRequired[ReplayOf]
+    parent: NotRequired[Parent]
+    cached: NotRequired[Cached]
+    links: Links
+
+
+class StageView(TypedDict):
+    """How far a stage of an ensemble has come."""
+
+    name: str
+    model: ModelName
+    version: Version
+    task_id: Annotated[str, Meta(description="Of the stage's own task.")]
+    status: NotRequired[Annotated[TaskState, Meta(description="While there is no result.")]]
+    ms: NotRequired[
+        Annotated[float, Meta(description="From when it could begin until its result was there.")]
+    ]
+
+
+class TaskView(TypedDict):
+    """Everything that is known of a task; of one without a record, its outcome alone."""
+
+    task_id: str
+    model: NotRequired[ModelName]
+    version: NotRequired[Version]
+    status: TaskState
+    attempts: NotRequired[Attempts]
+    retries: NotRequired[Retries]
+    priority: NotRequired[Priority]
+    accepted_at: NotRequired[Time]
+    started_at: NotRequired[Time | None]
+    finished_at: NotRequired[Time | None]
+    retry_at: NotRequired[RetryAt]
+    batch_id: NotRequired[BatchId]
+    replay_of: NotRequired[ReplayOf]
+    parent: NotRequired[Parent]
+    outputs: NotRequired[Annotated[dict[str, OutputTensor], Meta(description="Once succeeded.")]]
+    timings: NotRequired[Timings]
+    batch: NotRequired[BatchInfo]
+    worker: NotRequired[str]
+    cached: NotRequired[Cached]
+    stages: NotRequired[Annotated[list[StageView], Meta(description="Of an ensemble.")]]
+    error: NotRequired[Problem]
+    links: Links
+
+
+class DeadLetterLinks(TypedDict):
+    """Where a dead letter and its task can be asked for."""
+
+    self: Annotated[str, Meta(examples=["/dead/0d4c"])]
+    task: Annotated[str, Meta(examples=["/tasks/0d4c"])]
+
+
+class LastError(TypedDict):
+    """Why a task was given up."""
+
+    code: Annotated[str, Meta(examples=["worker_lost"])]
+    detail: str
+
+
+class DeadLetterSummary(TypedDict):
+    """What a list says of a dead letter."""
+
+    task_id: str
+    model: ModelName
+    version: Version
+    priority: Priority
+    retries: Retries
+    accepted_at: Time
+    died_at: Annotated[Time, Meta(description="When it was given up.")]
+    batch_id: BatchId
+    error: LastError
+    links: DeadLetterLinks
 
 
 class _Parts(msgspec.Struct):
@@ -30,27 +157,31 @@ class _Parts(msgspec.Struct):
 _decode_parts = msgspec.json.Decoder(_Parts).decode
 
 
-def links(task_id: str) -> dict[str, str]:
+def links(task_id: str) -> Links:
     """Return where a task can be asked for."""
     return {"self": f"/tasks/{task_id}", "websocket": f"/ws/{task_id}"}
 
 
-def _answer(outcome: Outcome) -> dict[str, Any]:
+def _answer(outcome: Outcome) -> Answer:
     parts = _decode_parts(outcome.result)
-    return {
-        "outputs": parts.outputs,
+    answer: Answer = {
+        # Raw JSON from here on.
+        "outputs": cast(Any, parts.outputs),
         "task_id": outcome.task_id,
         "model": parts.model,
         "version": parts.version,
-        "timings": parts.timings,
-        "batch": parts.batch,
-        "worker": parts.worker,
-        **({"cached": True} if parts.cached else {}),
-        **({"stages": parts.stages} if bytes(parts.stages) else {}),
+        "timings": cast(Any, parts.timings),
+        "batch": cast(Any, parts.batch),
+        "worker": cast(Any, parts.worker),
     }
+    if parts.cached:
+        answer["cached"] = True
+    if bytes(parts.stages):
+        answer["stages"] = cast(Any, parts.stages)
+    return answer
 
 
-def task(task_id: str, record: Record | None, outcome: Outcome | None) -> dict[str, Any]:
+def task(task_id: str, record: Record | None, outcome: Outcome | None) -> TaskView:
     """Return everything that is known of a task.
 
     Raises:
@@ -59,33 +190,33 @@ def task(task_id: str, record: Record | None, outcome: Outcome | None) -> dict[s
     """
     if record is None and outcome is None:
         raise TaskNotFound(f"no task has the id {task_id!r}")
-    document: dict[str, Any] = {"task_id": task_id}
-    if record is not None:
-        document |= summary(record)
     if outcome is None:
         assert record is not None
         if record.state.terminal:
             raise ResultExpired(
                 f"task {task_id} is over ({record.state}), and its result was deleted"
             )
-    elif outcome.error is None:
-        document |= _answer(outcome) | {"status": TaskState.SUCCEEDED}
+    document: TaskView = {
+        "task_id": task_id,
+        "status": TaskState.SUCCEEDED,
+        "links": links(task_id),
+    }
+    if record is not None:
+        document.update(cast(TaskView, summary(record)))
+    if outcome is None:
+        return document
+    if outcome.error is None:
+        document.update(cast(TaskView, _answer(outcome)))
+        document["status"] = TaskState.SUCCEEDED
     else:
-        document |= {"status": _failed_state(record, outcome), "error": outcome.error.problem()}
-    document["links"] = links(task_id)
+        document["status"] = _failed_state(record, outcome)
+        document["error"] = outcome.error.problem()
     return document
 
 
-def summary(record: Record) -> dict[str, Any]:
+def summary(record: Record) -> TaskSummary:
     """Return what a list says of a task."""
-    retry_at = record.retry_at if record.state is TaskState.RETRYING else None
-    some = {
-        "retry_at": time(retry_at),
-        "batch_id": record.batch_id,
-        "replay_of": record.replay_of,
-        "parent": record.parent,
-    }
-    return {
+    document: TaskSummary = {
         "task_id": record.task_id,
         "model": record.model,
         "version": record.version,
@@ -96,13 +227,22 @@ def summary(record: Record) -> dict[str, Any]:
         "accepted_at": time(record.accepted_at),
         "started_at": time(record.started_at),
         "finished_at": time(record.finished_at),
-        **{name: value for name, value in some.items() if value is not None},
-        **({"cached": True} if record.cached else {}),
         "links": links(record.task_id),
     }
+    if record.state is TaskState.RETRYING and record.retry_at is not None:
+        document["retry_at"] = time(record.retry_at)
+    if record.batch_id is not None:
+        document["batch_id"] = record.batch_id
+    if record.replay_of is not None:
+        document["replay_of"] = record.replay_of
+    if record.parent is not None:
+        document["parent"] = record.parent
+    if record.cached:
+        document["cached"] = True
+    return document
 
 
-def dead_letter(letter: DeadLetter) -> dict[str, Any]:
+def dead_letter(letter: DeadLetter) -> DeadLetterSummary:
     """Return what a list says of a dead letter."""
     return {
         "task_id": letter.task_id,
@@ -124,6 +264,14 @@ def _failed_state(record: Record | None, outcome: Outcome) -> TaskState:
     if isinstance(outcome.error, TaskCancelled):
         return TaskState.CANCELLED
     return TaskState.EXPIRED if isinstance(outcome.error, DeadlineExceeded) else TaskState.FAILED
+
+
+@overload
+def time(seconds: float) -> str: ...
+
+
+@overload
+def time(seconds: float | None) -> str | None: ...
 
 
 def time(seconds: float | None) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -109,7 +110,7 @@ class Deliver(Task):  # type: ignore[misc]
         """Say that a webhook was given up."""
         logger.warning("webhook given up after try %d: %s", self.request.retries + 1, exc)
 
-    def _document(self, task_id: str, model: str, version: int | None) -> dict[str, Any]:
+    def _document(self, task_id: str, model: str, version: int | None) -> Mapping[str, Any]:
         """Return what `GET /tasks/<task_id>` answers, or as much of it as is still known."""
         record, outcome = self._records.fetch(task_id)
         try:

@@ -5,7 +5,20 @@ from __future__ import annotations
 from flask import Flask
 
 from inferno.settings import Settings, load
-from web import cache, dead, errors, health, infer, lanes, models, oip, pages, sockets, tasks
+from web import (
+    cache,
+    dead,
+    errors,
+    health,
+    infer,
+    lanes,
+    models,
+    oip,
+    pages,
+    reference,
+    sockets,
+    tasks,
+)
 from web.services import Services
 
 #: The families of routes.
@@ -43,9 +56,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["prefixes"] = PREFIXES
     errors.register(app)
     app.register_blueprint(pages.blueprint)
-    app.register_blueprint(oip.blueprint)
     for prefix in PREFIXES:
         for blueprint in API:
             name = f"{prefix.lstrip('/').replace('/', '-')}-{blueprint.name}".lstrip("-")
             app.register_blueprint(blueprint, name=name, url_prefix=prefix or None)
+    app.register_blueprint(oip.blueprint)
+    app.register_blueprint(reference.blueprint)
     return app

@@ -2,15 +2,55 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, request
+from typing import Annotated, TypedDict
 
+import msgspec
+from flask import Blueprint, Response
+from msgspec import Meta
+
+from inferno.errors import BrokerUnavailable
 from web import documents
+from web.openapi import describe
+from web.parameters import read
 from web.services import services
 
 blueprint = Blueprint("cache", __name__)
 
 
+class ClearQuery(msgspec.Struct):
+    """What is forgotten."""
+
+    model: Annotated[str | None, Meta(description="Only results of this model.")] = None
+
+
+class ModelCounts(TypedDict):
+    """Tasks of a model, since Redis was empty."""
+
+    model: Annotated[str, Meta(examples=["sentiment"])]
+    hits: Annotated[int, Meta(description="Answered with a kept result.")]
+    misses: Annotated[int, Meta(description="That were to be computed.")]
+    coalesced: Annotated[int, Meta(description="Answered together with one under way.")]
+    deduplicated: Annotated[int, Meta(description="Computed once for several in one batch.")]
+
+
+class Kept(TypedDict):
+    """How many results are kept, and what they have saved."""
+
+    entries: int
+    bytes: int
+    max_entries: int
+    max_bytes: int
+    models: list[ModelCounts]
+
+
+class Cleared(TypedDict):
+    """What was forgotten."""
+
+    cleared: Annotated[int, Meta(description="How many results.")]
+
+
 @blueprint.get("/cache")
+@describe({200: Kept}, errors=(BrokerUnavailable,))
 def show() -> Response:
     """Say how much is kept, and what it has saved."""
     here = services()
@@ -31,6 +71,7 @@ def show() -> Response:
 
 
 @blueprint.delete("/cache")
+@describe({200: Cleared}, errors=(BrokerUnavailable,), query=(ClearQuery,))
 def clear() -> Response:
     """Forget what is kept, of all models or of one."""
-    return documents.respond({"cleared": services().cache.clear(request.args.get("model"))})
+    return documents.respond({"cleared": services().cache.clear(read(ClearQuery).model)})

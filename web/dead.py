@@ -2,23 +2,89 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, request
+from collections.abc import Callable
+from typing import Annotated, Any, TypedDict
 
-from inferno.errors import PayloadGone
+import msgspec
+from flask import Blueprint, Response
+from msgspec import Meta
+
+from inferno.errors import (
+    BrokerUnavailable,
+    FateUnknown,
+    InvalidRequest,
+    ModelNotFound,
+    NotConfirmed,
+    PayloadGone,
+    TaskNotFound,
+)
 from inferno.protocol.webhooks import parse_address
 from tasks.dead import DeadLetter
+from tasks.documents import DeadLetterSummary, ReplayOf
 from web import documents, paging
+from web.openapi import describe
+from web.parameters import read
 from web.services import services
-from web.tasks import repeated
+from web.tasks import REPEATED, repeated
 
 blueprint = Blueprint("dead", __name__)
 
 
+class OfModel(msgspec.Struct):
+    """Which dead letters are meant."""
+
+    model: Annotated[str | None, Meta(description="Only those of this model.")] = None
+
+
+class DiscardQuery(paging.Confirmed):
+    """Which are discarded."""
+
+    model: Annotated[str | None, Meta(description="Only those of this model.")] = None
+
+
+class DeadLetterList(TypedDict):
+    """Dead letters, newest first."""
+
+    dead: list[DeadLetterSummary]
+    count: Annotated[int, Meta(description="How many there are in all.")]
+    next: paging.Next
+
+
+class DeadLetterView(DeadLetterSummary):
+    """Everything that is known of a dead letter."""
+
+    traceback: Annotated[str, Meta(description="Where its last error was raised.")]
+    payload: Annotated[dict[str, Any], Meta(description="What the task was asked.")]
+
+
+class Replay(TypedDict):
+    """One that was run again."""
+
+    task_id: Annotated[str, Meta(description="The new task's.")]
+    replay_of: ReplayOf
+
+
+class Replayed(TypedDict):
+    """What was run again."""
+
+    replayed: Annotated[int, Meta(description="How many.")]
+    left: Annotated[int, Meta(description="Letters whose model or inputs are gone.")]
+    tasks: list[Replay]
+
+
+class Discarded(TypedDict):
+    """What was deleted."""
+
+    discarded: Annotated[int, Meta(description="How many.")]
+
+
 @blueprint.get("/dead")
+@describe({200: DeadLetterList}, errors=(InvalidRequest, BrokerUnavailable), query=(paging.Paged,))
 def index() -> Response:
     """List the newest dead letters."""
     here = services()
-    page = here.dead.newest(paging.limit(), _wanted, paging.place())
+    query = read(paging.Paged)
+    page = here.dead.newest(query.limit, _of(query.model), paging.place(query.cursor))
     letters = [documents.dead_letter(letter) for letter in page.items]
     return documents.respond(
         {"dead": letters, "count": here.dead.count(), "next": paging.cursor(page)}
@@ -26,6 +92,7 @@ def index() -> Response:
 
 
 @blueprint.get("/dead/<task_id>")
+@describe({200: DeadLetterView}, errors=(TaskNotFound, PayloadGone, BrokerUnavailable))
 def show(task_id: str) -> Response:
     """Show one with its traceback and what the task was asked."""
     here = services()
@@ -36,10 +103,14 @@ def show(task_id: str) -> Response:
         url = str(parse_address(payload["webhook"]["url"]))
         payload = payload | {"webhook": payload["webhook"] | {"url": url}}
     more = {"traceback": letter.traceback, "payload": payload}
-    return documents.respond(documents.dead_letter(letter) | more)
+    return documents.respond({**documents.dead_letter(letter), **more})
 
 
 @blueprint.post("/dead/<task_id>/replay")
+@describe(
+    {202: REPEATED},
+    errors=(TaskNotFound, ModelNotFound, PayloadGone, BrokerUnavailable, FateUnknown),
+)
 def replay(task_id: str) -> Response:
     """Run one again, as a new task, and discard its letter."""
     here = services()
@@ -50,11 +121,12 @@ def replay(task_id: str) -> Response:
 
 
 @blueprint.post("/dead/replay")
+@describe({202: Replayed}, errors=(BrokerUnavailable, FateUnknown), query=(OfModel,))
 def replay_all() -> Response:
     """Run all again, or those of one model; those whose model or inputs are gone stay there."""
     here = services()
     tasks, left = [], 0
-    for letter in filter(_wanted, here.dead.all()):
+    for letter in filter(_of(read(OfModel).model), here.dead.all()):
         if letter.model not in here.repository.models:
             left += 1
             continue
@@ -68,6 +140,7 @@ def replay_all() -> Response:
 
 
 @blueprint.delete("/dead/<task_id>")
+@describe({200: Discarded}, errors=(TaskNotFound, BrokerUnavailable))
 def discard(task_id: str) -> Response:
     """Delete one."""
     services().dead.discard(task_id)
@@ -75,12 +148,17 @@ def discard(task_id: str) -> Response:
 
 
 @blueprint.delete("/dead")
+@describe(
+    {200: Discarded},
+    errors=(InvalidRequest, NotConfirmed, BrokerUnavailable),
+    query=(DiscardQuery,),
+)
 def discard_all() -> Response:
     """Delete all, or those of one model, if there are as many as the client thinks."""
-    model = request.args.get("model")
-    discarded = services().dead.discard_all(paging.confirmed(), model)
+    query = read(DiscardQuery)
+    discarded = services().dead.discard_all(query.confirm, query.model)
     return documents.respond({"discarded": discarded})
 
 
-def _wanted(letter: DeadLetter) -> bool:
-    return request.args.get("model") in (None, letter.model)
+def _of(model: str | None) -> Callable[[DeadLetter], bool]:
+    return lambda letter: model in (None, letter.model)

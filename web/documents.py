@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import Any
+from collections.abc import Container, Mapping
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
 from flask import Response
+from msgspec import Meta
 
-from inferno.protocol.tasks import TaskState
-from tasks.documents import dead_letter, links, summary, task, time
+from inferno.protocol.tasks import Cached, Predictions, TaskState
+from tasks.documents import (
+    Links,
+    ModelName,
+    ReplayOf,
+    Time,
+    Version,
+    dead_letter,
+    links,
+    summary,
+    task,
+    time,
+)
 from tasks.records import Outcome
 from tasks.submit import Accepted
 
@@ -37,6 +49,26 @@ class _Rows(msgspec.Struct):
     outputs: dict[str, _Tensor]
 
 
+class AcceptedTask(TypedDict):
+    """A task that was just accepted."""
+
+    task_id: str
+    status: Annotated[
+        TaskState, Meta(description="`succeeded` if a kept result answered it, else `queued`.")
+    ]
+    model: ModelName
+    version: Version
+    accepted_at: Time
+    links: Links
+    cached: NotRequired[Cached]
+    replay_of: NotRequired[ReplayOf]
+    job_id: NotRequired[Annotated[str, Meta(description="For bodies with `model_name`.")]]
+    model_name: NotRequired[Annotated[str, Meta(description="For bodies with `model_name`.")]]
+    enqueued_at: NotRequired[Annotated[Time, Meta(description="For bodies with `model_name`.")]]
+    result_ws: NotRequired[Annotated[str, Meta(description="For bodies with `model_name`.")]]
+    request_id: NotRequired[Annotated[str, Meta(description="For bodies with `model_id`.")]]
+
+
 _encode = msgspec.json.Encoder().encode
 _decode_rows = msgspec.json.Decoder(_Rows).decode
 
@@ -46,7 +78,7 @@ def encode(document: Any) -> bytes:
     return _encode(document) + b"\n"
 
 
-def respond(document: dict[str, Any], status: int = 200) -> Response:
+def respond(document: Mapping[str, Any], status: int = 200) -> Response:
     """Answer with a document."""
     return Response(encode(document), status, mimetype="application/json")
 
@@ -59,7 +91,7 @@ def succeeded(outcome: Outcome) -> bytes:
     return b'%b,"task_id":"%b"}\n' % (bytes(outcome.result)[:-1], outcome.task_id.encode())
 
 
-def predictions(outcome: Outcome) -> dict[str, Any]:
+def predictions(outcome: Outcome) -> Predictions:
     """Return the document of a synchronous call that is answered by rows: KServe's V1.
 
     Of a model with one output these are its rows, else objects with each output's row.
@@ -79,7 +111,7 @@ def predictions(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def accepted(task: Accepted, members: Container[str]) -> dict[str, Any]:
+def accepted(task: Accepted, members: Container[str]) -> AcceptedTask:
     """Return the document of a task that was just accepted.
 
     Args:
@@ -87,7 +119,7 @@ def accepted(task: Accepted, members: Container[str]) -> dict[str, Any]:
       members: names in the client's body; it is answered in the names that it speaks.
     """
     at = time(task.accepted_at)
-    document = {
+    document: AcceptedTask = {
         "task_id": task.task_id,
         "status": TaskState.QUEUED if task.outcome is None else TaskState.SUCCEEDED,
         "model": task.model,
@@ -98,12 +130,10 @@ def accepted(task: Accepted, members: Container[str]) -> dict[str, Any]:
     if task.outcome is not None:
         document["cached"] = True
     if "model_name" in members:
-        document |= {
-            "job_id": task.task_id,
-            "model_name": task.model,
-            "enqueued_at": at,
-            "result_ws": f"/api/v1/ws/{task.task_id}",
-        }
+        document["job_id"] = task.task_id
+        document["model_name"] = task.model
+        document["enqueued_at"] = at
+        document["result_ws"] = f"/api/v1/ws/{task.task_id}"
     if "model_id" in members:
         document["request_id"] = task.task_id
     return document

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypedDict
 
 from flask import Flask, Response, current_app, request
+from msgspec import Meta
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.wrappers import Response as AnyResponse
 
@@ -20,6 +22,13 @@ RETRY_AFTER_S = 2
 IN_PROGRESS_S = 1
 #: What clients are told of an error that nobody foresaw.
 UNEXPECTED = InfernoError("something went wrong; the log of the server says what")
+
+
+class OipError(TypedDict):
+    """What went wrong, in the form of the Open Inference Protocol."""
+
+    error: Annotated[str, Meta(description="For people: what was expected, and what came.")]
+    code: Annotated[str, Meta(description="For programs; it does not change.")]
 
 
 def register(app: Flask) -> None:
@@ -38,7 +47,7 @@ def problem(error: InfernoError, **extensions: Any) -> Response:
     """
     if error.status >= 500:
         log.warning("%s %s: %s", request.method, request.path, error)
-    response = _respond(error.problem() | extensions)
+    response = _respond({**error.problem(), **extensions})
     if isinstance(error, Overloaded):
         response.headers["Retry-After"] = str(error.retry_after_s)
     elif isinstance(error, RequestInProgress):
@@ -71,11 +80,10 @@ def _unexpected(error: Exception) -> Response:
     return _respond(UNEXPECTED.problem())
 
 
-def _respond(body: dict[str, Any]) -> Response:
+def _respond(body: Mapping[str, Any]) -> Response:
     """Answer with a problem, in the form that the route's clients read."""
     if request.path == "/v2" or request.path.startswith("/v2/"):
-        field = f"{body['field']}: " if "field" in body else ""
-        error = {"error": f"{field}{body['detail']}", "code": body["code"]}
+        error = oip_error(body)
         # The Open Inference Protocol does not tell an invalid field from an invalid body.
         status = 400 if body["status"] == 422 else body["status"]
         response = Response(documents.encode(error), status, mimetype="application/json")
@@ -86,3 +94,9 @@ def _respond(body: dict[str, Any]) -> Response:
     if body["status"] == 503:
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return response
+
+
+def oip_error(problem: Mapping[str, Any]) -> OipError:
+    """Return a problem in the form of the Open Inference Protocol."""
+    field = f"{problem['field']}: " if "field" in problem else ""
+    return {"error": f"{field}{problem['detail']}", "code": problem["code"]}

@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal, NotRequired, TypedDict
+
 from flask import Blueprint, Response
+from msgspec import Meta
 
 from inferno.errors import BrokerUnavailable
 from web import documents
+from web.openapi import Answer, describe
 from web.services import Services, services
 
 blueprint = Blueprint("health", __name__)
 
 
+class Health(TypedDict):
+    """How the platform is."""
+
+    status: Literal["ok", "degraded"]
+    redis: Literal["ok", "down"]
+    models: NotRequired[
+        Annotated[dict[str, bool], Meta(description="Whether a ready worker serves each.")]
+    ]
+    workers_active: NotRequired[Annotated[int, Meta(examples=[5])]]
+    detail: NotRequired[Annotated[str, Meta(description="Why Redis does not answer.")]]
+
+
+class Live(TypedDict):
+    """The process answers."""
+
+    status: Literal["live"]
+
+
+class Ready(TypedDict):
+    """Whether every model is served."""
+
+    status: Literal["ready", "not ready"]
+    redis: NotRequired[Literal["down"]]
+    missing: NotRequired[
+        Annotated[list[str], Meta(description="Models that no ready worker serves.")]
+    ]
+    detail: NotRequired[str]
+
+
 @blueprint.get("/health")
+@describe({200: Health, 503: Answer(Health, "Nothing can be accepted.")})
 def health() -> Response:
     """Summarise the platform: 503 only when nothing can be accepted."""
     here = services()
@@ -30,12 +64,14 @@ def health() -> Response:
 
 
 @blueprint.get("/health/live")
+@describe({200: Live})
 def live() -> Response:
     """Say that this process answers."""
     return documents.respond({"status": "live"})
 
 
 @blueprint.get("/health/ready")
+@describe({200: Ready, 503: Answer(Ready, "A model is not served, or Redis does not answer.")})
 def ready() -> Response:
     """Say whether every model of the repository is served."""
     here = services()

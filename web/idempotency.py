@@ -13,10 +13,19 @@ from flask import request
 
 from inferno.errors import InvalidField, InvalidRequest
 from tasks.transitions import Idempotency
+from web.openapi import Header
 
 HEADER = "Idempotency-Key"
 #: Set on the answer to a request that was accepted before.
 REPLAYED_HEADER = "Idempotency-Replayed"
+
+KEY = Header(
+    HEADER,
+    "Has the request done once, however often it is sent.",
+    example='"8e03978e-40d5-43dd"',
+)
+REPLAYED = Header(REPLAYED_HEADER, "`true` if the request was accepted before.", example="true")
+
 #: Most characters of a key.
 MAX_LENGTH = 255
 

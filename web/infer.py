@@ -4,33 +4,57 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from flask import Blueprint, Response, request
+from msgspec import Meta
 
 from inferno.errors import (
     BrokerUnavailable,
+    DeadlineExceeded,
+    FateUnknown,
+    ForwardFailed,
+    InputsLost,
+    InvalidField,
+    InvalidInput,
     InvalidRequest,
+    KeyReused,
+    ModelNotFound,
     ModelUnavailable,
+    Overloaded,
     RequestInProgress,
+    ResultExpired,
+    TaskCancelled,
+    WorkerLost,
 )
 from inferno.protocol.requests import (
+    BinaryPredictQuery,
+    BinarySubmitQuery,
     InferRequest,
+    Predict,
+    Submit,
     is_binary,
     parse_binary,
     parse_predict,
     parse_submit,
 )
+from inferno.protocol.tasks import Answer as Answered
+from inferno.protocol.tasks import Predictions
+from inferno.repository import Package
 from tasks.bridge import Waiter
+from tasks.documents import TaskView
 from tasks.records import Outcome
 from tasks.submit import Accepted, new_task_id
 from tasks.transitions import Idempotency
 from web import disconnect, documents, idempotency
+from web.documents import AcceptedTask
 from web.errors import problem
-from web.preference import Preference, prefer
+from web.openapi import RETRY_AFTER, Answer, Header, describe
+from web.preference import PREFER, PREFERENCE_APPLIED, Preference, prefer
+from web.schemas import predict_schemas
 from web.services import Services, services
 
 blueprint = Blueprint("infer", __name__)
@@ -46,7 +70,72 @@ _NO_MEMBERS = b"{}"
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
+LOCATION = Header("Location", "Where to ask for the task.", example="/tasks/0d4c")
+
+_BINARY = ("application/octet-stream", "image/*", "audio/*")
+#: Of a request that runs a model.
+HEADERS = (
+    idempotency.KEY,
+    PREFER,
+    Header("Cache-Control", "`no-cache`: the task is computed for itself.", example="no-cache"),
+    Header(
+        "Inferno-Version",
+        "Which version answers.",
+        Annotated[int, Meta(ge=1, le=999_999_999)],
+        example=1,
+    ),
+    Header(
+        "Inferno-Sticky-Key",
+        "Requests with the same key are answered by the same version.",
+        example="user-7",
+    ),
+)
+_ACCEPTED = Answer(
+    AcceptedTask,
+    "The task was accepted.",
+    (LOCATION, RETRY_AFTER, PREFERENCE_APPLIED),
+)
+#: What keeps a task from being accepted.
+_REFUSALS = (
+    InvalidRequest,
+    ModelNotFound,
+    ResultExpired,
+    InvalidField,
+    InvalidInput,
+    KeyReused,
+    Overloaded,
+    BrokerUnavailable,
+    FateUnknown,
+)
+
+
+def _samples(models: Iterable[Package]) -> dict[str, Any]:
+    """Return a body to submit for each model that has a sample."""
+    return {
+        package.name: {"model": package.name, "inputs": package.manifest.warm_up.inputs}
+        for package in models
+        if package.manifest.warm_up.inputs
+    }
+
+
 @blueprint.post("/infer")
+@describe(
+    {
+        200: Answer(
+            TaskView,
+            "The task is over; with `Prefer: wait`.",
+            (PREFERENCE_APPLIED,),
+        ),
+        202: _ACCEPTED,
+    },
+    errors=_REFUSALS,
+    body=Submit,
+    binary=_BINARY,
+    query=(BinarySubmitQuery,),
+    headers=HEADERS,
+    always=(idempotency.REPLAYED,),
+    examples=_samples,
+)
 def infer() -> Response:
     """Accept a task and answer with its id, or with its result if the client prefers to wait."""
     here = services()
@@ -57,6 +146,7 @@ def infer() -> Response:
         key = idempotency.from_header(_scope("infer"), body)
         body = _NO_MEMBERS
     else:
+        _refuse_parameters(BinarySubmitQuery)
         wanted = parse_submit(body)
         key = idempotency.from_header("infer", body)
     wanted = as_headers_say(wanted, request.environ)
@@ -81,6 +171,29 @@ def infer() -> Response:
 
 
 @blueprint.post("/models/<model>:predict")
+@describe(
+    {
+        200: Answer((Answered, Predictions), "The outputs.", (PREFERENCE_APPLIED,)),
+        202: _ACCEPTED,
+    },
+    errors=(
+        *_REFUSALS,
+        RequestInProgress,
+        TaskCancelled,
+        ForwardFailed,
+        WorkerLost,
+        InputsLost,
+        ModelUnavailable,
+        DeadlineExceeded,
+    ),
+    body=Predict,
+    binary=_BINARY,
+    query=(BinaryPredictQuery,),
+    headers=HEADERS,
+    always=(idempotency.REPLAYED,),
+    prefix="/v1",
+    of_model=predict_schemas,
+)
 def predict(model: str) -> Response:
     """Run a model and answer with its outputs; the call is a durable task like any other."""
     here = services()
@@ -90,12 +203,24 @@ def predict(model: str) -> Response:
         key = idempotency.from_header(_scope(f"predict {model}"), body)
         body = _NO_MEMBERS
     else:
+        _refuse_parameters(BinaryPredictQuery)
         wanted = parse_predict(body, model)
         key = idempotency.from_header(f"predict {model}", body)
     wanted = as_headers_say(wanted, request.environ)
     preference = prefer(request.headers.get("Prefer"), here.settings.server.sync_wait_ms / 1000)
     ran = run(here, wanted, preference, key, disconnect.socket_of(request.environ))
     return predicted(ran, wanted, body, preference)
+
+
+def _refuse_parameters(kind: type[BinaryPredictQuery]) -> None:
+    """Refuse what a JSON body says itself, rather than ignore it in the URL.
+
+    Raises:
+      InvalidField: names the parameter.
+    """
+    for name in kind.__struct_fields__:
+        if name in request.args:
+            raise InvalidField(f"expected {name} in the JSON body, not in the URL", name)
 
 
 def _scope(kind: str) -> str:

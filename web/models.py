@@ -2,22 +2,161 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
 from flask import Blueprint, Response, request
+from msgspec import Meta
 
-from inferno.protocol.deployments import parse_activate, parse_load, parse_unload
+from inferno.errors import (
+    BrokerUnavailable,
+    FateUnknown,
+    InvalidField,
+    InvalidRequest,
+    LoadFailed,
+    ModelNotFound,
+    ModelUnavailable,
+    NotInTime,
+    WrongState,
+)
+from inferno.protocol.deployments import (
+    Activate,
+    Load,
+    Unload,
+    parse_activate,
+    parse_load,
+    parse_unload,
+)
 from inferno.repository import MANIFEST, Model, Package
 from inferno.settings import BatchingSettings
 from tasks.cluster import WorkerReport
 from web import documents
+from web.openapi import ModelSchemas, describe
+from web.parameters import read
+from web.schemas import predict_schemas
 from web.services import Services, services
 
 blueprint = Blueprint("models", __name__)
 
 
+class ModelSummary(TypedDict):
+    """What a list says of a model."""
+
+    id: Annotated[str, Meta(examples=["sentiment"])]
+    object: Literal["model"]
+    created: Annotated[int, Meta(description="In seconds since 1970.")]
+    owned_by: str
+    name: Annotated[str, Meta(examples=["sentiment"])]
+    description: str
+    task: Annotated[str, Meta(examples=["classification"])]
+    version: Annotated[int | None, Meta(description="Answers those who name none.")]
+    active: Annotated[int | None, Meta(description="The same as `version`.")]
+    versions: Annotated[list[int], Meta(description="Those of the repository.")]
+    loaded_versions: Annotated[list[int], Meta(description="Those in a ready worker's memory.")]
+    failed_versions: Annotated[
+        dict[str, str], Meta(description="Why a worker could not load a version.")
+    ]
+    ready: Annotated[bool, Meta(description="Whether a ready worker serves the model.")]
+
+
+class ModelList(TypedDict):
+    """All models, twice, in the shapes that different clients expect."""
+
+    object: Literal["list"]
+    data: list[ModelSummary]
+    models: list[ModelSummary]
+    broken: Annotated[dict[str, str], Meta(description="What cannot be served, and why.")]
+
+
+class HeldView(TypedDict):
+    """What a worker has of one version."""
+
+    worker: str
+    device: str
+    version: int
+    state: Annotated[str, Meta(description="`loading`, `ready` or `failed`.")]
+    digest: NotRequired[Annotated[str, Meta(description="Of the package that it has loaded.")]]
+    asked: NotRequired[int]
+    error: NotRequired[Annotated[str, Meta(description="Why it could not be loaded.")]]
+    load_s: NotRequired[Annotated[float, Meta(description="How long loading it took.")]]
+    memory_bytes: NotRequired[
+        Annotated[int, Meta(description="What it takes, as far as it can be known.")]
+    ]
+
+
+class BatchingView(TypedDict):
+    """How tasks share forward passes."""
+
+    max_batch_size: int
+    max_batch_delay_ms: float
+    oversized: str
+
+
+class ModelView(ModelSummary):
+    """Everything that a client may want to know of a model."""
+
+    format: Annotated[str, Meta(description="The runtime.", examples=["onnx"])]
+    signature: Annotated[
+        dict[str, Any], Meta(description="Declared `inputs` and `outputs`, and `one_of`.")
+    ]
+    labels: list[str]
+    batching: BatchingView
+    codec: str
+    example: Annotated[dict[str, Any], Meta(description="A body to submit.")]
+    broken_versions: dict[str, str]
+    workers: list[HeldView]
+
+
+class ActiveView(TypedDict):
+    """Which versions answer those who name none."""
+
+    name: str
+    version: Annotated[int | None, Meta(description="The one with the largest share.")]
+    loaded: Annotated[bool, Meta(description="Whether ready workers have all of them.")]
+    shares: Annotated[dict[str, float], Meta(description="Of the requests, by version.")]
+    follows_latest: bool
+
+
+class LoadedView(TypedDict):
+    """A version that was loaded."""
+
+    loaded: Literal[True]
+    name: str
+    version: int
+    active: int | None
+    workers: list[HeldView]
+
+
+class UnloadedView(TypedDict):
+    """What was taken out of service."""
+
+    unloaded: Literal[True]
+    name: str
+    version: Annotated[int | None, Meta(description="Null for all.")]
+    active: int | None
+
+
+class SchemaQuery(msgspec.Struct):
+    """Which version is meant."""
+
+    version: Annotated[int | None, Meta(description="The active one by default.")] = None
+
+
+_CHANGES = (
+    InvalidRequest,
+    InvalidField,
+    ModelNotFound,
+    WrongState,
+    LoadFailed,
+    NotInTime,
+    ModelUnavailable,
+    BrokerUnavailable,
+    FateUnknown,
+)
+
+
 @blueprint.get("/models")
+@describe({200: ModelList}, errors=(BrokerUnavailable,), prefix="/v1")
 def index() -> Response:
     """List the models in the shapes that OpenAI's clients and others expect, in one document."""
     here = services()
@@ -33,6 +172,7 @@ def index() -> Response:
 
 
 @blueprint.get("/models/<name>")
+@describe({200: ModelView}, errors=(ModelNotFound, BrokerUnavailable), prefix="/v1")
 def show(name: str) -> Response:
     """Describe one model with its full signature; its first use may begin to load it."""
     here = services()
@@ -46,7 +186,21 @@ def show(name: str) -> Response:
     )
 
 
+@blueprint.get("/models/<name>/schema")
+@describe(
+    {200: ModelSchemas},
+    errors=(InvalidRequest, ModelNotFound, BrokerUnavailable),
+    query=(SchemaQuery,),
+    prefix="/v1",
+)
+def schema(name: str) -> Response:
+    """Give the JSON Schemas of what a model's predict takes and answers."""
+    package = services().catalog.refresh().model(name).package(read(SchemaQuery).version)
+    return documents.respond(predict_schemas(package))
+
+
 @blueprint.get("/models/<name>/active")
+@describe({200: ActiveView}, errors=(ModelNotFound, BrokerUnavailable), prefix="/v1")
 def active(name: str) -> Response:
     """Say which versions answer those who name none, and whether they are loaded."""
     here = services()
@@ -54,6 +208,7 @@ def active(name: str) -> Response:
 
 
 @blueprint.route("/models/<name>/active", methods=["POST", "PUT"])
+@describe({200: ActiveView}, errors=_CHANGES, body=Activate, prefix="/v1")
 def activate(name: str) -> Response:
     """Let other versions answer those who name none, as soon as all workers have loaded them."""
     here = services()
@@ -67,6 +222,7 @@ def activate(name: str) -> Response:
 
 
 @blueprint.post("/models:load")
+@describe({200: LoadedView}, errors=_CHANGES, body=Load, prefix="/v1")
 def load() -> Response:
     """Load a version in all workers; unless the body says otherwise, it answers from then on."""
     here = services()
@@ -81,6 +237,7 @@ def load() -> Response:
 
 
 @blueprint.post("/models:unload")
+@describe({200: UnloadedView}, errors=_CHANGES, body=Unload, prefix="/v1")
 def unload() -> Response:
     """Take a version, or all of a model, out of service and out of the workers' memory."""
     here = services()

@@ -5,19 +5,33 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
 from flask import Blueprint, Response, request
+from msgspec import Meta
 
 from inferno.errors import (
+    BrokerUnavailable,
+    DeadlineExceeded,
+    FateUnknown,
+    ForwardFailed,
+    InputsLost,
     InvalidField,
+    InvalidInput,
     InvalidRequest,
+    KeyReused,
+    LoadFailed,
     ModelNotFound,
     ModelUnavailable,
     NotInTime,
     NotSupported,
+    Overloaded,
     PayloadTooLarge,
+    ResultExpired,
+    TaskCancelled,
+    WorkerLost,
+    WrongState,
 )
 from inferno.project import inferno_version
 from inferno.protocol import oip
@@ -25,7 +39,9 @@ from inferno.protocol.requests import InferRequest, decode
 from inferno.repository import Model, Package
 from tasks.submit import Accepted
 from web import disconnect, documents, idempotency, infer, oip_models
+from web.errors import OipError, oip_error
 from web.health import missing_models
+from web.openapi import RETRY_AFTER, Answer, ErrorForm, Header, describe
 from web.preference import prefer
 from web.services import Services, services
 
@@ -37,10 +53,124 @@ COMPRESSED_BYTES = 1024
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
+class Server(TypedDict):
+    """What this server is."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ServerLive(TypedDict):
+    """The process answers."""
+
+    live: Literal[True]
+
+
+class ServerReady(TypedDict):
+    """Every model is served."""
+
+    ready: Literal[True]
+
+
+class ModelReady(TypedDict):
+    """A model can be used."""
+
+    name: str
+    ready: Literal[True]
+
+
+class OutputOfRequest(TypedDict):
+    """One output."""
+
+    name: str
+    datatype: Annotated[str, Meta(examples=["FP32"])]
+    shape: list[int]
+    data: NotRequired[Annotated[list[Any], Meta(description="Flat; not there where it is binary.")]]
+    parameters: NotRequired[dict[str, Any]]
+
+
+class InferenceAnswer(TypedDict):
+    """The outputs of an inference."""
+
+    model_name: str
+    model_version: str
+    id: NotRequired[Annotated[str, Meta(description="As the client gave it.")]]
+    outputs: list[OutputOfRequest]
+    parameters: NotRequired[dict[str, Any]]
+
+
+class Generated(TypedDict):
+    """The text that a model made."""
+
+    model_name: str
+    model_version: str
+    text_output: str
+    id: NotRequired[str]
+    parameters: NotRequired[dict[str, Any]]
+
+
+class IndexEntry(TypedDict):
+    """A version of a model."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE"]
+    reason: str
+
+
+class Nothing(TypedDict):
+    """An empty object."""
+
+
+#: The protocol does not tell an invalid field from an invalid body.
+ERRORS = ErrorForm(OipError, "application/json", 400, lambda error: oip_error(error.problem()))
+
+_LENGTH = Header(
+    oip.HEADER_LENGTH, "How many bytes of the body are its JSON; binary tensors follow."
+)
+_ENCODING = Header("Content-Encoding", "`gzip` or `deflate`.")
+_CALL_HEADERS = (*infer.HEADERS, _LENGTH, _ENCODING)
+_CALL_ERRORS = (
+    InvalidRequest,
+    InvalidField,
+    InvalidInput,
+    KeyReused,
+    ModelNotFound,
+    TaskCancelled,
+    ResultExpired,
+    Overloaded,
+    ForwardFailed,
+    WorkerLost,
+    InputsLost,
+    ModelUnavailable,
+    BrokerUnavailable,
+    FateUnknown,
+    DeadlineExceeded,
+    NotInTime,
+)
+_MODEL_ERRORS = (ModelNotFound, ModelUnavailable, BrokerUnavailable)
+_ROLLOUT_ERRORS = (
+    InvalidRequest,
+    InvalidField,
+    ModelNotFound,
+    WrongState,
+    LoadFailed,
+    NotSupported,
+    ModelUnavailable,
+    BrokerUnavailable,
+    FateUnknown,
+    NotInTime,
+    PayloadTooLarge,
+)
+_ACCEPTED = Answer(documents.AcceptedTask, "The task was accepted.", (infer.LOCATION, RETRY_AFTER))
+
+
 # -- The server ------------------------------------------------------------------------------------
 
 
 @blueprint.get("")
+@describe({200: Server}, problems=ERRORS)
 def server() -> Response:
     """Say what this server is."""
     return documents.respond(
@@ -49,12 +179,14 @@ def server() -> Response:
 
 
 @blueprint.get("/health/live")
+@describe({200: ServerLive}, problems=ERRORS)
 def live() -> Response:
     """Say that this process answers."""
     return documents.respond({"live": True})
 
 
 @blueprint.get("/health/ready")
+@describe({200: ServerReady}, errors=(ModelUnavailable, BrokerUnavailable), problems=ERRORS)
 def ready() -> Response:
     """Say whether every model is served."""
     if missing := missing_models(services()):
@@ -67,6 +199,7 @@ def ready() -> Response:
 
 @blueprint.get("/models/<name>")
 @blueprint.get("/models/<name>/versions/<version>")
+@describe({200: oip_models.ModelMetadata}, errors=(ModelNotFound,), problems=ERRORS)
 def metadata(name: str, version: str | None = None) -> Response:
     """Describe the inputs and outputs of a model."""
     model, package = _find(services(), name, version)
@@ -76,6 +209,7 @@ def metadata(name: str, version: str | None = None) -> Response:
 
 @blueprint.get("/models/<name>/ready")
 @blueprint.get("/models/<name>/versions/<version>/ready")
+@describe({200: ModelReady}, errors=_MODEL_ERRORS, problems=ERRORS)
 def model_ready(name: str, version: str | None = None) -> Response:
     """Say whether a model, or one of its versions, can be used."""
     here = services()
@@ -90,6 +224,7 @@ def model_ready(name: str, version: str | None = None) -> Response:
 
 @blueprint.get("/models/<name>/config")
 @blueprint.get("/models/<name>/versions/<version>/config")
+@describe({200: dict[str, Any]}, errors=(ModelNotFound,), problems=ERRORS)
 def config(name: str, version: str | None = None) -> Response:
     """Tell the configuration of a model, in Triton's words."""
     here = services()
@@ -109,6 +244,20 @@ def config(name: str, version: str | None = None) -> Response:
 
 @blueprint.post("/models/<name>/infer")
 @blueprint.post("/models/<name>/versions/<version>/infer")
+@describe(
+    {
+        200: Answer(
+            InferenceAnswer, "The outputs.", (_LENGTH,), binary=("application/octet-stream",)
+        ),
+        202: _ACCEPTED,
+    },
+    errors=_CALL_ERRORS,
+    body=oip.InferenceRequest,
+    binary=("application/octet-stream",),
+    headers=_CALL_HEADERS,
+    always=(idempotency.REPLAYED,),
+    problems=ERRORS,
+)
 def run_infer(name: str, version: str | None = None) -> Response:
     """Run a model; the call is a durable task like any other."""
     here = services()
@@ -127,6 +276,14 @@ def run_infer(name: str, version: str | None = None) -> Response:
 
 @blueprint.post("/models/<name>/generate")
 @blueprint.post("/models/<name>/versions/<version>/generate")
+@describe(
+    {200: Generated, 202: _ACCEPTED},
+    errors=_CALL_ERRORS,
+    body=oip.GenerateRequest,
+    headers=_CALL_HEADERS,
+    always=(idempotency.REPLAYED,),
+    problems=ERRORS,
+)
 def generate(name: str, version: str | None = None) -> Response:
     """Make a text of a text, with a model that does that."""
     document, replayed = _generate(name, version)
@@ -137,6 +294,14 @@ def generate(name: str, version: str | None = None) -> Response:
 
 @blueprint.post("/models/<name>/generate_stream")
 @blueprint.post("/models/<name>/versions/<version>/generate_stream")
+@describe(
+    {200: Answer(None, "One event.", media_type="text/event-stream"), 202: _ACCEPTED},
+    errors=_CALL_ERRORS,
+    body=oip.GenerateRequest,
+    headers=_CALL_HEADERS,
+    always=(idempotency.REPLAYED,),
+    problems=ERRORS,
+)
 def generate_stream(name: str, version: str | None = None) -> Response:
     """Make a text of a text; it comes as one event, because models give whole texts."""
     document, _ = _generate(name, version)
@@ -247,6 +412,12 @@ def _answer(body: bytes, header_length: int | None, *, replayed: bool) -> Respon
 
 
 @blueprint.post("/repository/index")
+@describe(
+    {200: list[IndexEntry]},
+    errors=(InvalidRequest, InvalidField, BrokerUnavailable),
+    body=oip.IndexRequest,
+    problems=ERRORS,
+)
 def index() -> Response:
     """List every version of every model, and whether it is loaded."""
     here = services()
@@ -276,6 +447,7 @@ def _state(name: str, version: int | str, state: str, reason: str) -> dict[str, 
 
 
 @blueprint.post("/repository/models/<name>/load")
+@describe({200: Nothing}, errors=_ROLLOUT_ERRORS, body=oip.LoadRequest, problems=ERRORS)
 def load(name: str) -> Response:
     """Load the newest version of a model, or the one that its `config` names, in all workers."""
     here = services()
@@ -286,6 +458,7 @@ def load(name: str) -> Response:
 
 
 @blueprint.post("/repository/models/<name>/unload")
+@describe({200: Nothing}, errors=_ROLLOUT_ERRORS, body=oip.LoadRequest, problems=ERRORS)
 def unload(name: str) -> Response:
     """Take all versions of a model out of service, and out of the workers' memory."""
     here = services()

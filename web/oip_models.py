@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any, TypedDict
+
+from msgspec import Meta
 
 from inferno.protocol import tensors
 from inferno.protocol.signature import TensorSpec
@@ -17,7 +19,25 @@ PLATFORMS = {
 }
 
 
-def metadata(package: Package, versions: Iterable[int]) -> dict[str, Any]:
+class TensorMetadata(TypedDict):
+    """A declared input or output."""
+
+    name: str
+    datatype: Annotated[str, Meta(examples=["FP32"])]
+    shape: Annotated[list[int], Meta(description="-1 where a size is free.")]
+
+
+class ModelMetadata(TypedDict):
+    """The inputs and outputs of a model."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+def metadata(package: Package, versions: Iterable[int]) -> ModelMetadata:
     """Return a model's metadata.
 
     Args:
@@ -33,7 +53,7 @@ def metadata(package: Package, versions: Iterable[int]) -> dict[str, Any]:
     }
 
 
-def _spec(spec: TensorSpec) -> dict[str, Any]:
+def _spec(spec: TensorSpec) -> TensorMetadata:
     return {
         "name": spec.name,
         "datatype": tensors.DATATYPES[spec.dtype],

@@ -1,12 +1,13 @@
-"""The parameters of lists: `limit` and `cursor`."""
+"""The parameters of lists, `limit` and `cursor`, and of what happens to many: `confirm`."""
 
 from __future__ import annotations
 
 import base64
 import math
-from typing import Any
+from typing import Annotated, Any
 
-from flask import request
+import msgspec
+from msgspec import Meta
 
 from inferno.errors import InvalidRequest
 from tasks.listing import Page, Place
@@ -16,28 +17,32 @@ DEFAULT_LIMIT = 50
 MAX_LIMIT = 500
 
 
-def limit() -> int:
-    """Return how many items the client wants.
-
-    Raises:
-      InvalidRequest: it is no number from 1 to `MAX_LIMIT`.
-    """
-    given = request.args.get("limit", str(DEFAULT_LIMIT))
-    is_number = given.isascii() and given.isdigit() and len(given) < 10
-    if not (is_number and 1 <= int(given) <= MAX_LIMIT):
-        raise InvalidRequest(
-            f"expected a whole number from 1 to {MAX_LIMIT}, got {given!r}", "limit"
-        )
-    return int(given)
+Next = Annotated[str | None, Meta(description="The `cursor` of the next page; null at the end.")]
 
 
-def place() -> Place | None:
-    """Return where the page begins; None at the beginning.
+class Paged(msgspec.Struct):
+    """The parameters of a list."""
+
+    model: Annotated[str | None, Meta(description="Only of this model.")] = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_LIMIT, description="Items of a page.")] = DEFAULT_LIMIT
+    cursor: Annotated[str | None, Meta(description="`next` of the page before.")] = None
+
+
+class Confirmed(msgspec.Struct):
+    """The parameters of what happens to many at once."""
+
+    confirm: Annotated[
+        Annotated[int, Meta(ge=0, le=999_999_999)] | None,
+        Meta(description="To how many it shall happen; nothing does if there are more or fewer."),
+    ] = None
+
+
+def place(given: str | None) -> Place | None:
+    """Return where the page of a cursor begins; None at the beginning.
 
     Raises:
       InvalidRequest: the cursor is none that `cursor` has made.
     """
-    given = request.args.get("cursor")
     if given is None:
         return None
     try:
@@ -55,17 +60,3 @@ def cursor(page: Page[Any]) -> str | None:
     if page.last is None:
         return None
     return base64.urlsafe_b64encode(f"{page.last.at!r} {page.last.task_id}".encode()).decode()
-
-
-def confirmed() -> int | None:
-    """Return to how many the client says that something shall happen; None when it does not.
-
-    Raises:
-      InvalidRequest: it is no number.
-    """
-    given = request.args.get("confirm")
-    if given is None:
-        return None
-    if not (given.isascii() and given.isdigit() and len(given) <= 9):
-        raise InvalidRequest(f"expected a whole number, got {given!r}", "confirm")
-    return int(given)

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
-from inferno.errors import InvalidRequest
+import msgspec
+from msgspec import Meta
+
+from web.openapi import Header
 
 #: Longest wait that is granted, in seconds.
 MAX_WAIT_S = 60.0
 
 _WAIT = re.compile(r'\bwait\s*=\s*"?(\d{1,9})"?\s*(?:[,;]|$)', re.IGNORECASE)
 _ASYNC = re.compile(r"\brespond-async\b", re.IGNORECASE)
+
+
+PREFER = Header(
+    "Prefer",
+    "`wait=<seconds>`, at most 60, or `respond-async` (RFC 7240).",
+    example="wait=30",
+)
+PREFERENCE_APPLIED = Header("Preference-Applied", "What was granted of it.", example="wait=30")
+
+
+class Wait(msgspec.Struct):
+    """The parameter of a call that may wait for the end of a task."""
+
+    wait: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(description="How long to wait for its end, in seconds; at most 60.", examples=[30]),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -40,14 +61,6 @@ def prefer(header: str | None, default_s: float) -> Preference:
     return Preference(default_s)
 
 
-def wait_parameter(value: str | None, default_s: float = 0.0, most_s: float = MAX_WAIT_S) -> float:
-    """Read the `wait` parameter of a URL, in seconds.
-
-    Raises:
-      InvalidRequest: it is no number of seconds.
-    """
-    if value is None:
-        return default_s
-    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value):
-        raise InvalidRequest(f"expected a number of seconds, got {value!r}", "wait")
-    return min(float(value), most_s)
+def granted_s(wait: float | None, default_s: float = 0.0, most_s: float = MAX_WAIT_S) -> float:
+    """Return how long a call may wait that has a `wait` parameter, in seconds."""
+    return default_s if wait is None else min(wait, most_s)

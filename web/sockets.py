@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from flask import Blueprint, request
+from flask import Blueprint
 from flask_sock import Sock
 from simple_websocket import Server  # type: ignore[import-untyped]
 
@@ -21,13 +21,15 @@ from inferno.errors import BrokerUnavailable, InfernoError, InvalidField, Invali
 from inferno.protocol.requests import convert_submit
 from inferno.protocol.tasks import TaskState
 from tasks.bridge import Subscription
+from tasks.documents import TaskView
 from tasks.records import Outcome
 from tasks.submit import new_task_id
 from web import documents
 from web.errors import UNEXPECTED
 from web.idempotency import from_field
+from web.parameters import read
 from web.peer import Peer
-from web.preference import wait_parameter
+from web.preference import Wait, granted_s
 from web.services import Services, services
 
 blueprint = Blueprint("sockets", __name__)
@@ -45,10 +47,9 @@ log = logging.getLogger(__name__)
 def one_task(ws: Server, task_id: str) -> None:
     """Tell a client how one task ended."""
     here = services()
-    wait = request.args.get("wait")
     with here.peers.open(ws) as peer:
         try:
-            wait_s = wait_parameter(wait, default_s=WAIT_S, most_s=WAIT_S)
+            wait_s = granted_s(read(Wait).wait, default_s=WAIT_S, most_s=WAIT_S)
             record, outcome = here.fetch(task_id)
             document = documents.task(task_id, record, outcome)
         except InfernoError as exc:
@@ -247,7 +248,7 @@ class Conversation:
                 self._here.control.cancel(task_id)
             except InfernoError as exc:
                 # Not under the task's id: its outcome may still be on its way.
-                problem = exc.problem() | {"task_id": task_id}
+                problem = {**exc.problem(), "task_id": task_id}
                 self._say(reference, {"type": "error", "data": problem})
             else:
                 self._say(reference, {"type": "cancelled", "task_id": task_id})
@@ -338,7 +339,7 @@ def _outcomes(here: Services, arrivals: Sequence[_Arrival]) -> Iterator[bytes]:
             yield _error(task_id, exc)
 
 
-def _envelope(document: dict[str, Any]) -> bytes:
+def _envelope(document: TaskView) -> bytes:
     kind = "result" if document["status"] == TaskState.SUCCEEDED else "error"
     return documents.encode({"type": kind, "task_id": document["task_id"], "data": document})
 

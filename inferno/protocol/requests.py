@@ -10,21 +10,66 @@ tensor. The query of the URL says the rest then.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from inferno.errors import InvalidField, InvalidRequest
 from inferno.protocol.signature import Limits, Signature
 from inferno.protocol.tensors import MAX_DIMENSIONS, Binary, Tensors
-from inferno.protocol.webhooks import DEFAULT_EVENTS, EVENTS, parse_address
+from inferno.protocol.webhooks import DEFAULT_EVENTS, MAX_URL, parse_address
 
 #: S0's range: higher is sooner.
 MIN_PRIORITY, MAX_PRIORITY = 0, 9
+#: Longest deadline that a task can have, in milliseconds: one day.
+MAX_TIMEOUT_MS = 86_400_000
 
 _MISSING: Any = msgspec.UNSET
+
+# What a body may say, with its constraints: msgspec checks them, and the OpenAPI document shows
+# them.
+
+Version = Annotated[
+    int | None, Meta(description="Of the model; the active one by default.", examples=[1])
+]
+Outputs = Annotated[list[str] | None, Meta(description="Names of the outputs to return; all.")]
+Priority = Annotated[
+    int, Meta(ge=MIN_PRIORITY, le=MAX_PRIORITY, description="0 to 9; higher is sooner.")
+]
+TimeoutMs = Annotated[
+    Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_MS)] | None,
+    Meta(description="The forward pass must start within so many milliseconds.", examples=[30_000]),
+]
+Codec = Annotated[
+    Literal["json", "base64"] | None,
+    Meta(description="How numbers in outputs are written; as the model's package says."),
+]
+InputType = Annotated[
+    Literal["text", "image", "audio"] | None,
+    Meta(description="Which input a plain value is meant for."),
+]
+Webhook = Annotated[
+    str | None,
+    Meta(
+        description="A URL that is called about the task.",
+        extra_json_schema={"format": "uri", "maxLength": MAX_URL},
+    ),
+]
+Events = Annotated[
+    Annotated[list[Literal["start", "completed"]], Meta(min_length=1)] | None,
+    Meta(description="What it is called for; `completed` by default."),
+]
+SameEvents = Annotated[
+    Annotated[list[Literal["start", "completed"]], Meta(min_length=1)] | None,
+    Meta(description="Another name of `webhook_events`."),
+]
+UseCache = Annotated[
+    bool, Meta(description="Whether the result of another task with equal inputs will do.")
+]
 
 
 class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,58 +118,111 @@ class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return signature.assign(self.inputs, self.input_type)
 
 
-class _Body(msgspec.Struct, forbid_unknown_fields=True):
-    """Everything that a body may say; `_unify` refuses contradictions."""
+class SubmitBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What to run, in one of three forms: `model` and `inputs`, or the names of other servers."""
 
-    inputs: Any = _MISSING
-    payload: Any = _MISSING
-    input: Any = _MISSING
-    model: str | msgspec.UnsetType = msgspec.UNSET
-    model_name: str | msgspec.UnsetType = msgspec.UNSET
-    model_id: str | msgspec.UnsetType = msgspec.UNSET
-    version: int | None = None
-    outputs: list[str] | None = None
-    priority: int = 0
-    timeout_ms: float | None = None
-    codec: str | None = None
-    input_type: str | None = None
-    webhook: str | None = None
-    webhook_events: list[str] | None = None
-    webhook_events_filter: list[str] | None = None
-    cache: bool = True
-
-
-class _PredictBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a predict; the path names the model."""
-
-    inputs: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
-    #: One item for each row, in place of `inputs`: KServe's form.
-    instances: list[Any] | msgspec.UnsetType = msgspec.UNSET
-    version: int | None = None
-    outputs: list[str] | None = None
-    priority: int = 0
-    timeout_ms: float | None = None
-    codec: str | None = None
-    webhook: str | None = None
-    webhook_events: list[str] | None = None
-    webhook_events_filter: list[str] | None = None
-    cache: bool = True
+    inputs: Annotated[
+        Any,
+        Meta(
+            description="Inputs by name, or one plain value for the input that can hold it.",
+            examples=[{"text": "What a lovely day!"}],
+        ),
+    ] = _MISSING
+    payload: Annotated[Any, Meta(description="Another name of `inputs`.")] = _MISSING
+    input: Annotated[Any, Meta(description="Another name of `inputs`.")] = _MISSING
+    model: Annotated[str, Meta(description="The model's name.")] | msgspec.UnsetType = msgspec.UNSET
+    model_name: Annotated[str, Meta(description="Another name of `model`.")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    model_id: Annotated[str, Meta(description="Another name of `model`.")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    version: Version = None
+    outputs: Outputs = None
+    priority: Priority = 0
+    timeout_ms: TimeoutMs = None
+    codec: Codec = None
+    input_type: InputType = None
+    webhook: Webhook = None
+    webhook_events: Events = None
+    webhook_events_filter: SameEvents = None
+    cache: UseCache = True
 
 
-class _Query(msgspec.Struct, forbid_unknown_fields=True):
+def _exactly_one(*names: str) -> dict[str, Any]:
+    return {"oneOf": [{"required": [name]} for name in names]}
+
+
+#: With what `_unify` checks besides.
+Submit = Annotated[
+    SubmitBody,
+    Meta(
+        extra_json_schema={
+            "allOf": [
+                _exactly_one("inputs", "payload", "input"),
+                _exactly_one("model", "model_name", "model_id"),
+            ]
+        }
+    ),
+]
+
+
+class PredictBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The inputs by name; the path names the model."""
+
+    inputs: Annotated[dict[str, Any], Meta(description="Inputs by name.")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    instances: (
+        Annotated[
+            list[Any],
+            Meta(
+                min_length=1,
+                description="One item for each row, in place of `inputs`: KServe's form.",
+            ),
+        ]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+    version: Version = None
+    outputs: Outputs = None
+    priority: Priority = 0
+    timeout_ms: TimeoutMs = None
+    codec: Codec = None
+    webhook: Webhook = None
+    webhook_events: Events = None
+    webhook_events_filter: SameEvents = None
+    cache: UseCache = True
+
+
+Predict = Annotated[PredictBody, Meta(extra_json_schema=_exactly_one("inputs", "instances"))]
+
+_SHAPE = rf"^[0-9]{{1,9}}(,[0-9]{{1,9}}){{0,{MAX_DIMENSIONS - 1}}}$"
+
+
+class BinaryPredictQuery(msgspec.Struct, forbid_unknown_fields=True):
     """What the query of a URL says of a body that is the input itself."""
 
-    model: str = ""
-    #: The input's name; may be left out where only one can hold it.
-    input: str | None = None
-    #: Sizes with commas between.
-    shape: str | None = None
-    version: int | None = None
-    #: Names with commas between.
-    outputs: str | None = None
-    priority: int = 0
-    timeout_ms: float | None = None
-    codec: str | None = None
+    input: Annotated[
+        str | None,
+        Meta(description="The input's name; may be left out where only one can hold the body."),
+    ] = None
+    shape: Annotated[
+        Annotated[str, Meta(pattern=_SHAPE)] | None,
+        Meta(description="Of a numeric tensor: sizes with commas between.", examples=["1,3,8,8"]),
+    ] = None
+    version: Version = None
+    outputs: Annotated[
+        str | None, Meta(description="Names of the outputs to return, with commas between; all.")
+    ] = None
+    priority: Priority = 0
+    timeout_ms: TimeoutMs = None
+    codec: Codec = None
+
+
+class BinarySubmitQuery(BinaryPredictQuery, forbid_unknown_fields=True, kw_only=True):
+    """The same, of a submit."""
+
+    model: Annotated[str, Meta(description="The model's name.")]
 
 
 _T = TypeVar("_T")
@@ -133,7 +231,6 @@ _T = TypeVar("_T")
 _BINARY = re.compile(
     r"\s*(?:application/octet-stream|(?:image|audio)/[^;\s]+)\s*(?:;|$)", re.IGNORECASE
 )
-_SHAPE = re.compile(rf"\d{{1,9}}(?:,\d{{1,9}}){{0,{MAX_DIMENSIONS - 1}}}", re.ASCII)
 
 
 def is_binary(content_type: str | None) -> bool:
@@ -147,7 +244,7 @@ def parse_submit(body: bytes) -> InferRequest:
     Raises:
       InvalidRequest: it is no JSON object of the documented form; names the field.
     """
-    return _unify(decode(body, _Body))
+    return _unify(decode(body, SubmitBody))
 
 
 def convert_submit(message: Mapping[str, Any]) -> InferRequest:
@@ -157,9 +254,9 @@ def convert_submit(message: Mapping[str, Any]) -> InferRequest:
       InvalidRequest: as `parse_submit`.
     """
     try:
-        return _unify(msgspec.convert(message, _Body))
+        return _unify(msgspec.convert(message, SubmitBody))
     except msgspec.ValidationError as exc:
-        raise _explain(exc) from None
+        raise explain(exc, SubmitBody) from None
 
 
 def parse_predict(body: bytes, model: str) -> InferRequest:
@@ -168,32 +265,28 @@ def parse_predict(body: bytes, model: str) -> InferRequest:
     Raises:
       InvalidRequest: it is no JSON object of the documented form; names the field.
     """
-    given = decode(body, _PredictBody)
+    given = decode(body, PredictBody)
     by_instance = given.instances is not msgspec.UNSET
     if by_instance == (given.inputs is not msgspec.UNSET):
         raise InvalidField("expected either inputs, by name, or instances, by row", "inputs")
-    return _checked(
-        InferRequest(
-            _columns(given.instances) if by_instance else given.inputs,
-            model,
-            given.version,
-            given.outputs,
-            given.priority,
-            given.timeout_ms,
-            "json" if by_instance else given.codec,
-            None,
-            given.webhook,
-            _events(given),
-            given.cache,
-            by_instance=by_instance,
-        )
+    return InferRequest(
+        _columns(given.instances) if by_instance else given.inputs,
+        model,
+        given.version,
+        given.outputs,
+        given.priority,
+        given.timeout_ms,
+        "json" if by_instance else given.codec,
+        None,
+        given.webhook,
+        _events(given),
+        given.cache,
+        by_instance=by_instance,
     )
 
 
 def _columns(instances: Any) -> Any:
     """Return what is given by rows by inputs: by their names, or as one plain value."""
-    if not instances:
-        raise InvalidField("expected at least one instance", "instances")
     rows = [_decoded(row) for row in instances]
     if not any(isinstance(row, dict) for row in rows):
         return rows
@@ -224,29 +317,36 @@ def parse_binary(body: bytes, query: Mapping[str, str], model: str | None = None
     Raises:
       InvalidRequest: a parameter is wrong; names it.
     """
-    try:
-        given = msgspec.convert(query, _Query, strict=False)
-    except msgspec.ValidationError as exc:
-        raise _explain(exc) from None
-    if model is not None and given.model:
+    if model is not None and "model" in query:
         raise InvalidField("the path names the model already", "model")
-    if model is None and not given.model:
-        raise InvalidField("missing parameter 'model'", "model")
-    if given.shape is not None and not _SHAPE.fullmatch(given.shape):
-        raise InvalidField(f"expected sizes such as 1,3,224,224, got {given.shape!r:.80}", "shape")
+    kind = BinarySubmitQuery if model is None else BinaryPredictQuery
+    given: BinaryPredictQuery = convert_query(query, kind)
     shape = None if given.shape is None else tuple(map(int, given.shape.split(",")))
     value = Binary(body, shape)
-    return _checked(
-        InferRequest(
-            value if given.input is None else {given.input: value},
-            model or given.model,
-            given.version,
-            None if given.outputs is None else given.outputs.split(","),
-            given.priority,
-            given.timeout_ms,
-            given.codec,
-        )
+    return InferRequest(
+        value if given.input is None else {given.input: value},
+        given.model if isinstance(given, BinarySubmitQuery) else str(model),
+        given.version,
+        None if given.outputs is None else given.outputs.split(","),
+        given.priority,
+        given.timeout_ms,
+        given.codec,
     )
+
+
+def convert_query(query: Mapping[str, Any], kind: type[_T]) -> _T:
+    """Read the parameters of a URL.
+
+    Args:
+      query: texts, or lists of them, by name.
+      kind: the struct that they make up.
+    Raises:
+      InvalidField: a parameter is wrong, missing or unknown; names it.
+    """
+    try:
+        return msgspec.convert(query, kind, strict=False)
+    except msgspec.ValidationError as exc:
+        raise explain(exc, kind) from None
 
 
 def decode(body: bytes, kind: type[_T]) -> _T:
@@ -260,14 +360,20 @@ def decode(body: bytes, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as exc:
-        raise _explain(exc) from None
+        raise explain(exc, kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise InvalidRequest(f"the body is no valid JSON: {exc}") from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
 
 
-def _explain(exc: msgspec.ValidationError) -> InvalidRequest:
+def explain(exc: msgspec.ValidationError, kind: type) -> InvalidRequest:
+    """Return the error that says in our words what msgspec found wrong with a struct.
+
+    Args:
+      exc: as msgspec raised it.
+      kind: the struct that was to be read.
+    """
     # Of a mapping, it says whether a key or a value is meant.
     text, _, path = str(exc).replace("`key` in ", "").partition(" - at `$")
     path, member = path.rstrip("`").lstrip("."), ""
@@ -276,30 +382,56 @@ def _explain(exc: msgspec.ValidationError) -> InvalidRequest:
     if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
         member, text = missing[1], f"missing field {missing[1]!r}"
     field = ".".join(filter(None, (path, member))) or None
+    if field is not None and (found := re.fullmatch(r"Invalid enum value (.*)", text, re.DOTALL)):
+        text = f"expected {_choices(kind, field.partition('[')[0])}, got {found[1]}"
     return InvalidRequest(text) if field is None else InvalidField(text, field)
 
 
-def _unify(body: _Body) -> InferRequest:
-    return _checked(
-        InferRequest(
-            _one_of(body, "inputs", "payload", "input"),
-            _one_of(body, "model", "model_name", "model_id"),
-            body.version,
-            body.outputs,
-            body.priority,
-            body.timeout_ms,
-            body.codec,
-            body.input_type,
-            body.webhook,
-            _events(body),
-            body.cache,
-        )
+@functools.cache
+def _choices(kind: type, field: str) -> str:
+    """Say what may stand in a field that holds one of several texts, or a list of them."""
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    (found,) = [one.type for one in info.fields if one.encode_name == field]
+    *others, last = _literals(found)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _literals(info: msgspec.inspect.Type) -> Iterator[str]:
+    match info:
+        case msgspec.inspect.LiteralType():
+            yield from map(str, info.values)
+        case msgspec.inspect.EnumType():
+            yield from (member.value for member in info.cls)
+        case msgspec.inspect.UnionType():
+            for one in info.types:
+                yield from _literals(one)
+        case msgspec.inspect.ListType():
+            yield from _literals(info.item_type)
+        case msgspec.inspect.Metadata():
+            yield from _literals(info.type)
+
+
+def _unify(body: SubmitBody) -> InferRequest:
+    return InferRequest(
+        _one_of(body, "inputs", "payload", "input"),
+        _one_of(body, "model", "model_name", "model_id"),
+        body.version,
+        body.outputs,
+        body.priority,
+        body.timeout_ms,
+        body.codec,
+        body.input_type,
+        body.webhook,
+        _events(body),
+        body.cache,
     )
 
 
-def _events(body: _Body | _PredictBody) -> list[str] | None:
+def _events(body: SubmitBody | PredictBody) -> list[str] | None:
     """Check a body's webhook and return the events that it is told of."""
-    events, field = body.webhook_events, "webhook_events"
+    events: list[Any] | None = body.webhook_events
+    field = "webhook_events"
     if body.webhook_events_filter is not None:
         field = "webhook_events_filter"
         if events is not None:
@@ -310,40 +442,13 @@ def _events(body: _Body | _PredictBody) -> list[str] | None:
             raise InvalidField(f"{field} needs a webhook; give its URL", field)
         return None
     parse_address(body.webhook)
-    if events is None:
-        return list(DEFAULT_EVENTS)
-    if not events:
-        raise InvalidField(f"expected at least one of {', '.join(EVENTS)}", field)
-    for event in events:
-        if event not in EVENTS:
-            raise InvalidField(f"expected {' or '.join(EVENTS)}, got {event!r}", field)
-    return list(dict.fromkeys(events))
+    return list(DEFAULT_EVENTS if events is None else dict.fromkeys(events))
 
 
-def _one_of(body: _Body, *names: str) -> Any:
+def _one_of(body: SubmitBody, *names: str) -> Any:
     given = [name for name in names if getattr(body, name) is not msgspec.UNSET]
     if not given:
         raise InvalidField(f"missing field {names[0]!r}", names[0])
     if len(given) > 1:
         raise InvalidField(f"{given[0]} and {given[1]} mean the same; give one of them", given[1])
     return getattr(body, given[0])
-
-
-def _checked(request: InferRequest) -> InferRequest:
-    if not MIN_PRIORITY <= request.priority <= MAX_PRIORITY:
-        raise InvalidField(
-            f"expected a priority from {MIN_PRIORITY} to {MAX_PRIORITY}, got {request.priority}",
-            "priority",
-        )
-    if request.timeout_ms is not None and not 0 < request.timeout_ms <= 86_400_000:
-        raise InvalidField(
-            f"expected milliseconds, over 0 and at most one day, got {request.timeout_ms:g}",
-            "timeout_ms",
-        )
-    if request.codec not in (None, "json", "base64"):
-        raise InvalidField(f"expected json or base64, got {request.codec!r}", "codec")
-    if request.input_type not in (None, "text", "image", "audio"):
-        raise InvalidField(
-            f"expected text, image or audio, got {request.input_type!r}", "input_type"
-        )
-    return request

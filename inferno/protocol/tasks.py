@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
+from msgspec import Meta
 
 
 class TaskState(StrEnum):
@@ -53,30 +54,29 @@ TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
 class Timings(msgspec.Struct, frozen=True):
     """Where a task's time went, in milliseconds."""
 
-    #: From acceptance until a worker held it.
-    queue_ms: float
-    #: From there until its forward pass started.
-    batch_wait_ms: float
-    #: The forward pass, with preparing and splitting its batch.
-    inference_ms: float
-    #: From acceptance until its outcome was settled.
-    total_ms: float
+    queue_ms: Annotated[float, Meta(description="From acceptance until a worker held it.")]
+    batch_wait_ms: Annotated[float, Meta(description="From there until its forward pass started.")]
+    inference_ms: Annotated[
+        float, Meta(description="The forward pass, with preparing and splitting its batch.")
+    ]
+    total_ms: Annotated[float, Meta(description="From acceptance until its outcome was settled.")]
 
 
 class BatchInfo(msgspec.Struct, frozen=True):
     """The batch that a task rode in."""
 
     id: str
-    #: Tasks in it.
-    size: int
-    #: Rows in it: a task may have several.
-    rows: int
-    #: Why it left: `full`, `window`, `idle`, `deadline` or `isolated`.
-    flush_reason: str
-    #: What the forward pass was expected to take, in ms; 0 before anything was measured.
-    predicted_ms: float
-    #: What it took.
-    run_ms: float
+    size: Annotated[int, Meta(description="Tasks in it.")]
+    rows: Annotated[int, Meta(description="Rows in it: a task may have several.")]
+    flush_reason: Annotated[
+        str,
+        Meta(description="Why it left: `full`, `window`, `idle`, `deadline` or `isolated`."),
+    ]
+    predicted_ms: Annotated[
+        float,
+        Meta(description="What the pass was expected to take; 0 before anything was measured."),
+    ]
+    run_ms: Annotated[float, Meta(description="What it took, in milliseconds.")]
 
 
 class StageRun(msgspec.Struct, frozen=True):
@@ -85,10 +85,11 @@ class StageRun(msgspec.Struct, frozen=True):
     name: str
     model: str
     version: int
-    #: Of the stage's own task.
-    task_id: str
-    #: From when the stage could begin until the ensemble had its result.
-    ms: float
+    task_id: Annotated[str, Meta(description="Of the stage's own task.")]
+    ms: Annotated[
+        float,
+        Meta(description="From when the stage could begin until the ensemble had its result."),
+    ]
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -105,3 +106,55 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     cached: bool = False
     #: Of an ensemble, in the order in which they ended.
     stages: tuple[StageRun, ...] = ()
+
+
+class OutputTensor(TypedDict):
+    """An explicit tensor; it has either `data` or `base64`."""
+
+    dtype: Annotated[str, Meta(description="Such as `float32`, `string`.", examples=["float32"])]
+    shape: Annotated[list[int], Meta(examples=[[1, 2]])]
+    data: NotRequired[
+        Annotated[
+            Any,
+            Meta(
+                description="Nested lists; an element of a `bytes` tensor is base64.",
+                examples=[[[0.1, 0.9]]],
+            ),
+        ]
+    ]
+    base64: NotRequired[
+        Annotated[
+            str,
+            Meta(description="The little-endian, row-major bytes of a numeric tensor."),
+        ]
+    ]
+
+
+#: Marks what was answered with a kept result; other documents do not have it.
+Cached = Annotated[bool, Meta(description="Whether it is the kept result of an earlier task.")]
+
+
+class Answer(TypedDict):
+    """The answer to a synchronous call: a `Result`, and the task's id."""
+
+    outputs: dict[str, OutputTensor]
+    task_id: str
+    model: Annotated[str, Meta(examples=["sentiment"])]
+    version: Annotated[int, Meta(examples=[1])]
+    timings: Timings
+    batch: BatchInfo
+    worker: Annotated[str, Meta(examples=["sentiment-4711@host"])]
+    cached: NotRequired[Cached]
+    stages: NotRequired[Annotated[list[StageRun], Meta(description="Of an ensemble.")]]
+
+
+class Predictions(TypedDict):
+    """The answer to a synchronous call with `instances`: KServe's V1."""
+
+    predictions: Annotated[
+        list[Any],
+        Meta(description="One for each instance; of several outputs, an object of them."),
+    ]
+    model_name: str
+    model_version: str
+    task_id: str

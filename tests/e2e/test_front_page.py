@@ -1,4 +1,4 @@
-"""The front page in a real browser, on the running platform."""
+"""The front page and that of the API in a real browser, on the running platform."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def open_page(browser, platform):
     """Open the page; at the end, nothing may have gone wrong in it."""
     contexts, complaints, hosts = [], [], set()
 
-    def opened(**options):
+    def opened(path="/", **options):
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
@@ -87,8 +87,9 @@ def open_page(browser, platform):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda said: complaints.append(said.text))
         page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
-        page.goto(platform.url)
-        expect(page.locator("#connection")).to_have_text("live")
+        page.goto(platform.url + path)
+        if path == "/":
+            expect(page.locator("#connection")).to_have_text("live")
         return page
 
     yield opened
@@ -264,4 +265,51 @@ def test_narrow_screen_needs_no_scrolling_sideways(open_page):
     for model in ("sentiment", "embed", "echo"):
         run(card(page, model))
     run(card(page, "mock"), "Send 64 at once")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+# The page of the API
+
+
+def operation(page, name):
+    """Open one operation of the page."""
+    block = page.locator(f"#operations-{name}")
+    block.locator(".opblock-summary-control").click()
+    return block
+
+
+def try_out(block):
+    """Execute an operation, and return the answer that is shown."""
+    block.get_by_role("button", name="Execute").click()
+    answer = block.locator(".live-responses-table .response").first
+    expect(answer.locator(".response-col_status")).to_contain_text("200")
+    return answer
+
+
+def test_front_page_leads_to_a_page_on_which_routes_can_be_tried(page):
+    page.get_by_role("link", name="API").click()
+    expect(page).to_have_title("Inferno API")
+
+    predict = operation(page, "infer-infer_predict_echo")
+    predict.get_by_role("button", name="Try it out").click()
+    predict.locator("textarea.body-param__text").fill('{"inputs": {"text": "from the page"}}')
+    expect(try_out(predict)).to_contain_text("from the page")
+
+    active = operation(page, "models-models_active")
+    active.get_by_role("button", name="Try it out").click()
+    active.get_by_placeholder("name").fill("digits")
+    expect(try_out(active)).to_contain_text('"name": "digits"')
+
+
+def test_page_of_the_api_can_be_read_in_both_schemes_and_on_a_narrow_screen(open_page):
+    page = open_page("/docs")
+    predict = operation(page, "infer-infer_predict_sentiment")
+    predict.get_by_role("button", name="Try it out").click()
+    expect(predict.locator("textarea.body-param__text")).to_contain_text("inputs")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        dark = page.locator("html.dark-mode")
+        expect(dark).to_have_count(1 if scheme == "dark" else 0)
+        assert page.evaluate(LOW_CONTRAST) == [], scheme
+    page.set_viewport_size({"width": 320, "height": 640})
     assert page.evaluate("document.documentElement.scrollWidth") <= 320

@@ -210,7 +210,7 @@ def test_an_ensemble_is_the_composition_of_its_stages(celery: Celery, records: R
         assert outcome is not None
         assert outcome.succeeded
     record, outcome = records.fetch(task.id)
-    shown = documents.task(task.id, record, outcome)["stages"]
+    shown: Any = documents.task(task.id, record, outcome)["stages"]
     assert msgspec.json.decode(shown) == result["stages"]
 
 

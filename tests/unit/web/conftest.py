@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from tasks.records import Records, encode_outcome
 from tasks.submit import Accepted, Submitter
 from tasks.transitions import Step, Transitions
 from tests.processes import redis_server, wait_until
+from tests.unit.web.conformance import CheckedClient, Conformance
 from web.app import create_app
 
 PNG = (
@@ -108,7 +110,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def settings(redis_url: str, repository: Path) -> Settings:
     return Settings.model_validate(
         {
@@ -140,6 +142,11 @@ class AnnouncingSubmitter(Submitter):
         return accepted
 
 
+def texts(*values: str) -> dict[str, Any]:
+    """A tensor of the wire that holds texts."""
+    return {"dtype": "string", "shape": [len(values)], "data": list(values)}
+
+
 class FakeWorker:
     """Settles tasks as a worker does: in Celery's format, stored and announced."""
 
@@ -150,7 +157,7 @@ class FakeWorker:
         self.client = client
         self.published: queue.SimpleQueue[Accepted | None] = queue.SimpleQueue()
         #: How published tasks are answered once `answer_all` was called.
-        self.outcome: Callable[[Accepted], Any] = lambda task: {"text": task.task_id}
+        self.outcome: Callable[[Accepted], Any] = lambda task: {"text": texts(task.task_id)}
 
     def serve(self, **models: list[int]) -> None:
         now = time.time()
@@ -196,15 +203,25 @@ class FakeWorker:
         else:
             self.succeed(task.task_id, outcome, task.model)
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Settle whatever is published, until the end of the block."""
+        thread = threading.Thread(target=self.run)
+        thread.start()
+        yield
+        self.published.put(None)
+        thread.join()
+
     def run(self) -> None:
         while (task := self.published.get()) is not None:
             self.settle(task)
 
 
-@pytest.fixture
-def app(
+@contextmanager
+def announcing_app(
     settings: Settings, store: redis.Redis, worker: FakeWorker, broker: Celery
 ) -> Iterator[Flask]:
+    """The app, which tells a fake worker of each task that it publishes."""
     app = create_app(settings)
     services = app.extensions["inferno"]
     submitter = AnnouncingSubmitter(broker, store, settings)
@@ -215,8 +232,27 @@ def app(
 
 
 @pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
+def app(
+    settings: Settings, store: redis.Redis, worker: FakeWorker, broker: Celery
+) -> Iterator[Flask]:
+    with announcing_app(settings, store, worker, broker) as app:
+        yield app
+
+
+@pytest.fixture(scope="module")
+def document(repository: Path) -> dict[str, Any]:
+    """The OpenAPI document of these tests' app."""
+    app = create_app(Settings.model_validate({"repository": {"root": repository}}))
+    document: dict[str, Any] = msgspec.json.decode(app.test_client().get("/openapi.json").data)
+    return document
+
+
+@pytest.fixture
+def client(app: Flask, document: dict[str, Any]) -> FlaskClient:
+    """A client that fails when an answer is not as the document says."""
+    client = CheckedClient(app)
+    client.conformance = Conformance(app, document)
+    return client
 
 
 @pytest.fixture
@@ -230,11 +266,8 @@ def worker(store: redis.Redis, settings: Settings) -> FakeWorker:
 @pytest.fixture
 def answering(worker: FakeWorker) -> Iterator[FakeWorker]:
     """A worker that settles everything at once, by its `outcome`."""
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    yield worker
-    worker.published.put(None)
-    thread.join()
+    with worker.running():
+        yield worker
 
 
 @pytest.fixture

@@ -96,6 +96,16 @@ def test_predict_takes_a_binary_body(client, answering, png):
         assert answer.json["field"] == field
 
 
+def test_parameters_of_a_json_body_are_not_ignored(client):
+    for path, name in (("/infer?model=sentiment", "model"), ("/infer?priority=9", "priority")):
+        body = problem(client.post(path, json=NATIVE), 422)
+        assert (body["code"], body["field"]) == ("invalid_field", name)
+    inputs = {"inputs": NATIVE["inputs"]}
+    answer = client.post("/v1/models/sentiment:predict?codec=base64", json=inputs)
+    assert problem(answer, 422)["field"] == "codec"
+    assert client.post("/infer?trace=1", json=NATIVE).status_code == 202
+
+
 def test_query_is_a_part_of_what_a_key_stands_for(client, png):
     def submit(query):
         return client.post(
@@ -237,7 +247,7 @@ def test_submit_waits_as_long_as_the_client_prefers(client, answering):
     assert response.status_code == 200
     assert response.headers["Preference-Applied"] == "wait=20"
     assert body["status"] == "succeeded"
-    assert body["outputs"] == {"text": body["task_id"]}
+    assert body["outputs"]["text"]["data"] == [body["task_id"]]
     assert body["accepted_at"] <= body["finished_at"]
 
 
@@ -261,7 +271,7 @@ def test_predict_answers_with_outputs(client, answering, path):
     response = client.post(f"/v1/models/{path}", data=json.dumps({"inputs": {"text": tensor}}))
     body = response.get_json()
     assert response.status_code == 200
-    assert body["outputs"] == {"text": body["task_id"]}
+    assert body["outputs"]["text"]["data"] == [body["task_id"]]
     assert (body["model"], body["version"]) == ("sentiment", 2)
     assert body["batch"]["flush_reason"] == "idle"
     assert body["timings"]["total_ms"] == 6

@@ -68,9 +68,11 @@ def test_version_can_be_named_by_a_header(client, answering):
             headers={"Inferno-Version": header},
         )
 
-    answering.outcome = lambda task: {"version": task.version}
-    assert predict("1").get_json()["outputs"] == {"version": 1}
-    assert predict("1", version=1).get_json()["outputs"] == {"version": 1}
+    answering.outcome = lambda task: {
+        "version": {"dtype": "int64", "shape": [1], "data": [task.version]}
+    }
+    assert predict("1").get_json()["outputs"]["version"]["data"] == [1]
+    assert predict("1", version=1).get_json()["outputs"]["version"]["data"] == [1]
     assert predict("7").status_code == 404
     for refused in (predict("one"), predict("2", version=1)):
         assert refused.status_code == 400

@@ -145,7 +145,7 @@ def test_conversation_submits_and_hears_the_result_after_the_acceptance(connect)
         assert (accepted["type"], accepted["id"]) == ("accepted", reference)
         result = hear(ws)
         assert (result["type"], result["task_id"]) == ("result", accepted["data"]["task_id"])
-        assert result["data"]["outputs"] == {"text": result["task_id"]}
+        assert result["data"]["outputs"]["text"]["data"] == [result["task_id"]]
 
 
 def test_conversation_takes_every_form_of_a_submit(connect):

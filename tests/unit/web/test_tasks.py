@@ -100,7 +100,7 @@ def test_long_poll_ends_with_the_client_s_patience(client, task_id):
     assert response.get_json()["status"] == "queued"
 
 
-@pytest.mark.parametrize("wait", ["soon", "-1", "nan", "1e9", ""])
+@pytest.mark.parametrize("wait", ["soon", "-1", "nan", "1e", ""])
 def test_wait_that_is_no_number_is_refused(client, task_id, wait):
     response = client.get(f"/tasks/{task_id}?wait={wait}")
     assert response.status_code == 400

@@ -1,0 +1,48 @@
+"""The parameters of URLs, read into structs that say what they may be."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, TypeVar
+
+import msgspec
+from flask import request
+
+from inferno.errors import InvalidRequest
+from inferno.protocol.requests import explain
+
+T = TypeVar("T")
+
+
+def read(kind: type[T]) -> T:
+    """Return the parameters of the current HTTP request; those that `kind` lacks are ignored.
+
+    A list may be given as one parameter with commas, as several, or both.
+
+    Raises:
+      InvalidRequest: one is not as `kind` says; names it.
+    """
+    lists = _lists(kind)  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    for name, values in request.args.lists():
+        if name in lists:
+            given[name] = [item for value in values for item in value.split(",")]
+        else:
+            given[name] = values[0]
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as exc:
+        wrong = explain(exc, kind)
+        raise InvalidRequest(wrong.detail, wrong.field and wrong.field.partition("[")[0]) from None
+
+
+@functools.cache
+def _lists(kind: type) -> frozenset[str]:
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    types = {field.encode_name: _plain(field.type) for field in info.fields}
+    return frozenset(n for n, one in types.items() if isinstance(one, msgspec.inspect.ListType))
+
+
+def _plain(info: msgspec.inspect.Type) -> msgspec.inspect.Type:
+    return _plain(info.type) if isinstance(info, msgspec.inspect.Metadata) else info
