@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 
 from inferno.engine import Engine
-from inferno.errors import ForwardFailed, InfernoError, InvalidInput, PackageError
+from inferno.errors import ForwardFailed, InfernoError, InvalidInput, PackageError, Problem
 from inferno.packaging.samples import BadInput, bad_inputs, members
 from inferno.protocol.signature import Limits
 from inferno.protocol.tensors import Array, Tensors
@@ -43,7 +43,7 @@ class Answer:
 
     case: str
     #: The problem as it is sent; None where there is an answer.
-    problem: dict[str, Any] | None
+    problem: Problem | None
     #: Whether the signature forbids it.
     forbidden: bool
 

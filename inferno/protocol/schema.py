@@ -2,7 +2,8 @@
 
 What a signature accepts is valid by its schema. The other way round, a schema cannot say
 everything: that lists are of equal length and a free dimension has the same size everywhere, that
-`shape` agrees with `data`, how many bytes base64 or a text has, and that bytes are an image or a sound.
+`shape` agrees with `data`, how many bytes base64 or a text has, and that bytes are an image or a
+sound.
 """
 
 from __future__ import annotations

@@ -124,7 +124,12 @@ def with_input(**changes: Any) -> dict[str, Any]:
         ({"labels": [True]}, "labels.0", "True", "valid string"),
         ({"retries": {"max_retries": -1}}, "retries.max_retries", "-1", "greater than or equal"),
         (with_input(dtype="complex64"), "signature.inputs.0.dtype", "'complex64'", "one of bool"),
-        (with_input(content="video"), "signature.inputs.0.content", "'video'", "'text' or 'image'"),
+        (
+            with_input(content="video"),
+            "signature.inputs.0.content",
+            "'video'",
+            "'image' or 'audio'",
+        ),
         (with_input(shape=["batch", -1]), "signature.inputs.0.shape", None, "positive integers"),
         (with_input(shape=[2]), "signature", None, "either every tensor has `batch`"),
         ({"signature": {"inputs": [TENSOR]}}, "signature.outputs", None, "field required"),
