@@ -72,7 +72,7 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 LOCATION = Header("Location", "Where to ask for the task.", example="/tasks/0d4c")
 
-_BINARY = ("application/octet-stream", "image/*")
+_BINARY = ("application/octet-stream", "image/*", "audio/*")
 #: Of a request that runs a model.
 HEADERS = (
     idempotency.KEY,

@@ -2,7 +2,8 @@
 
 What a signature accepts is valid by its schema. The other way round, a schema cannot say
 everything: that lists are of equal length and a free dimension has the same size everywhere, that
-`shape` agrees with `data`, how many bytes base64 or a text has, and that bytes are an image.
+`shape` agrees with `data`, how many bytes base64 or a text has, and that bytes are an image or a
+sound.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import msgspec
 import numpy as np
 
 from inferno.protocol.requests import Predict
-from inferno.protocol.signature import BATCH, Limits, Signature, TensorSpec
+from inferno.protocol.signature import BATCH, MAGIC, Limits, Signature, TensorSpec
 from inferno.protocol.tasks import Answer, Predictions
 from inferno.protocol.tensors import ALIASES, NUMERIC
 
@@ -175,7 +176,8 @@ def _element(spec: TensorSpec, limits: Limits) -> Schema:
         # A character has at least one byte.
         return {"type": "string", "minLength": 1, "maxLength": limits.text_bytes}
     if spec.dtype == "bytes":
-        media = "image/*" if spec.content == "image" else "application/octet-stream"
+        known = spec.content in MAGIC
+        media = f"{spec.content}/*" if known else "application/octet-stream"
         return {
             "type": "string",
             "pattern": _BYTES,
