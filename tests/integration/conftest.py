@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
+from uuid import uuid4
 
 import kombu.pools
 import pytest
@@ -17,13 +19,16 @@ from celery import Celery
 from celery.result import AsyncResult
 from flask.testing import FlaskClient
 
-from inferno.protocol.requests import MAX_PRIORITY
+from inferno.protocol.requests import MAX_PRIORITY, parse_submit
+from inferno.protocol.signature import Limits
+from inferno.repository import Repository as Packages
 from inferno.settings import Settings
 from tasks.connection import connect
 from tasks.control import Control
 from tasks.dead import DeadLetters
 from tasks.records import Record, Records
 from tasks.statistics import Statistics
+from tasks.submit import Submitter
 from tasks.transitions import Arrival, Transitions
 from tasks.transport import register
 from tests.processes import wait_until, worker
@@ -137,7 +142,7 @@ def accept(
 @contextmanager
 def occupied(celery: Celery, model: str, repository: Repository) -> Iterator[Callable[[int], None]]:
     """Keep a worker's only executor busy; yields a function that waits until so many tasks wait."""
-    gate = repository.root.parent / f"gate-{model}"
+    gate = repository.root.parent / f"gate-{uuid4()}"
     busy = send(celery, model, f"hold:{gate}")
     wait_until(lambda: f"hold:{gate}" in repository.ran())
 
@@ -248,6 +253,20 @@ def celery(settings: Settings) -> Iterator[Celery]:
     app.backend.client.close()
     app.close()
     kombu.pools.reset()
+
+
+@pytest.fixture
+def submit(celery: Celery, client: redis.Redis, settings: Settings) -> Callable[[str, str], str]:
+    """Submit a text to a model as the web tier does; returns the task's id."""
+    submitter = Submitter(celery, client, settings)
+
+    def submit(model: str, text: str) -> str:
+        package = Packages.read(settings.repository).model(model).package()
+        request = parse_submit(json.dumps({"model": model, "inputs": {"text": text}}).encode())
+        inputs = request.arrays(package.signature, Limits(1000, 1000, 1000))
+        return submitter.submit(request, package, inputs).task_id
+
+    return submit
 
 
 @pytest.fixture

@@ -101,6 +101,9 @@ def test_sixty_four_equal_calls_are_computed_once(
             wait_until(lambda: counts(statistics, "same")["coalesced"] == 63)
         answers = [call.result() for call in calls]
     assert repository.ran().count("text") == 1
+    # One of them was computed, and before it what kept the worker busy.
+    found = statistics.read("same", 1)
+    assert (found.success.count, found.cache_hit.count, found.inference_count) == (65, 63, 2)
     assert len({answer["task_id"] for answer in answers}) == 64
     assert len({answer["batch"]["id"] for answer in answers}) == 1
     assert all(answer["outputs"]["text"]["data"] == ["text"] for answer in answers)

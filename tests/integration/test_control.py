@@ -7,39 +7,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import redis
-from celery import Celery
 
 from inferno.errors import NotConfirmed, PayloadGone, TaskCancelled, TaskNotFound, WrongState
-from inferno.protocol.requests import parse_submit
-from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import TaskState
-from inferno.repository import Repository as Packages
-from inferno.settings import Settings
 from tasks.control import Control
 from tasks.records import Records
-from tasks.submit import Submitter
 from tests.integration.conftest import occupied, send
 from tests.processes import wait_until
 
 #: So long that nobody waits for it.
 LONG_PAUSE = {"max_retries": 1, "backoff_s": 600, "max_backoff_s": 600, "jitter": False}
-
-Submit = Callable[[str, str], str]
-
-
-@pytest.fixture
-def submit(celery: Celery, client: redis.Redis, settings: Settings) -> Submit:
-    """Submit a text to a model as the web tier does; returns the task's id."""
-    submitter = Submitter(celery, client, settings)
-
-    def submit(model: str, text: str) -> str:
-        package = Packages.read(settings.repository).model(model).package()
-        request = parse_submit(json.dumps({"model": model, "inputs": {"text": text}}).encode())
-        inputs = request.arrays(package.signature, Limits(1000, 1000, 1000))
-        return submitter.submit(request, package, inputs).task_id
-
-    return submit
 
 
 @pytest.fixture

@@ -1,0 +1,76 @@
+"""What a version's tasks have come to is exact, whatever happened to them on their way."""
+
+from __future__ import annotations
+
+from inferno.protocol.tasks import TaskState
+from tasks.statistics import Statistics
+from tests.integration.conftest import occupied, send
+from tests.processes import wait_until
+
+
+def passes(statistics: Statistics, model: str) -> dict[int, int]:
+    """Return how many forward passes there were of each size."""
+    found = statistics.read(model, 1)
+    assert found.execution_count == sum(one.compute_infer.count for one in found.batch_stats)
+    return {one.batch_size: one.compute_infer.count for one in found.batch_stats}
+
+
+def test_each_task_counts_once_by_what_became_of_it(
+    repository, start_worker, celery, statistics, records, control, submit
+):
+    repository.add("exact", batching={"max_batch_size": 4})
+    with start_worker("exact"):
+        assert statistics.read("exact", 1) == statistics.read("exact", 2)
+        with occupied(celery, "exact", repository) as wait_for:
+            crowd = [send(celery, "exact", text) for text in ("a", "b", "c", "poison")]
+            # Neither of these is in a pass.
+            cancelled = submit("exact", "cancelled")
+            wait_for(5)
+            control.cancel(cancelled)
+            send(celery, "exact", "late", expires=0.1).get(timeout=20, propagate=False)
+        for task in crowd:
+            task.get(timeout=20, propagate=False)
+        assert records.fetch(cancelled)[0].state is TaskState.CANCELLED
+        # The gate; all four, which fail; both halves, and the members of the one that fails.
+        assert passes(statistics, "exact") == {1: 1 + 2, 2: 2, 4: 1}
+        before = statistics.read("exact", 1)
+        assert (before.success.count, before.inference_count, before.fail.count) == (4, 4, 3)
+
+        # More rows than a pass takes.
+        send(celery, "exact", [f"row {n}" for n in range(10)]).get(timeout=20)
+        assert passes(statistics, "exact") == {1: 3, 2: 3, 4: 3}
+
+        # Two attempts, and three of one that fails.
+        send(celery, "exact", "once:a").get(timeout=20)
+        send(celery, "exact", "never").get(timeout=20, propagate=False)
+        assert passes(statistics, "exact") == {1: 3 + 2 + 3, 2: 3, 4: 3}
+
+    found = statistics.read("exact", 1)
+    assert (found.success.count, found.inference_count, found.fail.count) == (6, 15, 4)
+    assert found.queue.count == found.compute_infer.count == found.success.count
+    assert found.cache_hit.count == found.hits == found.misses == 0
+    # A task is over after all that was done for it.
+    parts = (found.queue, found.compute_input, found.compute_infer, found.compute_output)
+    assert all(part.ns > 0 for part in parts)
+    assert sum(part.ns for part in parts) < found.success.ns
+    assert before.last_inference < found.last_inference
+
+
+def test_what_a_killed_worker_had_begun_counts_once(
+    repository, start_worker, celery, statistics, client
+):
+    repository.add("killed", batching={"max_batch_size": 4})
+    gate = repository.root.parent / "gate"
+    with start_worker("killed") as victim:
+        tasks = [send(celery, "killed", [f"hold:{gate}", "x"]), send(celery, "killed", "y")]
+        wait_until(lambda: f"hold:{gate}" in repository.ran())
+        victim.kill()
+        gate.touch()
+        with start_worker("killed"):
+            for task in tasks:
+                task.get(timeout=30)
+    found = statistics.read("killed", 1)
+    assert (found.success.count, found.inference_count, found.fail.count) == (2, 3, 0)
+    # The pass that was cut off has told nobody of itself.
+    rows = sum(size * count for size, count in passes(statistics, "killed").items())
+    assert rows == 3
