@@ -67,7 +67,6 @@ async def _swap(
         httpx.AsyncClient(base_url=url, verify=tls, timeout=PATIENCE_S) for _ in range(CLIENTS)
     ]
     turns = cycle(clients)
-    began = time.perf_counter()
     calls: list[asyncio.Task[dict[str, Any]]] = []
     loads: list[dict[str, Any]] = []
 
@@ -80,6 +79,7 @@ async def _swap(
 
     async with httpx.AsyncClient(base_url=url, verify=tls, timeout=PATIENCE_S) as operator:
         await operator.post("/v1/models:load", json={"name": MODEL, "version": 1})
+        began = time.perf_counter()
         calling = asyncio.create_task(keep_calling())
         await asyncio.sleep(before_s)
         for swap in range(swaps):

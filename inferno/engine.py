@@ -128,6 +128,7 @@ class Engine:
         runtime = self.__dict__.pop("_runtime", None)
         if runtime is None:
             return
+        resident_before = memory.resident_bytes()
         close = getattr(runtime.processor, "close", None)
         self._preprocess = self._postprocess = self._sample = None
         try:
@@ -135,7 +136,8 @@ class Engine:
                 close()
         finally:
             del runtime, close
-            memory.release()
+            held_bytes = self.memory_bytes if self.device == "cpu" else math.inf
+            memory.release(held_bytes, resident_before)
 
     def __del__(self) -> None:
         # Who unloads a version only lets go of it: the last pass that is under way keeps it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,6 +138,24 @@ def test_an_engine_says_what_it_holds(
     engine.warm_up()
     # ONNX Runtime holds a second, packed copy of the matrix.
     assert 0.9 * WEIGHTS_BYTES < engine.memory_bytes < 6 * WEIGHTS_BYTES
+
+
+@pytest.mark.parametrize(("kind", "collects"), [("callable", False), ("module", True)])
+def test_all_is_looked_through_only_for_an_engine_that_refers_to_itself(
+    write_package: WritePackage, kind: str, collects: bool, tmp_path: Path
+) -> None:
+    package = Package.read(write(write_package, kind, tmp_path))
+    engine = Engine(
+        package, BatchingSettings(max_batch_size=4), InferenceSettings(device="cpu", threads=1)
+    )
+    engine.warm_up()
+    collected = []
+    gc.callbacks.append(lambda phase, info: collected.append(info["generation"]))
+    try:
+        engine.close()
+    finally:
+        gc.callbacks.pop()
+    assert (2 in collected) is collects
 
 
 def test_what_a_package_has_opened_is_closed_with_its_engine(
