@@ -258,7 +258,8 @@ inferno models validate path/to/models/iris/1"""
     "--tolerance",
     type=click.FloatRange(0),
     help="How far outputs of batched rows may differ from those of lone ones, relative to the "
-    "largest value; default: 1e-4 of float32, 1e-2 of float16.",
+    "largest value; default: batching.tolerance of model.yaml, or else 1e-4 of float32, 1e-2 of "
+    "float16.",
 )
 @json_option
 @_root_option

@@ -99,6 +99,12 @@ class Batching(_Section):
     oversized: Literal["split", "refuse"] = Field(
         default="split", description="What happens to a task of more rows than max_batch_size."
     )
+    tolerance: float | None = Field(
+        default=None,
+        ge=0,
+        description="How far outputs of a row may differ with what else is in its pass, relative "
+        "to the largest value, before `inferno models validate` finds fault; default by dtype.",
+    )
 
     @field_validator("buckets", "batch_sizes")
     @classmethod

@@ -99,7 +99,8 @@ def validate(
     Args:
       path: the folder.
       settings: how it will be served.
-      tolerance: how far outputs may differ, relative to the largest value; default by dtype.
+      tolerance: how far outputs may differ, relative to the largest value; default as the package
+        says, or else by dtype.
       progress: is told what is being done.
     """
     report = Report(path)
@@ -119,6 +120,8 @@ def validate(
     if package.is_ensemble:
         report.add("stages", "ok", "it runs nothing itself; validate the models of its stages")
         return report
+    if tolerance is None:
+        tolerance = package.manifest.batching.tolerance
     progress(step := "load")
     before, started = memory().rss, time.perf_counter()
     try:
@@ -249,7 +252,7 @@ def _compare_batch(
             f"as alone, {_describe(difference)}"
             if same
             else f"not as alone, {_describe(difference)}. Rows change each other's outputs; "
-            "--tolerance says how much is too much"
+            "batching.tolerance in model.yaml, or --tolerance, says how much is too much"
         ),
     )
 

@@ -84,11 +84,15 @@ def test_rows_that_change_each_other_are_found(tried) -> None:
     assert "not as alone, y differs by" in found(report, "failure")["batched"]
 
 
-def test_the_owner_says_how_much_is_too_much(tried) -> None:
+@pytest.mark.parametrize(
+    ("asked", "stated", "ok"), [(0.5, None, True), (None, 0.5, True), (0.0, 0.5, False)]
+)
+def test_the_package_and_whoever_asks_say_how_much_is_too_much(tried, asked, stated, ok) -> None:
     # One part in a hundred of what the whole batch has.
-    report = tried("return {'y': x + 1 + 0.01 * x.sum()}", tolerance=0.5)
+    body = "return {'y': x + 1 + 0.01 * x.sum()}"
+    report = tried(body, tolerance=asked, batching={"tolerance": stated})
 
-    assert report.ok
+    assert report.ok is ok
 
 
 @pytest.mark.parametrize(("declared", "state"), [(False, "warning"), (True, "failure")])
