@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -615,6 +615,18 @@ class Repository:
             return self.models[name]
         except KeyError:
             raise ModelNotFound(f"model not found or not loaded: {name!r}", "model") from None
+
+    def served(self, by_workers: Set[str]) -> set[str]:
+        """Return the models that can answer: an ensemble only with those of its stages.
+
+        Args:
+          by_workers: models that workers serve.
+        """
+        return {
+            name
+            for name, model in self.models.items()
+            if by_workers >= set(self.parts(model.described))
+        }
 
     def parts(self, package: Package) -> list[str]:
         """Return the models that take part in an answer: the package's own, and its stages'."""

@@ -21,7 +21,10 @@ class Health(TypedDict):
     status: Literal["ok", "degraded"]
     redis: Literal["ok", "down"]
     models: NotRequired[
-        Annotated[dict[str, bool], Meta(description="Whether a ready worker serves each.")]
+        Annotated[
+            dict[str, bool],
+            Meta(description="Whether ready workers serve each, and its stages."),
+        ]
     ]
     workers_active: NotRequired[Annotated[int, Meta(examples=[5])]]
     detail: NotRequired[Annotated[str, Meta(description="Why Redis does not answer.")]]
@@ -39,7 +42,12 @@ class Ready(TypedDict):
     status: Literal["ready", "not ready"]
     redis: NotRequired[Literal["down"]]
     missing: NotRequired[
-        Annotated[list[str], Meta(description="Models that no ready worker serves.")]
+        Annotated[
+            list[str],
+            Meta(
+                description="Models that no ready worker serves, and ensembles with such a stage."
+            ),
+        ]
     ]
     detail: NotRequired[str]
 
@@ -88,10 +96,10 @@ def ready() -> Response:
 
 
 def missing_models(here: Services) -> list[str]:
-    """Return the models that no ready worker serves.
+    """Return the models that no ready worker serves, or a stage of theirs.
 
     Raises:
       BrokerUnavailable: Redis does not answer.
     """
-    loaded = here.loaded()
-    return [name for name in here.repository.models if name not in loaded]
+    served = here.repository.served(here.loaded().keys())
+    return [name for name in here.repository.models if name not in served]

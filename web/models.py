@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
@@ -56,7 +57,7 @@ class ModelSummary(TypedDict):
     failed_versions: Annotated[
         dict[str, str], Meta(description="Why a worker could not load a version.")
     ]
-    ready: Annotated[bool, Meta(description="Whether a ready worker serves the model.")]
+    ready: Annotated[bool, Meta(description="Whether ready workers serve it, and its stages.")]
 
 
 class ModelList(TypedDict):
@@ -161,7 +162,8 @@ def index() -> Response:
     """List the models in the shapes that OpenAI's clients and others expect, in one document."""
     here = services()
     repository, loaded, failed = here.catalog.refresh(), here.loaded(), here.failed()
-    models = [summary(model, loaded, failed) for model in repository.models.values()]
+    served = repository.served(loaded.keys())
+    models = [summary(model, loaded, failed, served) for model in repository.models.values()]
     document = {
         "object": "list",
         "data": models,
@@ -176,12 +178,13 @@ def index() -> Response:
 def show(name: str) -> Response:
     """Describe one model with its full signature; its first use may begin to load it."""
     here = services()
-    model = here.catalog.refresh().model(name)
-    loaded = here.loaded()
+    repository, loaded = here.catalog.refresh(), here.loaded()
+    model = repository.model(name)
+    served = repository.served(loaded.keys())
     if model.active is not None and not loaded.get(name, {model.active}):
         here.deployments.nudge(name, model.active)
     return documents.respond(
-        detail(model, loaded, here.failed(), here.settings.batching)
+        detail(model, loaded, here.failed(), served, here.settings.batching)
         | {"workers": _workers(here.cluster.serving(name), name)}
     )
 
@@ -276,7 +279,10 @@ def _workers(
 
 
 def summary(
-    model: Model, loaded: dict[str, set[int]], failed: dict[str, dict[int, str]]
+    model: Model,
+    loaded: dict[str, set[int]],
+    failed: dict[str, dict[int, str]],
+    served: Set[str],
 ) -> dict[str, Any]:
     """Return what a list says of a model.
 
@@ -284,6 +290,7 @@ def summary(
       model: from the repository.
       loaded: versions by model that ready workers have loaded.
       failed: why a worker could not load a version, by model and version.
+      served: models that can answer.
     """
     package = model.described
     return {
@@ -299,7 +306,7 @@ def summary(
         "versions": sorted(model.versions),
         "loaded_versions": sorted(loaded.get(model.name, ())),
         "failed_versions": {str(v): why for v, why in failed.get(model.name, {}).items()},
-        "ready": model.name in loaded and model.active is not None,
+        "ready": model.name in served and model.active is not None,
     }
 
 
@@ -307,11 +314,12 @@ def detail(
     model: Model,
     loaded: dict[str, set[int]],
     failed: dict[str, dict[int, str]],
+    served: Set[str],
     defaults: BatchingSettings,
 ) -> dict[str, Any]:
     """Return everything that a client may want to know of a model."""
     manifest = model.described.manifest
-    return summary(model, loaded, failed) | {
+    return summary(model, loaded, failed, served) | {
         "format": manifest.format,
         "signature": manifest.signature.model_dump(mode="json", exclude_none=True),
         "labels": list(manifest.labels),

@@ -223,11 +223,14 @@ def model_ready(name: str, version: str | None = None) -> Response:
     """Say whether a model, or one of its versions, can be used."""
     here = services()
     model, package = _find(here, name, version)
-    loaded = here.loaded().get(name)
+    workers = here.loaded()
+    loaded = workers.get(name)
     wanted = package.version if version is not None else model.active
     # A version that is loaded on first use can be used, too.
     if loaded is None or wanted is None or (loaded and wanted not in loaded):
         raise ModelUnavailable(f"version {package.version} of {name} is not loaded")
+    if missing := [part for part in here.repository.parts(package) if part not in workers]:
+        raise ModelUnavailable(f"no live worker serves {', '.join(missing)}")
     return documents.respond({"name": name, "ready": True})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,12 +68,13 @@ def front() -> Response:
         workers, loaded = len(here.cluster.workers()), here.loaded()
     except BrokerUnavailable as exc:
         outage = exc.detail
+    served = here.repository.served(loaded.keys())
     page = render_template(
         "front.html",
-        cards=[card(model, here, loaded) for model in here.repository.models.values()],
+        cards=[card(model, here, loaded, served) for model in here.repository.models.values()],
         broken=here.repository.errors,
         workers=workers,
-        ready=sum(name in loaded for name in here.repository.models),
+        ready=len(served),
         outage=outage,
         flower_url=here.settings.flower_url,
     )
@@ -81,7 +83,7 @@ def front() -> Response:
     return response
 
 
-def card(model: Model, here: Services, loaded: dict[str, set[int]]) -> Card:
+def card(model: Model, here: Services, loaded: dict[str, set[int]], served: Set[str]) -> Card:
     """Return what the page shows of a model."""
     package = model.described
     return Card(
@@ -90,7 +92,7 @@ def card(model: Model, here: Services, loaded: dict[str, set[int]]) -> Card:
         fields=[field(spec, package.manifest) for spec in package.signature.inputs],
         batching=batching(package, here.settings.batching),
         loaded=sorted(loaded.get(model.name, ())),
-        ready=model.name in loaded,
+        ready=model.name in served,
     )
 
 

@@ -13,6 +13,7 @@ from inferno.protocol.requests import InferRequest
 from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import TaskState
 from tasks.submit import Submission
+from tests.processes import wait_until
 
 TEXTS = {"name": "text", "dtype": "string", "shape": ["batch"]}
 SIGNATURE = {"inputs": [TEXTS], "outputs": [TEXTS | {"name": "shout"}]}
@@ -45,6 +46,21 @@ def test_a_predict_is_503_at_once_when_nobody_serves_a_stage(client, worker):
     assert response.get_json(force=True)["detail"].startswith("no live worker serves loud;")
     response = client.post("/infer", json=form | {"model": "louder"})
     assert response.status_code == 202, "it waits, as any task"
+
+
+def test_an_ensemble_is_ready_with_the_workers_of_its_stages(client, worker):
+    def told() -> list[tuple[str, bool]]:
+        models = client.get("/v1/models").get_json()["models"]
+        return [(model["name"], model["ready"]) for model in models]
+
+    worker.serve(louder=[1])
+    assert told() == [("loud", False), ("louder", False)]
+    assert client.get("/v2/models/louder/ready").status_code == 503
+    assert client.get("/health/ready").get_json()["missing"] == ["loud", "louder"]
+    worker.serve(louder=[1], loud=[1])
+    wait_until(lambda: told() == [("loud", True), ("louder", True)])
+    assert client.get("/v2/models/louder/ready").status_code == 200
+    assert client.get("/health/ready").status_code == 200
 
 
 def test_an_ensemble_s_task_shows_its_stages_and_they_show_it(app, client, worker):
