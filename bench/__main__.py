@@ -212,6 +212,12 @@ def cache(
 
 
 @main.command("swaps")
+@click.option(
+    "--model",
+    type=click.Choice(["digits", "embed", "sentiment"]),
+    default="embed",
+    show_default=True,
+)
 @click.option("--swaps", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--rate", type=click.FloatRange(1, 10_000), default=50, show_default=True)
 @click.option(
@@ -220,10 +226,10 @@ def cache(
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Where every call is noted, as JSON."
 )
-def swap(swaps: int, rate: float, before: int, output: Path | None) -> None:
+def swap(model: str, swaps: int, rate: float, before: int, output: Path | None) -> None:
     """Measure what hot swaps between two versions cost those who call meanwhile."""
     with tempfile.TemporaryDirectory(prefix="bench-swaps-") as folder:
-        document = measure_swaps(Path(folder), swaps=swaps, rate_per_s=rate, before_s=before)
+        document = measure_swaps(Path(folder), model, swaps=swaps, rate_per_s=rate, before_s=before)
     if output is not None:
         output.write_text(json.dumps(document))
     for line in describe_swaps(document):

@@ -1,8 +1,8 @@
 """What a hot swap costs those who call meanwhile.
 
-Two versions of a model with the weights of `embed` take turns: each is loaded and warmed up in the
-worker that serves the other, takes over, and the other one is unloaded. Calls come at random, at a
-fixed rate, as if nothing happened.
+Two versions with the weights of one model take turns: each is loaded and warmed up in the worker
+that serves the other, takes over, and the other one is unloaded. Calls come at random, at a fixed
+rate, as if nothing happened.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ CLIENTS = 32
 PATIENCE_S = 60.0
 
 
-def measure(folder: Path, *, swaps: int, rate_per_s: float, before_s: float) -> dict[str, Any]:
+def measure(
+    folder: Path, model: str, *, swaps: int, rate_per_s: float, before_s: float
+) -> dict[str, Any]:
     """Swap versions under load.
 
     Args:
       folder: an empty one, for the platform's files.
+      model: a default model, whose version 1 is served as two; called with its warm-up sample.
       swaps: how often; each loads, warms up and switches, and lets the other version go.
       rate_per_s: calls in a second.
       before_s: how long calls come before the first swap, in seconds.
@@ -42,25 +45,27 @@ def measure(folder: Path, *, swaps: int, rate_per_s: float, before_s: float) -> 
       and `latency_ms`; `loads`, each with the `version` that it asked for, and when it was sent and
       answered (`from_s`, `until_s`).
     """
-    embed = ROOT / "models" / "embed"
+    source = ROOT / "models" / model
     for version in (1, 2):
         package = folder / "models" / MODEL / str(version)
-        shutil.copytree(embed / "1", package)
+        shutil.copytree(source / "1", package)
         manifest = yaml.safe_load((package / "model.yaml").read_text())
         manifest |= {"name": MODEL, "version": version}
         (package / "model.yaml").write_text(yaml.safe_dump(manifest))
-    shutil.copy(embed / "processor.py", folder / "models" / MODEL)
+    for code in source.glob("*.py"):
+        shutil.copy(code, folder / "models" / MODEL)
+    inputs = manifest["warm_up"]["inputs"]
     env = {
         "INFERNO_REPOSITORY__ROOT": str(folder / "models"),
         "INFERNO_REPOSITORY__PRELOAD": "active",
     }
     with running(folder, env, "--no-flower") as platform:
-        calls, loads = asyncio.run(_swap(platform.url, swaps, rate_per_s, before_s))
+        calls, loads = asyncio.run(_swap(platform.url, inputs, swaps, rate_per_s, before_s))
     return {"rate_per_s": rate_per_s, "calls": calls, "loads": loads}
 
 
 async def _swap(
-    url: str, swaps: int, rate_per_s: float, before_s: float
+    url: str, inputs: dict[str, Any], swaps: int, rate_per_s: float, before_s: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     tls = ssl.create_default_context()
     clients = [
@@ -74,7 +79,7 @@ async def _swap(
         draws, at_s = random.Random(0), 0.0
         while True:
             await asyncio.sleep(max(began + at_s - time.perf_counter(), 0))
-            calls.append(asyncio.create_task(_call(next(turns), at_s, began)))
+            calls.append(asyncio.create_task(_call(next(turns), inputs, at_s, began)))
             at_s += draws.expovariate(rate_per_s)
 
     async with httpx.AsyncClient(base_url=url, verify=tls, timeout=PATIENCE_S) as operator:
@@ -103,10 +108,14 @@ async def _swap(
     return answered, loads
 
 
-async def _call(client: httpx.AsyncClient, at_s: float, began: float) -> dict[str, Any]:
+async def _call(
+    client: httpx.AsyncClient, inputs: dict[str, Any], at_s: float, began: float
+) -> dict[str, Any]:
     sent_s = time.perf_counter() - began
     answer = await client.post(
-        f"/v1/models/{MODEL}:predict", json={"inputs": {"text": f"Call number {at_s} of many."}}
+        f"/v1/models/{MODEL}:predict",
+        json={"inputs": inputs},
+        headers={"Cache-Control": "no-store"},
     )
     return {
         "at_s": at_s,

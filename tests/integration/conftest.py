@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
-from uuid import uuid4
 
 import kombu.pools
 import pytest
@@ -142,7 +141,7 @@ def accept(
 @contextmanager
 def occupied(celery: Celery, model: str, repository: Repository) -> Iterator[Callable[[int], None]]:
     """Keep a worker's only executor busy; yields a function that waits until so many tasks wait."""
-    gate = repository.root.parent / f"gate-{uuid4()}"
+    gate = repository.root.parent / f"gate-{model}"
     busy = send(celery, model, f"hold:{gate}")
     wait_until(lambda: f"hold:{gate}" in repository.ran())
 

@@ -228,7 +228,8 @@ def test_a_model_that_does_not_ask_for_it_shares_nothing(
 
 def test_a_changed_package_serves_no_old_results(repository, start_worker, serve, client):
     repository.add("changed", **SHARED)
-    with serve() as http:
+    # The front end does not look again.
+    with serve(INFERNO_REPOSITORY__RECONCILE_INTERVAL_S="3600") as http:
         with start_worker("changed"):
             known(client, "changed")
             predict(http, "changed", "text")
