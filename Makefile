@@ -34,7 +34,7 @@ check: $(DEV) ## Check style, types and the direction of imports; changes nothin
 	$(BIN)/lint-imports
 
 test: $(DEV) models check ## Set up what is missing, then check and run every test
-	$(BIN)/pytest -n 3 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 chaos: $(DEV) ## Kill parts of a loaded platform for CHAOS_SECONDS (600), and count what is lost
 	$(BIN)/python -m tests.chaos --seconds $(CHAOS_SECONDS)

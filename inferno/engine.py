@@ -154,9 +154,11 @@ class Engine:
             {2**k for k in range(self.max_batch_size.bit_length())} | {self.max_batch_size}
         )
 
-    def warm_up(self) -> None:
-        """Run and measure one forward pass or more of each batch size and declared length.
+    def warm_up(self, measurements: int = MEASUREMENTS) -> None:
+        """Run and measure forward passes of each batch size and declared length.
 
+        Args:
+          measurements: how often each is measured, at most, after a first pass.
         Raises:
           PackageError: the sample does not fit the signature, or the model fails on it.
         """
@@ -172,7 +174,7 @@ class Engine:
                 ]
             for member in samples:
                 for rows in self.batch_sizes:
-                    self.measure(member, rows, started + self.MEASURING_S)
+                    self.measure(member, rows, started + self.MEASURING_S, measurements)
         except Exception as exc:
             raise PackageError(
                 f"{self.package.path}: fails on its warm-up sample: {type(exc).__name__}: {exc}"

@@ -39,6 +39,10 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+#: Where less was held, it can wait for the next collection that Python does by itself.
+WORTH_A_PAUSE_BYTES = 8 * 10**6
+
+
 def release(held_bytes: float, resident_before: int) -> None:
     """Give memory that nothing uses any more back to the system and the device.
 
@@ -52,7 +56,8 @@ def release(held_bytes: float, resident_before: int) -> None:
       resident_before: the resident memory before it was let go of, in bytes.
     """
     trim()
-    if resident_before - resident_bytes() < held_bytes / 2:
+    freed_bytes = resident_before - resident_bytes()
+    if held_bytes > WORTH_A_PAUSE_BYTES and freed_bytes < held_bytes / 2:
         # What was frozen at the start is looked through as well: an engine may be among it.
         frozen = gc.get_freeze_count() > 0
         if frozen:

@@ -300,7 +300,9 @@ class HostedModel:
         if package.is_ensemble:
             return Ensemble(package, self._coordinator())
         engine = Engine(package, self._settings.batching, self._settings.inference)
-        engine.warm_up()
+        # While another version answers, each pass here slows it down; what a first measurement says
+        # wrongly is soon corrected by what is asked.
+        engine.warm_up(measurements=1 if self._loaded else Engine.MEASUREMENTS)
         return engine
 
     def drains(self, version: int) -> bool:
