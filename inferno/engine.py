@@ -128,6 +128,8 @@ class Engine:
         runtime = self.__dict__.pop("_runtime", None)
         if runtime is None:
             return
+        # What was freed before does not count as freed with the engine.
+        memory.trim()
         resident_before = memory.resident_bytes()
         close = getattr(runtime.processor, "close", None)
         self._preprocess = self._postprocess = self._sample = None

@@ -39,7 +39,8 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-#: Where less was held, it can wait for the next collection that Python does by itself.
+#: For less, the process is not stopped: what refers to itself then stays until Python looks for
+#: garbage by itself, and what was frozen at the start until something larger goes.
 WORTH_A_PAUSE_BYTES = 8 * 10**6
 
 

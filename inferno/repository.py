@@ -625,8 +625,28 @@ class Repository:
         return {
             name
             for name, model in self.models.items()
-            if by_workers >= set(self.parts(model.described))
+            if name in by_workers and not self.missing(model.described, by_workers)
         }
+
+    def missing(self, package: Package, by_workers: Set[str]) -> list[str]:
+        """Return the stages' models for want of which an ensemble cannot answer.
+
+        Args:
+          package: to look at, with the stages of its stages.
+          by_workers: models that workers serve.
+        """
+        found: dict[str, None] = {}
+        for stage in package.manifest.ensemble:
+            model = self.models.get(stage.model)
+            try:
+                inner = None if model is None else model.served(stage.version, 0.0)
+            except ModelNotFound:
+                inner = None
+            if inner is None or stage.model not in by_workers:
+                found[stage.model] = None
+            else:
+                found |= dict.fromkeys(self.missing(inner, by_workers))
+        return list(found)
 
     def parts(self, package: Package) -> list[str]:
         """Return the models that take part in an answer: the package's own, and its stages'."""

@@ -406,8 +406,8 @@ local function share(at, record, announce)
     end
   end)
   if followers > 0 then
-    redis.call('HINCRBY', ARGV[at + 10], 'shared_count', followers)
-    redis.call('HINCRBY', ARGV[at + 10], 'shared_ns', string.format('%.0f', waited_s * 1e9))
+    note('HINCRBY', ARGV[at + 10], 'shared_count', followers)
+    note('HINCRBY', ARGV[at + 10], 'shared_ns', string.format('%.0f', waited_s * 1e9))
   end
 end
 

@@ -253,9 +253,9 @@ class InferenceTask(Batches):  # type: ignore[misc]
         received_at = time.time()
         package = self._model.newest
         try:
+            package = self._package(_arguments(request))
             if request.id in worker_state.revoked:
                 raise _revoked()
-            package = self._package(_arguments(request))
             member = _member(request, package, received_at, self._lanes)
         except InfernoError as error:
             self._refuse({_stub(request, package, received_at, self._lanes): error})

@@ -157,11 +157,12 @@ class Control:
         """Return a record of a task that has none: of another client, or its time is over."""
         asked = _asked(waiting.message or self.lanes.at(waiting.held))
         arguments = orjson.loads(asked) if asked else {}
-        key = arguments.get("cache") if isinstance(arguments, dict) else None
+        arguments = arguments if isinstance(arguments, dict) else {}
+        key, version = arguments.get("cache"), arguments.get("version")
         return Record(
             waiting.task_id,
             model,
-            None,
+            version if type(version) is int else None,
             TaskState.QUEUED,
             time.time(),
             shared=key if isinstance(key, str) else None,

@@ -200,9 +200,9 @@ class Settler:
                     member.rows,
                 )
             )
-        passes = dict.fromkeys(took for answer in answers for took in answer.passes)
-        if not passes:
+        if not answers:
             return []
+        passes = dict.fromkeys(took for answer in answers for took in answer.passes)
         package = answers[0].member.package
         return [*self._tally.passed(package.name, package.version, passes)]
 

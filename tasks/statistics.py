@@ -11,7 +11,11 @@ and an outcome that is dropped counts for nothing.
     accept  counts hits, misses and followers (`tasks.cache`)
 
 A task is *computed* if it was in a forward pass and succeeded. Others succeed with the result of
-another task: hits, followers, and twins in a batch (*deduplicated*).
+another task: hits, followers, and twins in a batch (*deduplicated*); those of ensembles are
+*composed* of what their stages give.
+
+On brokers other than Redis Streams, the passes of a batch may be counted twice if the connection is
+lost while it is settled and one of its members is tried again.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ class BatchStatistics(msgspec.Struct, frozen=True):
 
     #: Rows, without those that only pad.
     batch_size: int
-    #: Passes, and what they took together; those that failed as far as they came.
+    #: Passes, and what they took together; one that failed, in the phases that it got through.
     compute_input: Duration
     compute_infer: Duration
     compute_output: Duration
@@ -54,7 +58,7 @@ class VersionStatistics(msgspec.Struct, frozen=True):
 
     #: When a batch was settled last; milliseconds since the epoch, 0 for never.
     last_inference: int = 0
-    #: Rows of the tasks that were computed.
+    #: Rows of the tasks that were computed or composed.
     inference_count: int = 0
     #: Forward passes, also those that failed.
     execution_count: int = 0
@@ -132,17 +136,17 @@ class Tally:
         version: int,
         total_s: float,
         queue_s: float,
-        took: Iterable[Pass],
+        took: Sequence[Pass],
         rows: int,
     ) -> list[Any]:
-        """Return the command for a task that was computed.
+        """Return the command for a task that was computed, or composed.
 
         Args:
           model: that ran it.
           version: of that model.
           total_s: seconds from its acceptance to its outcome.
           queue_s: seconds from its acceptance to the beginning of its batch.
-          took: the forward passes that it was in.
+          took: the forward passes that it was in; none, of an ensemble.
           rows: of its inputs.
         """
         input_ns = infer_ns = output_ns = 0
@@ -151,7 +155,7 @@ class Tally:
             infer_ns += one.infer_ns
             output_ns += one.output_ns
         numbers = (_ns(total_s), _ns(queue_s), input_ns, infer_ns, output_ns, rows)
-        return self._count(model, version, "computed", numbers)
+        return self._count(model, version, "computed" if took else "composed", numbers)
 
     def deduplicated(self, model: str, version: int, total_s: float) -> list[Any]:
         """Return the command for a task that was answered with the result of its twin."""
@@ -163,13 +167,11 @@ class Tally:
         return self._count(model, version, "fail", (_ns(total_s), 0, 0, 0, 0, 0))
 
     def passed(self, model: str, version: int, passes: Iterable[Pass]) -> list[list[Any]]:
-        """Return the commands for the forward passes of a batch, which is settled now."""
+        """Return the commands for a batch that is settled now, and its forward passes."""
         key = names.statistics_key(self._prefix, model, version)
         by_rows: dict[int, list[Pass]] = defaultdict(list)
         for one in passes:
             by_rows[one.rows].append(one)
-        if not by_rows:
-            return []
         commands: list[list[Any]] = [["HSET", key, "last_inference", round(time.time() * 1000)]]
         for rows, equal in by_rows.items():
             sums = {
@@ -188,7 +190,7 @@ class Tally:
 
 def _ns(seconds: float) -> int:
     # The two ends may come from the clocks of two machines.
-    return round(max(seconds, 0.0) * 1e9)
+    return round(min(max(seconds, 0.0), _LONGEST_S) * 1e9)
 
 
 def _read(found: Mapping[bytes, bytes]) -> VersionStatistics:
@@ -210,7 +212,7 @@ def _read(found: Mapping[bytes, bytes]) -> VersionStatistics:
         )
 
     computed = duration("computed")
-    success = duration("computed", "deduplicated", "shared", "hit")
+    success = duration("computed", "composed", "deduplicated", "shared", "hit")
     return VersionStatistics(
         last_inference=numbers.get("last_inference", 0),
         inference_count=numbers.get("inference_count", 0),
@@ -248,12 +250,18 @@ _NUMBERS = (
     "inference_count",
 )
 
-#: For the script that settles tasks. Numbers are exact up to 2^53: of nanoseconds, 104 days.
+#: What takes longer has a wrong clock, or none: a client of Celery may say anything.
+_LONGEST_S = 30 * 86400.0
+
+#: For the script that settles tasks. What one batch adds is exact up to 2^53: of nanoseconds, 104
+#: days. A sum ends at 2^63: 292 years, or ten days with 10,000 tasks waiting all the time.
 FINISH = (
     "local NUMBERS = {"
     + ", ".join(f"'{name}'" for name in _NUMBERS)
     + "}\n"
     + """
+-- Of a number that is full, nothing but the number is to suffer.
+local note = redis.pcall
 local counted = {}
 
 local function tally(key, kind, packed)
@@ -272,7 +280,7 @@ local function write_counted()
       for i, n in ipairs(sums) do
         if n > 0 then
           local field = NUMBERS[i - 2] or kind .. (i == 1 and '_count' or '_ns')
-          redis.call('HINCRBY', key, field, string.format('%.0f', n))
+          note('HINCRBY', key, field, string.format('%.0f', n))
         end
       end
     end

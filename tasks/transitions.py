@@ -291,7 +291,8 @@ class Transitions:
             full, so that nothing happens by halves.
           fenced: only for those whose message is in this process' hands. Unfenced is for changes
             that come from outside, such as a cancellation.
-          then: commands of Redis for all of them together, if anything has happened to any.
+          then: commands of Redis for all of them together, if anything has happened to any; that
+            one of these fails changes nothing else.
         """
         if not steps:
             return []
@@ -608,8 +609,8 @@ return replies
 _FINISH = (
     scripts.LIBRARY
     + _IS_OVER
-    + cache.FINISH
     + statistics.FINISH
+    + cache.FINISH
     + """
 local consumer, at = ARGV[1], 2
 local verdicts, replies, happened = {}, {}, false
@@ -704,7 +705,7 @@ if happened then
   write_counted()
   for _ = 1, tonumber(ARGV[at]) do
     local last = at + 1 + tonumber(ARGV[at + 1])
-    redis.call(unpack(ARGV, at + 2, last))
+    note(unpack(ARGV, at + 2, last))
     at = last
   end
 end

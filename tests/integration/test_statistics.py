@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from inferno import names
 from inferno.protocol.tasks import TaskState
-from tasks.statistics import Statistics
+from tasks.statistics import Duration, Statistics
 from tests.integration.conftest import occupied, send
 from tests.processes import wait_until
 
@@ -19,15 +20,16 @@ def test_each_task_counts_once_by_what_became_of_it(
     repository, start_worker, celery, statistics, records, control, submit
 ):
     repository.add("exact", batching={"max_batch_size": 4})
+    assert statistics.read("exact", 1) == statistics.read("exact", 2)
+    # Neither of these is in a pass.
+    cancelled = submit("exact", "cancelled")
+    control.cancel(cancelled)
+    late = send(celery, "exact", "late", expires=-1)
     with start_worker("exact"):
-        assert statistics.read("exact", 1) == statistics.read("exact", 2)
+        late.get(timeout=20, propagate=False)
         with occupied(celery, "exact", repository) as wait_for:
             crowd = [send(celery, "exact", text) for text in ("a", "b", "c", "poison")]
-            # Neither of these is in a pass.
-            cancelled = submit("exact", "cancelled")
-            wait_for(5)
-            control.cancel(cancelled)
-            send(celery, "exact", "late", expires=0.1).get(timeout=20, propagate=False)
+            wait_for(4)
         for task in crowd:
             task.get(timeout=20, propagate=False)
         assert records.fetch(cancelled)[0].state is TaskState.CANCELLED
@@ -59,18 +61,33 @@ def test_each_task_counts_once_by_what_became_of_it(
 def test_what_a_killed_worker_had_begun_counts_once(
     repository, start_worker, celery, statistics, client
 ):
-    repository.add("killed", batching={"max_batch_size": 4})
+    repository.add("cut-off", batching={"max_batch_size": 4})
     gate = repository.root.parent / "gate"
-    with start_worker("killed") as victim:
-        tasks = [send(celery, "killed", [f"hold:{gate}", "x"]), send(celery, "killed", "y")]
+    with start_worker("cut-off") as victim:
+        tasks = [send(celery, "cut-off", [f"hold:{gate}", "x"]), send(celery, "cut-off", "y")]
         wait_until(lambda: f"hold:{gate}" in repository.ran())
         victim.kill()
         gate.touch()
-        with start_worker("killed"):
+        with start_worker("cut-off"):
             for task in tasks:
                 task.get(timeout=30)
-    found = statistics.read("killed", 1)
+    found = statistics.read("cut-off", 1)
     assert (found.success.count, found.inference_count, found.fail.count) == (2, 3, 0)
     # The pass that was cut off has told nobody of itself.
-    rows = sum(size * count for size, count in passes(statistics, "killed").items())
+    rows = sum(size * count for size, count in passes(statistics, "cut-off").items())
     assert rows == 3
+
+
+def test_a_number_that_is_full_holds_nothing_up(
+    repository, start_worker, celery, statistics, client, settings
+):
+    repository.add("full")
+    key = names.statistics_key(settings.redis.prefix, "full", 1)
+    full_ns = 2**63 - 1
+    client.hset(key, mapping={"computed_ns": full_ns, "batch:1:infer_ns": full_ns})
+    with start_worker("full"):
+        for text in ("a", "b"):
+            send(celery, "full", text).get(timeout=20)
+    found = statistics.read("full", 1)
+    assert found.success == Duration(2, full_ns)
+    assert found.execution_count == 2

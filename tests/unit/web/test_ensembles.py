@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from inferno.names import stage_task_id
 from inferno.protocol.requests import InferRequest
@@ -61,6 +62,20 @@ def test_an_ensemble_is_ready_with_the_workers_of_its_stages(client, worker):
     wait_until(lambda: told() == [("loud", True), ("louder", True)])
     assert client.get("/v2/models/louder/ready").status_code == 200
     assert client.get("/health/ready").status_code == 200
+
+
+def test_an_ensemble_is_not_ready_when_a_stage_is_out_of_service(app, client, worker):
+    def status() -> int:
+        return client.get("/v2/models/louder/ready").status_code
+
+    worker.serve(louder=[1], loud=[1])
+    wait_until(lambda: status() == 200)
+    deployments = app.extensions["inferno"].deployments
+    deployments.change("loud", lambda now: replace(now, withdrawn=frozenset({1})))
+    try:
+        wait_until(lambda: status() == 503)
+    finally:
+        deployments.change("loud", lambda now: replace(now, withdrawn=frozenset()))
 
 
 def test_an_ensemble_s_task_shows_its_stages_and_they_show_it(app, client, worker):
