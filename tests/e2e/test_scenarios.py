@@ -49,6 +49,19 @@ def test_every_call_of_a_sweep_is_answered(documents) -> None:
     assert {point["mean_batch"] for point in points if point["model"] == "alone"} == {1.0}
 
 
+def test_a_sweep_that_never_kept_its_promise_says_so(documents) -> None:
+    points = [
+        point | {"latency_ms": {"p50": 60.0, "p95": 80.0, "p99": 90.0}}
+        for point in documents["latency"]["points"]
+    ]
+
+    finding, at_best, _ = latency.answer({"sla_ms": 50.0, "points": points})
+
+    assert finding == "No: p95 is under 50 ms up to 0 calls/s with batches, 0 without."
+    assert at_best.startswith("At 20 calls/s")
+    assert "p95 was 80 ms" in at_best
+
+
 def test_failed_tasks_are_retried_until_they_succeed_or_leave_a_dead_letter(documents) -> None:
     seen = documents["retries"]
     kinds = [event["kind"] for event in seen["events"]]
