@@ -145,12 +145,15 @@ def lines(document: dict[str, Any]) -> list[str]:
 
 
 def stale(document: dict[str, Any]) -> int:
-    """Count the calls that another version has answered than the last load had asked for."""
+    """Count the calls that another version has answered than the last load had asked for.
+
+    Calls that still waited when the next load began may be answered by what that one brought.
+    """
     loads = document["loads"]
     ends = [load["from_s"] for load in loads[1:]] + [float("inf")]
     return sum(
         call["version"] not in (None, load["version"])
         for load, end in zip(loads, ends, strict=True)
         for call in document["calls"]
-        if load["until_s"] < call["sent_s"] < end
+        if load["until_s"] < call["sent_s"] and call["at_s"] + call["latency_ms"] / 1e3 < end
     )
