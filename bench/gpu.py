@@ -13,7 +13,6 @@ import argparse
 import json
 import multiprocessing
 import platform
-import shutil
 import sys
 import tempfile
 import time
@@ -215,14 +214,13 @@ def write_embed(root: Path, device: str, dtype: torch.dtype, batch_size: int) ->
     source = yaml.safe_load((ROOT / "models" / "embed" / "2" / "model.yaml").read_text())
     folder = root / "embed" / "1"
     folder.mkdir(parents=True)
-    shutil.copy(ROOT / "models" / "embed" / "processor.py", folder)
     minilm.copy_tokenizer(folder)
     write_package(
         root,
         "embed",
         module,
         (ids, torch.ones_like(ids)),
-        processor="processor:build",
+        processor="inferno.processors.text:build",
         batching={"max_batch_size": batch_size, "pad": source["batching"]["pad"]},
         codecs={"default": "base64"},
         **{name: source[name] for name in ("signature", "warm_up", "parameters")},

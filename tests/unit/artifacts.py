@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from tokenizers import Tokenizer
@@ -54,6 +57,21 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         sep_token="[SEP]", model_max_length=32,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
+
+
+def export_bert(module: torch.nn.Module, file: Path) -> None:
+    """Write a BERT with eager attention as ONNX, with the inputs that Optimum's exports have."""
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    ids = torch.ones(2, 5, dtype=torch.int64)
+    with warnings.catch_warnings():
+        # Of the older exporter, which needs no further library.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module, (ids, ids, torch.zeros_like(ids)), file, input_names=names,
+            output_names=["logits"], dynamo=False,
+            dynamic_axes={name: {0: "batch", 1: "tokens"} for name in names}
+            | {"logits": {0: "batch"}},
+        )  # fmt: skip
 
 
 def yolo_bytes(candidates: Array, size: int) -> bytes:

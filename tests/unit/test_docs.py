@@ -24,7 +24,7 @@ from inferno.repository import Manifest, Repository
 from inferno.runtimes import ModelContext
 from inferno.settings import Settings
 from inferno.settings_document import environment_example, settings_markdown
-from tests.unit.artifacts import TINY_BERT, png, tiny_tokenizer, yolo_bytes
+from tests.unit.artifacts import TINY_BERT, export_bert, png, tiny_tokenizer, yolo_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -193,6 +193,11 @@ def example_repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     reviews = BertForSequenceClassification(BertConfig(id2label={0: "bad", 1: "good"}, **TINY_BERT))
     reviews.save_pretrained(folder / "models/reviews/1/saved")
     tiny_tokenizer().save_pretrained(folder / "models/reviews/1/saved")
+    topics = BertForSequenceClassification(BertConfig(**TINY_BERT)).eval()
+    topics.set_attn_implementation("eager")
+    export_bert(topics, folder / "models/topics/1/model.onnx")
+    tiny_tokenizer().save_pretrained(folder / "models/topics/1")
+    topics.save_pretrained(folder / "topics")
     car = np.array([[320, 320, 160, 320, 0.2, 0.1, 1]], np.float32)
     (folder / "models/traffic/1/model.onnx").write_bytes(yolo_bytes(car, 640))
     for script in folder.glob("models/*/prepare.py"):
@@ -252,12 +257,31 @@ def test_the_documented_folder_of_hugging_face_answers_as_transformers_does(
     np.testing.assert_allclose(answer["scores"].max(axis=1), scores, atol=2e-5)
 
 
+def test_the_documented_language_model_in_onnx_answers_as_transformers_does(
+    example_repository: Repository,
+) -> None:
+    package = example_repository.model("topics").package(1)
+    engine = Engine(package, Settings().batching, Settings().inference)
+    engine.warm_up()
+    texts = ["what a lovely day", "how it is"]
+
+    answers = engine.forward([engine.prepare({"text": np.array([t], object)}) for t in texts])
+
+    saved = package.path.parents[2] / "topics"
+    tokens = tiny_tokenizer()(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        expected = BertForSequenceClassification.from_pretrained(saved)(**tokens).logits.numpy()
+    given = np.concatenate([answer["logits"] for answer in answers])
+    np.testing.assert_allclose(given, expected, atol=1e-5)
+
+
 def test_every_documented_package_is_tried(example_repository: Repository) -> None:
     assert set(example_repository.models) == {
         "greet",
         "double",
         "quadruple",
         "reviews",
+        "topics",
         "traffic",
     }
 

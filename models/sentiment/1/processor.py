@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+
+from inferno.processors.text import TextProcessor
 
 if TYPE_CHECKING:
     from inferno.runtimes import ModelContext
@@ -14,27 +15,13 @@ if TYPE_CHECKING:
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-class Processor:
-    """Tokenises one task's texts; names the classes of one batch."""
+class Processor(TextProcessor):
+    """Takes one task's texts apart; names the classes of one batch."""
 
-    def __init__(self, tokenizer: Tokenizer, labels: tuple[str, ...]) -> None:
-        """Take a tokenizer that pads and truncates, and the labels in the order of the scores."""
-        self._tokenizer = tokenizer
-        self._labels = np.array(labels, object)
-
-    def preprocess(self, inputs: Arrays) -> Arrays:
-        """Tokenise the rows of one task.
-
-        Args:
-          inputs: `text`, object array of str [rows].
-        Returns:
-          `input_ids` and `attention_mask`, int64 [rows, tokens of the longest row].
-        """
-        encodings = self._tokenizer.encode_batch_fast(inputs["text"].tolist())
-        return {
-            "input_ids": np.array([e.ids for e in encodings], np.int64),
-            "attention_mask": np.array([e.attention_mask for e in encodings], np.int64),
-        }
+    def __init__(self, context: ModelContext) -> None:
+        """Take the version's tokenizer, and its labels in the order of the scores."""
+        super().__init__(context)
+        self._labels = np.array(context.labels, object)
 
     def postprocess(self, outputs: Arrays) -> Arrays:
         """Add the more probable label to the scores.
@@ -46,11 +33,3 @@ class Processor:
         """
         scores = outputs["scores"]
         return {"label": self._labels[scores.argmax(axis=1)], "scores": scores}
-
-
-def build(context: ModelContext) -> Processor:
-    """Load the version's tokenizer; `parameters.max_tokens` is where texts are cut off."""
-    tokenizer = Tokenizer.from_file(str(context.path / "tokenizer.json"))
-    tokenizer.enable_truncation(context.parameters["max_tokens"])
-    tokenizer.enable_padding()
-    return Processor(tokenizer, context.labels)
