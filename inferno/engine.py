@@ -160,7 +160,7 @@ class Engine:
         """Run and measure forward passes of each batch size and declared length.
 
         Args:
-          measurements: how often each is measured, at most, after a first pass.
+          measurements: how often each is measured, at most, after a first pass; 0: that one counts.
         Raises:
           PackageError: the sample does not fit the signature, or the model fails on it.
         """

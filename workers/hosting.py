@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +32,11 @@ from workers.ensemble import Coordinator, Ensemble
 from workers.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+
+
+#: By how much the priority of a thread that loads beside a version that answers is lowered, see
+#: nice(1): where both want the same core, it gets a tenth of it.
+NICENESS = 10
 
 
 class NoRoom(PackageError):
@@ -299,11 +308,27 @@ class HostedModel:
     def _loaded_engine(self, package: Package) -> Engine | Ensemble:
         if package.is_ensemble:
             return Ensemble(package, self._coordinator())
+        if not self._loaded:
+            return self._warm_engine(package, Engine.MEASUREMENTS)
+        # Another version answers meanwhile, and each pass here slows it down. What a first pass
+        # says wrongly of the latency is soon corrected by what is asked.
+        initializer = _give_way if self._loads_in_one_thread(package) else None
+        with ThreadPoolExecutor(1, f"load-{self.name}", initializer) as loader:
+            return loader.submit(self._warm_engine, package, 0).result()
+
+    def _warm_engine(self, package: Package, measurements: int) -> Engine:
         engine = Engine(package, self._settings.batching, self._settings.inference)
-        # While another version answers, each pass here slows it down; what a first measurement says
-        # wrongly is soon corrected by what is asked.
-        engine.warm_up(measurements=1 if self._loaded else Engine.MEASUREMENTS)
+        engine.warm_up(measurements)
         return engine
+
+    def _loads_in_one_thread(self, package: Package) -> bool:
+        """Return whether the runtime starts no threads, which would keep a low priority for good.
+
+        Without privileges a priority cannot be raised again. A pass of ONNX Runtime with one thread
+        runs in whichever thread asks for it.
+        """
+        inference = package.inference(self._settings.inference)
+        return package.manifest.format == "onnx" and inference.pass_threads(package.executors) == 1
 
     def drains(self, version: int) -> bool:
         """Return whether a version is to be unloaded as soon as its last tasks are done."""
@@ -365,6 +390,14 @@ class HostedModel:
             settings=self._settings.events,
         )
         return self._task
+
+
+def _give_way() -> None:
+    """Lower the priority of this thread for good."""
+    # Elsewhere threads have none of their own.
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
 
 
 def host(

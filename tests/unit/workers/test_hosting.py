@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from inferno.engine import Engine
 from inferno.repository import Model, Package
 from inferno.settings import Settings
+from tests.unit.core.onnx_files import linear
 from workers.hosting import HostedModel
 from workers.watchdog import Watchdog
 
@@ -47,3 +53,55 @@ def test_the_largest_declared_batch_decides_how_much_is_fetched(tmp_path: Path) 
     model = hosted(tmp_path, {"batch_sizes": [1, 4, 12]})
     assert model.max_batch_size == 12
     assert model.prefetch == 36
+
+
+PRIORITY = """
+import os
+import threading
+
+class Processor:
+    def __init__(self):
+        self.priority = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def postprocess(self, outputs):
+        return {"y": outputs["y"] * 0 + self.priority}
+
+def build(context):
+    return Processor()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+@pytest.mark.parametrize(("threads", "lowered"), [(1, 10), (2, 0)])
+def test_what_is_loaded_beside_a_version_that_answers_gives_way_to_it(
+    tmp_path: Path, threads: int, lowered: int
+) -> None:
+    packages = {}
+    for version in (1, 2):
+        path = tmp_path / "m" / str(version)
+        path.mkdir(parents=True)
+        linear(path / "model.onnx")
+        (path / "model.py").write_text(PRIORITY)
+        manifest = {
+            "name": "m",
+            "version": version,
+            "format": "onnx",
+            "processor": "model:build",
+            "signature": {
+                "inputs": [X | {"shape": ["batch", 4]}],
+                "outputs": [X | {"name": "y", "shape": ["batch", 3]}],
+            },
+            "inference": {"threads": threads},
+        }
+        (path / "model.yaml").write_text(yaml.safe_dump(manifest))
+        packages[version] = Package.read(path)
+    model = HostedModel(Model("m", packages, 1), Settings(), Watchdog(), pytest.fail)
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    x = np.zeros((1, 4), np.float32)
+    for version, expected in ((1, own), (2, own + lowered)):
+        engine = model.engine(version)
+        assert isinstance(engine, Engine)
+        [answer] = engine.forward([engine.prepare({"x": x})])
+        assert answer["y"].tolist() == [[expected] * 3], version
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
