@@ -141,9 +141,10 @@ class Engine:
             held_bytes = self.memory_bytes if self.device == "cpu" else math.inf
             memory.release(held_bytes, resident_before)
 
-    def __del__(self) -> None:
-        # Who unloads a version only lets go of it: the last pass that is under way keeps it.
-        if not sys.is_finalizing():
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # Who unloads a version only lets go of it: the last pass that is under way keeps it. At the
+        # very end the module's names are gone, so that the function is kept here.
+        if not is_finalizing():
             self.close()
 
     @property

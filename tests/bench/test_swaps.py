@@ -27,6 +27,10 @@ def test_an_answer_of_the_old_version_after_a_load_is_counted():
         {"version": 2, "from_s": 1.0, "until_s": 2.0},
         {"version": 1, "from_s": 3.0, "until_s": 4.0},
     ]
-    sent = [(1.5, 1), (2.5, 1), (2.5, 2), (3.5, 1), (3.5, 2), (4.5, 2), (4.5, 1)]
-    calls = [{"sent_s": at_s, "version": version} for at_s, version in sent]
+    sent = [(1.5, 1), (2.5, 1), (2.5, 2), (2.95, 1), (3.5, 1), (3.5, 2), (4.5, 2), (4.5, 1)]
+    calls = [
+        {"at_s": at_s, "sent_s": at_s, "latency_ms": 100.0, "version": version}
+        for at_s, version in sent
+    ]
+    # The one at 2.95 s still waited when the next load began.
     assert stale({"calls": calls, "loads": loads}) == 2
