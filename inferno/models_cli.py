@@ -17,6 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from inferno.errors import ModelNotFound, PackageError
+from inferno.manifest import MANIFEST, TaskType
 from inferno.operations import InOrder, json_option
 from inferno.packaging.creation import Identity, create
 from inferno.packaging.draft import Tensor, parse_tensor
@@ -28,7 +29,7 @@ from inferno.packaging.validation import validate as run_validation
 from inferno.printing import out
 from inferno.project import enter_project, example_call, local_url, missing_artifact
 from inferno.protocol.signature import TensorSpec
-from inferno.repository import MANIFEST, Package, Repository, TaskType
+from inferno.repository import Package, Repository
 from inferno.settings import load
 
 

@@ -101,5 +101,5 @@ def missing_models(here: Services) -> list[str]:
     Raises:
       BrokerUnavailable: Redis does not answer.
     """
-    served = here.repository.served(here.loaded().keys())
+    served = here.repository.ready(here.loaded().__contains__)
     return [name for name in here.repository.models if name not in served]

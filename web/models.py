@@ -20,6 +20,7 @@ from inferno.errors import (
     NotInTime,
     WrongState,
 )
+from inferno.manifest import MANIFEST
 from inferno.protocol.deployments import (
     Activate,
     Load,
@@ -28,7 +29,7 @@ from inferno.protocol.deployments import (
     parse_load,
     parse_unload,
 )
-from inferno.repository import MANIFEST, Model, Package
+from inferno.repository import Model, Package
 from inferno.settings import BatchingSettings
 from tasks.cluster import WorkerReport
 from web import documents
@@ -162,7 +163,7 @@ def index() -> Response:
     """List the models in the shapes that OpenAI's clients and others expect, in one document."""
     here = services()
     repository, loaded, failed = here.catalog.refresh(), here.loaded(), here.failed()
-    served = repository.served(loaded.keys())
+    served = repository.ready(loaded.__contains__)
     models = [summary(model, loaded, failed, served) for model in repository.models.values()]
     document = {
         "object": "list",
@@ -180,7 +181,7 @@ def show(name: str) -> Response:
     here = services()
     repository, loaded = here.catalog.refresh(), here.loaded()
     model = repository.model(name)
-    served = repository.served(loaded.keys())
+    served = repository.ready(loaded.__contains__)
     if model.active is not None and not loaded.get(name, {model.active}):
         here.deployments.nudge(name, model.active)
     return documents.respond(

@@ -229,7 +229,7 @@ def model_ready(name: str, version: str | None = None) -> Response:
     # A version that is loaded on first use can be used, too.
     if loaded is None or wanted is None or (loaded and wanted not in loaded):
         raise ModelUnavailable(f"version {package.version} of {name} is not loaded")
-    if missing := here.repository.missing(package, workers.keys()):
+    if missing := here.repository.missing(package, workers.__contains__):
         raise ModelUnavailable(f"nothing answers for {', '.join(missing)}, of which it is made")
     return documents.respond({"name": name, "ready": True})
 

@@ -10,8 +10,9 @@ from typing import Any
 from flask import Blueprint, Response, make_response, render_template
 
 from inferno.errors import BrokerUnavailable
+from inferno.manifest import Manifest
 from inferno.protocol.signature import TensorSpec
-from inferno.repository import Manifest, Model
+from inferno.repository import Model
 from web.models import batching
 from web.services import Services, services
 
@@ -68,7 +69,7 @@ def front() -> Response:
         workers, loaded = len(here.cluster.workers()), here.loaded()
     except BrokerUnavailable as exc:
         outage = exc.detail
-    served = here.repository.served(loaded.keys())
+    served = here.repository.ready(loaded.__contains__)
     page = render_template(
         "front.html",
         cards=[card(model, here, loaded, served) for model in here.repository.models.values()],

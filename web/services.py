@@ -252,11 +252,13 @@ class Services:
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
-        for model in self.repository.parts(package):
+
+        def serves(model: str) -> bool:
             # One may have become ready since this was read last.
-            if not (self.cluster.serves(model) or self.cluster.serves(model, FRESH_S)):
-                return model
-        return None
+            return self.cluster.serves(model) or self.cluster.serves(model, FRESH_S)
+
+        missing = self.repository.missing(package, serves)
+        return missing[0] if missing else None
 
     def loaded(self, max_age_s: float = Cluster.CACHE_S) -> dict[str, set[int]]:
         """Return the loaded versions of each model that a ready worker serves.

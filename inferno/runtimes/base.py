@@ -17,8 +17,9 @@ from typing import Any, Protocol, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from inferno.errors import PackageError
+from inferno.manifest import explain
 from inferno.protocol.tensors import Tensors
-from inferno.repository import Package, explain
+from inferno.repository import Package
 
 #: Where the class of each `format` is found.
 RUNTIMES = {

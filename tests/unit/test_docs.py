@@ -16,11 +16,12 @@ import yaml
 from pydantic import BaseModel
 from transformers import BertConfig, BertForSequenceClassification, pipeline
 
-from inferno import ensemble, repository
+from inferno import ensemble, manifest
 from inferno.engine import Engine
+from inferno.manifest import Manifest
 from inferno.protocol.signature import Signature, TensorSpec
 from inferno.protocol.webhooks import sign
-from inferno.repository import Manifest, Repository
+from inferno.repository import Repository
 from inferno.runtimes import ModelContext
 from inferno.settings import Settings
 from inferno.settings_document import environment_example, settings_markdown
@@ -109,13 +110,13 @@ TABLES: dict[str, type[BaseModel]] = {
     "Manifest": Manifest,
     "Signature": Signature,
     "TensorSpec": TensorSpec,
-    "Batching": repository.Batching,
-    "Concurrency": repository.Concurrency,
-    "Inference": repository.Inference,
-    "Codecs": repository.Codecs,
-    "WarmUp": repository.WarmUp,
-    "Retries": repository.Retries,
-    "Cache": repository.Cache,
+    "Batching": manifest.Batching,
+    "Concurrency": manifest.Concurrency,
+    "Inference": manifest.Inference,
+    "Codecs": manifest.Codecs,
+    "WarmUp": manifest.WarmUp,
+    "Retries": manifest.Retries,
+    "Cache": manifest.Cache,
     "Stage": ensemble.Stage,
 }
 

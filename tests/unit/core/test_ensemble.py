@@ -73,7 +73,10 @@ def test_an_ensemble_is_a_model_like_any(root: Path, write_ensemble: Callable[..
     assert [stage.name for stage in package.manifest.ensemble] == ["rank", "embed"]
     assert package.executors > 1
     assert package.max_batch_delay_ms(10) == 0
-    assert sorted(repository.parts(package)) == ["embed", "rank", "search"]
+    assert sorted(repository.missing(package, set().__contains__)) == ["embed", "rank", "search"]
+    assert repository.missing(package, {"search", "rank"}.__contains__) == ["embed"]
+    assert repository.ready({"search", "rank"}.__contains__) == {"rank"}
+    assert repository.ready({"search", "rank", "embed"}.__contains__) >= {"search"}
 
 
 @pytest.mark.parametrize(
@@ -250,8 +253,8 @@ def test_ensembles_contain_ensembles_but_never_a_model_that_may_contain_them(
     write_ensemble(stage("search", {"text": "text"}, {"score": "score"}), name="outer")
     repository = read(root)
     assert repository.errors == {}
-    parts = repository.parts(repository.model("outer").package())
-    assert sorted(parts) == ["embed", "outer", "rank", "search"]
+    missing = repository.missing(repository.model("outer").package(), set().__contains__)
+    assert sorted(missing) == ["embed", "outer", "rank", "search"]
 
     # It is not the active one, but could become it.
     write_package(

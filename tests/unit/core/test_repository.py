@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from inferno.errors import ModelNotFound, PackageError
-from inferno.repository import Manifest, Package, Repository, TaskType
+from inferno.manifest import Manifest, TaskType
+from inferno.repository import Package, Repository
 from inferno.settings import RepositorySettings
 from tests.unit.core.conftest import SIGNATURE, WritePackage
 
