@@ -42,7 +42,11 @@ TOLERANCE = {"float64": 5e-15, "float32": 2e-6, "float16": 2e-2, "bf16": 0.05, "
 #: An output that is the time of the pass is not compared.
 TIMES = {"latency_ms"}
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    # Whoever asks for more examples has the time.
+    pytest.mark.timeout(0 if EXAMPLES else 120),
+]
 
 
 def examples(default: int) -> settings:

@@ -1,6 +1,6 @@
 """The app answers whatever the OpenAPI document allows, and whatever it does not, as documented.
 
-`INFERNO_TEST_EXAMPLES` is the number of examples for each route.
+`INFERNO_TEST_EXAMPLES` is the number of examples for each route; few by default.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from inferno.settings import Settings
 from tests.unit.web.conformance import Conformance
 from tests.unit.web.conftest import FakeWorker, announcing_app
 
-EXAMPLES = int(os.environ.get("INFERNO_TEST_EXAMPLES", "5"))
+EXAMPLES = int(os.environ.get("INFERNO_TEST_EXAMPLES", "0"))
 
 #: Server errors that a document may name.
 DOCUMENTED = {501, 503, 504}
@@ -33,6 +33,9 @@ OUTPUTS: dict[str, Any] = {
     "digits": {"scores": {"dtype": "float32", "shape": [1, 10], "data": [[0.1] * 10]}},
     "tokens": {"scores": {"dtype": "float32", "shape": [1, 2], "data": [[0, 1]]}},
 }
+
+# Whoever asks for more examples has the time.
+pytestmark = pytest.mark.timeout(0 if EXAMPLES else 120)
 
 CHECKS = [
     checks.status_code_conformance,
@@ -84,7 +87,7 @@ def try_out(operation: APIOperation, mode: GenerationMode, conformance: Conforma
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=EXAMPLES or 5,
         deadline=None,
         derandomize=True,
         database=None,
