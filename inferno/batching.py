@@ -155,13 +155,14 @@ class Crowd:
         self._most.append(0)
         self._peak = max(self._most)
 
-    def expected_until(self, in_lane: int, seats: int, until: float) -> float:
+    def expected_until(self, in_lane: int, seats: int, until: float, window: float) -> float:
         """Return until when another arrival is worth waiting for; it may be over.
 
         Args:
           in_lane: tasks that wait or run.
           seats: rows that the batch can still take.
           until: the end of its window.
+          window: how long that is, in seconds.
         """
         if in_lane >= self._peak:
             return self._last
@@ -169,7 +170,7 @@ class Crowd:
         if (self._arrived - before) * (until - self._last) >= seats * (self._last - since) > 0:
             return until
         silence = self.SILENCE * self._gap
-        if silence >= self._window:
+        if silence >= window:
             return self._last  # The window would end before it is known that nobody else comes.
         return self._last + max(silence, self.PAUSE)
 
@@ -217,13 +218,16 @@ class BatchFormer(Generic[T]):
     """Collects waiting tasks of one lane and says when a batch leaves.
 
     A batch leaves when an executor is free and it is full, or its oldest task's window is over, or
-    a deadline would be missed, or nobody else is expected. While every executor is busy, arrivals
-    gather for nothing.
+    a deadline would be missed, or nobody else is expected, or waiting longer would cost more than
+    it can save. While every executor is busy, arrivals gather for nothing.
     """
 
     #: How much longer before a deadline than its pass takes a batch leaves, in seconds, so that it
     #: is answered in time.
     DEADLINE_MARGIN = 0.005
+    #: What a batch costs besides its pass, in seconds: fetching, beginning and settling it, in the
+    #: worker and in Redis.
+    OVERHEAD = 0.002
 
     def __init__(
         self,
@@ -239,7 +243,7 @@ class BatchFormer(Generic[T]):
           max_rows: rows of one forward pass, at most.
           window: how long the oldest waiting task may be held back while an executor is free, in
             seconds.
-          adaptive: end the window early when nobody else is expected.
+          adaptive: end the window early when nobody else is expected, or it is not worth waiting.
           predict: returns how many seconds a forward pass will probably take, by its bucket and
             rows.
           objective: what 95 of 100 tasks shall take at most, in seconds; it replaces the window,
@@ -342,13 +346,15 @@ class BatchFormer(Generic[T]):
         if bucket.rows >= limit:
             return bucket.oldest, FlushReason.FULL
         if self._objective is None:
-            due = max(bucket.oldest, self._free_since) + self.window
+            window = self.window if self._crowd is None else self._worthwhile(key, bucket.rows)
+            due = max(bucket.oldest, self._free_since) + window
         else:
-            due = bucket.oldest + self._objective.window(self._predict(key, bucket.rows))
+            window = self._objective.window(self._predict(key, bucket.rows))
+            due = bucket.oldest + window
         reason = FlushReason.WINDOW
         if self._crowd is not None:
             in_lane, seats = self._waiting + self._running, limit - bucket.rows
-            until = self._crowd.expected_until(in_lane, seats, due)
+            until = self._crowd.expected_until(in_lane, seats, due, window)
             if until < due:
                 due, reason = until, FlushReason.IDLE
         if bucket.deadline is not None:
@@ -356,6 +362,15 @@ class BatchFormer(Generic[T]):
             if latest < due:
                 due, reason = latest, FlushReason.DEADLINE
         return due, reason
+
+    def _worthwhile(self, key: Hashable, rows: int) -> float:
+        """Return for how long an executor may be kept free for more rows, in seconds.
+
+        Waiting for as many rows again saves one batch: its overhead, and as much as one pass of all
+        takes less than two. What the executor could have done meanwhile must not be more.
+        """
+        one, both = self._predict(key, rows), self._predict(key, 2 * rows)
+        return min(self.window, self.OVERHEAD + max(2 * one - both, 0.0)) if one else self.window
 
     def _limit(self, key: Hashable) -> int:
         if self._objective is None:

@@ -191,7 +191,8 @@ class BatchingSettings(Group):
     )
     adaptive: bool = Field(
         default=True,
-        description="End the window early when no other task is expected before it is over.",
+        description="End the window early when no other task is expected before it is over, or "
+        "waiting longer would cost more than sharing a pass can save.",
     )
 
 

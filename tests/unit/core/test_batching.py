@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -275,8 +275,20 @@ def takes(pass_s: float, tasks: int) -> float:
     return pass_s
 
 
-def lane(*, adaptive: bool = True, **fields: Any) -> Lane:
-    former: BatchFormer[Call] = BatchFormer(MAX_ROWS, WINDOW_S, adaptive)
+def by_the_row(tasks: int) -> float:
+    return 0.0002 + 0.0049 * tasks
+
+
+def unknown(tasks: int) -> float:
+    return 0.0
+
+
+def lane(
+    *, adaptive: bool = True, predict: Callable[[int], float] = unknown, **fields: Any
+) -> Lane:
+    former: BatchFormer[Call] = BatchFormer(
+        MAX_ROWS, WINDOW_S, adaptive, lambda bucket, rows: predict(rows)
+    )
     given: dict[str, Any] = {"busy": mock, "front_end": SPACING_S} | fields
     return Lane(former, **given)
 
@@ -379,6 +391,31 @@ def test_a_high_rate_of_strangers_fills_batches() -> None:
     assert simulation.run(4.0).mean_size >= 24
 
 
+def test_no_executor_waits_for_rows_that_a_shared_pass_would_not_make_cheaper() -> None:
+    # Given a model that takes as long for two rows as for one twice, and 16 clients, who are too
+    # few for a full batch
+    report = closed_loop(16, predict=by_the_row, busy=by_the_row, executors=2)
+    # Then both executors work, although one could take them all
+    assert report.tasks_per_s >= 0.85 * 2 / by_the_row(1)
+    # And strangers do not wait for each other, so that few come while both are busy
+    simulation = lane(predict=by_the_row, busy=by_the_row, executors=2, closed_loop=False)
+    for at, client in poisson(280, until=20.0):
+        simulation.call(at, client)
+    assert simulation.run(21.0).percentile(99) < 0.06
+
+
+@pytest.mark.parametrize("clients", [64, 128])
+def test_a_crowd_fills_its_batches_where_passes_are_known_to_be_worth_sharing(clients: int) -> None:
+    assert closed_loop(clients, predict=mock).mean_size >= 31
+
+
+def test_a_crowd_waits_for_no_more_than_a_batch_costs_where_passes_take_no_time() -> None:
+    report = closed_loop(64, predict=lambda tasks: 0.00005, busy=lambda tasks: 0.0015)
+    assert report.mean_size >= 8
+    assert max(held(report)) <= 0.0021
+    assert report.tasks_per_s >= 0.98 / SPACING_S
+
+
 def test_strangers_who_come_together_leave_together() -> None:
     simulation = lane(closed_loop=False)
     for at, client in bursts(16, every=0.1, until=3.0):
@@ -410,10 +447,10 @@ def test_the_end_of_a_burst_is_known_after_a_few_gaps() -> None:
         crowd.arrived(number * SPACING_S, in_lane=number + 1)
     last = 39 * SPACING_S
     # When one of those who came leaves unanswered, somebody is missing, but not for long
-    until = crowd.expected_until(39, seats=1, until=last + WINDOW_S)
+    until = crowd.expected_until(39, seats=1, until=last + WINDOW_S, window=WINDOW_S)
     assert last < until < last + WINDOW_S / 5
     # And when all are here, nobody is expected
-    assert crowd.expected_until(40, seats=1, until=last + WINDOW_S) == last
+    assert crowd.expected_until(40, seats=1, until=last + WINDOW_S, window=WINDOW_S) == last
 
 
 def test_many_tasks_are_added_and_asked_about_without_looking_at_each_other() -> None:
