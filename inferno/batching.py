@@ -291,17 +291,18 @@ class BatchFormer(Generic[T]):
         if self._objective is not None:
             self._objective.answered(latency)
 
-    def flush(self, now: float, *, full: bool = False) -> Flush[T] | None:
+    def flush(self, now: float, *, free: int = 1) -> Flush[T] | None:
         """Return the batch that should leave now, if any.
 
         Args:
           now: the time.
-          full: only a full one; to be asked while no executor is free.
+          free: executors that are; with none, only a full batch leaves. Several may share what one
+            could take.
         """
         ready = [
             (due, key)
             for key in self._buckets
-            if (due := self._due(key))[0] <= now and (not full or due[1] is FlushReason.FULL)
+            if (due := self._due(key))[0] <= now and (free or due[1] is FlushReason.FULL)
         ]
         if not ready:
             return None
@@ -309,7 +310,7 @@ class BatchFormer(Generic[T]):
         (_, reason), key = min(ready, key=lambda item: self._buckets[item[1]].ranks[0])
         if self._crowd is not None:
             self._crowd.left(now)
-        return Flush(reason, self._take(key))
+        return Flush(reason, self._take(key, free))
 
     def next_reason(self, now: float) -> FlushReason | None:
         """Say why a batch should leave now, or None when none should."""
@@ -378,8 +379,19 @@ class BatchFormer(Generic[T]):
         waiting = self._buckets[key].rows
         return self._objective.rows(self.max_rows, waiting, lambda rows: self._predict(key, rows))
 
-    def _take(self, key: Hashable) -> list[Waiting[T]]:
+    def _part(self, key: Hashable, rows: int, free: int) -> int:
+        """Return the rows that one of several executors takes: fewer if all are done sooner then.
+
+        They are where passes take their time by the row. What all take together is as much.
+        """
+        part = math.ceil(rows / free)
+        sooner = self._predict(key, part) + self.OVERHEAD < self._predict(key, rows)
+        return part if sooner else rows
+
+    def _take(self, key: Hashable, free: int) -> list[Waiting[T]]:
         waiting, limit = self._buckets[key].waiting, self._limit(key)
+        if free > 1 and self._crowd is not None:
+            limit = self._part(key, min(self._buckets[key].rows, limit), free)
         count, rows = 1, waiting[0].rows
         while count < len(waiting) and rows + waiting[count].rows <= limit:
             rows += waiting[count].rows

@@ -125,7 +125,9 @@ class Lane:
             while self._calendar and self._calendar[0][0] <= now:
                 at, _, call = heapq.heappop(self._calendar)
                 self.former.add(Waiting(call, "all", 1, at, since=at))
-            while len(self._running) < self.executors and (leaving := self.former.flush(now)):
+            while free := self.executors - len(self._running):
+                if (leaving := self.former.flush(now, free=free)) is None:
+                    break
                 batches.append(self._start(leaving, now))
         return Report(batches, latencies, until - begin)
 

@@ -311,21 +311,21 @@ class InferenceTask(Batches):  # type: ignore[misc]
         while (reason := self._next_reason(now)) is not None:
             if reason is not FlushReason.FULL and self._top_up():
                 now = time.monotonic()
-            flush = self._former.flush(now, full=not self._is_free)
+            flush = self._former.flush(now, free=self._free)
             if flush is not None:
                 self._start(flush)
 
     @property
-    def _is_free(self) -> bool:
-        """Whether a batch could have its pass at once."""
-        return len(self._line) < self._executors
+    def _free(self) -> int:
+        """How many batches could have their passes at once."""
+        return max(self._executors - len(self._line), 0)
 
     def _next_reason(self, now: float) -> FlushReason | None:
         """Say why a batch should begin now, or None when none should."""
         if self._batches >= threads(self._executors):
             return None
         reason = self._former.next_reason(now)
-        if self._is_free:
+        if self._free:
             return reason
         is_next = len(self._line) == self._executors and self._pass_s <= AHEAD_S
         return reason if is_next and reason is FlushReason.FULL else None
@@ -355,7 +355,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
             self._wake_up.cancel()
             self._wake_up = None
         dues = [self._former.next_deadline()]
-        if self._is_free and self._batches < threads(self._executors):
+        if self._free and self._batches < threads(self._executors):
             dues.append(self._former.next_due())
         if due := min((due for due in dues if due is not None), default=None):
             delay = max(due - time.monotonic(), 0)

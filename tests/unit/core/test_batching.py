@@ -392,16 +392,40 @@ def test_a_high_rate_of_strangers_fills_batches() -> None:
 
 
 def test_no_executor_waits_for_rows_that_a_shared_pass_would_not_make_cheaper() -> None:
-    # Given a model that takes as long for two rows as for one twice, and 16 clients, who are too
-    # few for a full batch
-    report = closed_loop(16, predict=by_the_row, busy=by_the_row, executors=2)
-    # Then both executors work, although one could take them all
-    assert report.tasks_per_s >= 0.85 * 2 / by_the_row(1)
-    # And strangers do not wait for each other, so that few come while both are busy
+    # Given a model that takes as long for two rows as for one twice, strangers do not wait for each
+    # other, so that few come while both executors are busy
     simulation = lane(predict=by_the_row, busy=by_the_row, executors=2, closed_loop=False)
     for at, client in poisson(280, until=20.0):
         simulation.call(at, client)
     assert simulation.run(21.0).percentile(99) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("busy", "free", "sizes"),
+    [(by_the_row, 1, [5]), (by_the_row, 2, [3, 2]), (by_the_row, 3, [2, 2, 1]), (mock, 2, [5])],
+)
+def test_free_executors_share_what_one_could_take_if_all_are_done_sooner_then(
+    busy: Callable[[int], float], free: int, sizes: list[int]
+) -> None:
+    batches: BatchFormer[str] = BatchFormer(
+        MAX_ROWS, WINDOW_S, predict=lambda bucket, rows: busy(rows)
+    )
+    for task in "abcde":
+        batches.add(waiting(task))
+    flushed = []
+    while (flush := batches.flush(WINDOW_S, free=free)) is not None:
+        flushed.append(tasks(flush))
+        free -= 1
+    assert [len(members) for members in flushed] == sizes
+    assert [task for members in flushed for task in members] == list("abcde")
+
+
+def test_a_crowd_that_is_too_small_for_full_batches_keeps_all_executors_busy() -> None:
+    # Given calls that arrive together, as those of one batch's clients do
+    report = closed_loop(
+        16, predict=by_the_row, busy=by_the_row, executors=2, fetch=0.003, front_end=0.0
+    )
+    assert report.tasks_per_s >= 0.9 * 16 / (by_the_row(8) + 0.003)
 
 
 @pytest.mark.parametrize("clients", [64, 128])
