@@ -347,7 +347,7 @@ class BatchFormer(Generic[T]):
         if bucket.rows >= limit:
             return bucket.oldest, FlushReason.FULL
         if self._objective is None:
-            window = self.window if self._crowd is None else self._worthwhile(key, bucket.rows)
+            window = self.window if self._crowd is None else self._worthwhile(key, limit)
             due = max(bucket.oldest, self._free_since) + window
         else:
             window = self._objective.window(self._predict(key, bucket.rows))
@@ -364,14 +364,20 @@ class BatchFormer(Generic[T]):
                 due, reason = latest, FlushReason.DEADLINE
         return due, reason
 
-    def _worthwhile(self, key: Hashable, rows: int) -> float:
+    def _worthwhile(self, key: Hashable, limit: int) -> float:
         """Return for how long an executor may be kept free for more rows, in seconds.
 
-        Waiting for as many rows again saves one batch: its overhead, and as much as one pass of all
-        takes less than two. What the executor could have done meanwhile must not be more.
+        Waiting for as many rows again, or as many as one pass still takes, saves one batch: its
+        overhead, and as much as one pass of all takes less than two. What the executor could have
+        done meanwhile must not be more.
         """
-        one, both = self._predict(key, rows), self._predict(key, 2 * rows)
-        return min(self.window, self.OVERHEAD + max(2 * one - both, 0.0)) if one else self.window
+        rows = self._buckets[key].rows
+        others = min(rows, limit - rows)
+        alone = self._predict(key, rows)
+        if not alone:
+            return self.window
+        saved = alone + self._predict(key, others) - self._predict(key, rows + others)
+        return min(self.window, self.OVERHEAD + max(saved, 0.0))
 
     def _limit(self, key: Hashable) -> int:
         if self._objective is None:

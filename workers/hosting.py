@@ -17,7 +17,7 @@ from threading import Lock
 from celery import Celery
 
 from inferno.batching import BatchFormer, Bucket
-from inferno.engine import Engine
+from inferno.engine import Engine, choose_device
 from inferno.errors import ConfigurationError, ModelNotFound, PackageError
 from inferno.pace import Pace
 from inferno.repository import Model, Package, Repository, Stamp
@@ -328,7 +328,10 @@ class HostedModel:
         runs in whichever thread asks for it.
         """
         inference = package.inference(self._settings.inference)
-        return package.manifest.format == "onnx" and inference.pass_threads(package.executors) == 1
+        alone = inference.pass_threads(package.executors) == 1
+        return (
+            package.manifest.format == "onnx" and alone and choose_device(inference.device) == "cpu"
+        )
 
     def drains(self, version: int) -> bool:
         """Return whether a version is to be unloaded as soon as its last tasks are done."""

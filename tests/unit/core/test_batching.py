@@ -428,9 +428,35 @@ def test_a_crowd_that_is_too_small_for_full_batches_keeps_all_executors_busy() -
     assert report.tasks_per_s >= 0.9 * 16 / (by_the_row(8) + 0.003)
 
 
+def in_passes(tasks: int) -> float:
+    """As an engine predicts it: more than one pass takes are several."""
+    whole, rest = divmod(tasks, MAX_ROWS)
+    return whole * mock(MAX_ROWS) + (mock(rest) if rest else 0.0)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 17, 24, 31])
+def test_the_rows_that_a_pass_still_takes_are_worth_waiting_for_however_few(rows: int) -> None:
+    batches: BatchFormer[str] = BatchFormer(
+        MAX_ROWS, 10 * WINDOW_S, predict=lambda bucket, rows: in_passes(rows)
+    )
+    # Given a crowd that is fast enough to fill a batch within the window
+    for number in range(MAX_ROWS):
+        batches.add(waiting("earlier", number / 10_000))
+    assert batches.flush(0.0031) is not None
+    # When some of its next calls are there, and an executor is free since the last of them came
+    for number in range(rows):
+        batches.add(waiting("next", 0.0032 + number / 10_000))
+    last = 0.0032 + (rows - 1) / 10_000
+    batches.freed(last)
+    # Then others are awaited for as long as a pass of their own would take more
+    due = batches.next_due()
+    assert due is not None
+    assert due - last == pytest.approx(0.005 + BatchFormer.OVERHEAD)
+
+
 @pytest.mark.parametrize("clients", [64, 128])
 def test_a_crowd_fills_its_batches_where_passes_are_known_to_be_worth_sharing(clients: int) -> None:
-    assert closed_loop(clients, predict=mock).mean_size >= 31
+    assert closed_loop(clients, predict=in_passes).mean_size >= 31
 
 
 def test_a_crowd_waits_for_no_more_than_a_batch_costs_where_passes_take_no_time() -> None:
