@@ -70,8 +70,9 @@ from tasks.transport import Message
 
 logger = logging.getLogger(__name__)
 
-#: While passes are no longer than this, in seconds, a full batch may begin during the one before
-#: its own. It would not get any better by waiting, but could no longer be cancelled or overtaken.
+#: So long before the end of the pass before its own, in seconds, a full batch may begin: its first
+#: steps take their time in Redis, and the executor shall not wait for them. The batch would not get
+#: any better by waiting, but could no longer be cancelled or overtaken.
 AHEAD_S = 0.05
 
 #: What Celery itself would run when a task is over. Refused, because whoever asks for it waits.
@@ -327,8 +328,14 @@ class InferenceTask(Batches):  # type: ignore[misc]
         reason = self._former.next_reason(now)
         if self._free:
             return reason
-        is_next = len(self._line) == self._executors and self._pass_s <= AHEAD_S
-        return reason if is_next and reason is FlushReason.FULL else None
+        return reason if reason is FlushReason.FULL and self._ahead_from(now) <= now else None
+
+    def _ahead_from(self, now: float) -> float:
+        """Return from when on a full batch may begin although no executor is free."""
+        if len(self._line) > self._executors:
+            return math.inf  # One has done so already.
+        began = self._line.first_began()
+        return (now if began is None else began) + self._pass_s - AHEAD_S
 
     def _top_up(self) -> bool:
         """Fetch once more for a batch that would leave with free seats; say whether any came."""
@@ -354,11 +361,16 @@ class InferenceTask(Batches):  # type: ignore[misc]
         if self._wake_up is not None:
             self._wake_up.cancel()
             self._wake_up = None
+        now = time.monotonic()
         dues = [self._former.next_deadline()]
-        if self._free and self._batches < threads(self._executors):
-            dues.append(self._former.next_due())
-        if due := min((due for due in dues if due is not None), default=None):
-            delay = max(due - time.monotonic(), 0)
+        if self._batches < threads(self._executors):
+            if self._free:
+                dues.append(self._former.next_due())
+            elif self._former.next_reason(now) is FlushReason.FULL:
+                dues.append(self._ahead_from(now))
+        due = min((due for due in dues if due is not None), default=math.inf)
+        if due < math.inf:
+            delay = max(due - now, 0)
             self._wake_up = self._consumer.timer.call_after(delay, self._pump)
 
     def _expire(self, now: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,8 @@ class Line:
         """Store how many may go on at the same time."""
         self._places = places
         self._line: list[str] = []
+        #: When the turns of those began that have theirs, by the monotonic clock.
+        self._began: dict[str, float] = {}
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
@@ -33,7 +36,13 @@ class Line:
         """Wait for the turn of one that has joined; it keeps its place until it leaves."""
         with self._changed:
             self._changed.wait_for(lambda: who in self._line[: self._places])
+            self._began[who] = time.monotonic()
         yield
+
+    def first_began(self) -> float | None:
+        """Return when the oldest turn began that is not over, or None when nobody has one."""
+        with self._changed:
+            return min(self._began.values(), default=None)
 
     def leave(self, who: str) -> bool:
         """Let others go on; returns whether it was in the line."""
@@ -41,5 +50,6 @@ class Line:
             if who not in self._line:
                 return False
             self._line.remove(who)
+            self._began.pop(who, None)
             self._changed.notify_all()
             return True

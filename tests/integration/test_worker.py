@@ -10,8 +10,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from celery.result import AsyncResult
 
 from inferno.errors import InfernoError
+from inferno.protocol.tasks import TaskState
 from tasks.cluster import Cluster
 from tests.integration.conftest import occupied, reserved, send
 from tests.processes import ROOT, bin_path, wait_until
@@ -45,6 +47,33 @@ def test_a_stopping_worker_loses_nothing_and_runs_nothing_twice(
     assert all(answers[text]["outputs"]["text"]["data"] == [text] for text in texts)
     assert Counter(repository.ran()) == Counter(texts)
     assert {records.fetch(task.id)[0].attempts for task in tasks.values()} == {1}
+
+
+def test_a_full_batch_begins_shortly_before_the_pass_ahead_of_it_is_over(
+    repository, start_worker, celery, submit, records
+):
+    repository.add("ahead", batching={"max_batch_size": 4})
+
+    def has_begun(task_id: str) -> bool:
+        record, _ = records.fetch(task_id)
+        return record is not None and record.state is TaskState.RUNNING
+
+    with start_worker("ahead"):
+        # A pass takes this long, as far as the worker knows: more than a batch begins ahead.
+        send(celery, "ahead", "sleep:0.4").get(timeout=10)
+        with occupied(celery, "ahead", repository):
+            tasks = [submit("ahead", f"text {n}") for n in range(4)]
+            wait_until(lambda: all(map(has_begun, tasks)))
+            assert [text for text in repository.ran() if text.startswith("text")] == []
+            # No second one begins.
+            more = [submit("ahead", f"more {n}") for n in range(4)]
+        results = [AsyncResult(task, app=celery).get(timeout=20) for task in tasks + more]
+    assert {result["batch"]["size"] for result in results} == {4}
+    assert {result["batch"]["flush_reason"] for result in results} == {"full"}
+    assert [text for text in repository.ran() if text[:4] in ("text", "more")] == [
+        *(f"text {n}" for n in range(4)),
+        *(f"more {n}" for n in range(4)),
+    ]
 
 
 def test_inspect_sees_the_members_of_batches(repository, start_worker, celery):

@@ -40,3 +40,21 @@ def test_a_turn_may_be_taken_again_until_one_leaves():
             pass
     assert line.leave("a")
     assert not line.leave("a")
+
+
+def test_the_oldest_turn_that_is_not_over_is_known():
+    line = Line(2)
+    for who in "abc":
+        line.join(who)
+    assert line.first_began() is None
+    with line.turn("b"):
+        first = line.first_began()
+    with line.turn("a"):
+        assert line.first_began() == first
+    line.leave("b")
+    second = line.first_began()
+    assert first is not None
+    assert second is not None
+    assert second > first
+    line.leave("a")
+    assert line.first_began() is None
