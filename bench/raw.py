@@ -1,7 +1,8 @@
-"""The limit: an engine in a plain loop in one process, with no server around it.
+"""The limit: an engine in plain loops in one process, with no server around it.
 
-`python -m bench.raw WORKLOAD SECONDS BATCH THREADS` measures once and prints JSON; each size runs
-in a process of its own, so that nothing is left of the one before.
+`python -m bench.raw WORKLOAD SECONDS BATCH EXECUTORS THREADS` measures once and prints JSON. Each
+loop is an executor, and each of its forward passes has so many threads. Each way runs in a process
+of its own, so that nothing is left of the one before.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -33,22 +36,46 @@ class RawFailed(Exception):
     """An engine could not be measured; says why."""
 
 
-def measure(workload: Workload, seconds: float) -> list[Measurement]:
-    """Measure each batch size, with one thread and with one for each core.
+@dataclass(frozen=True)
+class Way:
+    """How the loops are run."""
+
+    batch: int
+    executors: int
+    #: Of each forward pass.
+    threads: int
+
+    @property
+    def scenario(self) -> str:
+        """Such as `batches of 32, 1 thread` or `batches of 32, 2 executors`."""
+        if self.executors > 1:
+            return f"batches of {self.batch}, {self.executors} executors"
+        return f"batches of {self.batch}, {self.threads} thread{'' if self.threads == 1 else 's'}"
+
+
+def ways(workload: Workload) -> list[Way]:
+    """Return each batch size with one thread, with more threads, and with more executors."""
+    cores = len(os.sched_getaffinity(0))
+    # Only what runs on onnxruntime uses threads, and more than one core.
+    spread = (
+        [(1, 1), (1, cores), (cores, 1)] if workload.model == "embed" and cores > 1 else [(1, 1)]
+    )
+    return [Way(batch, *use) for use in spread for batch in BATCHES]
+
+
+def measure(workload: Workload, seconds: float, repeat: int) -> list[Measurement]:
+    """Measure every way once.
 
     Raises:
       RawFailed: the model cannot be loaded, or fails.
     """
-    cores = len(os.sched_getaffinity(0))
-    # Only what runs on onnxruntime uses threads.
-    threads = sorted({1, cores}) if workload.model == "embed" else [1]
-    return [_one(workload, seconds, batch, n) for n in threads for batch in BATCHES]
+    return [_one(workload, seconds, way, repeat) for way in ways(workload)]
 
 
-def _one(workload: Workload, seconds: float, batch: int, threads: int) -> Measurement:
+def _one(workload: Workload, seconds: float, way: Way, repeat: int) -> Measurement:
     command = [sys.executable, "-m", "bench.raw", workload.name, str(seconds)]
     done = subprocess.run(
-        [*command, str(batch), str(threads)],
+        [*command, str(way.batch), str(way.executors), str(way.threads)],
         capture_output=True,
         text=True,
         check=False,
@@ -60,36 +87,43 @@ def _one(workload: Workload, seconds: float, batch: int, threads: int) -> Measur
     return Measurement(
         target=TARGET,
         workload=workload.name,
-        scenario=f"batches of {batch}, {threads} thread{'' if threads == 1 else 's'}",
-        repeat=1,
+        scenario=way.scenario,
+        repeat=repeat,
         seconds=found["seconds"],
         answered=found["answered"],
         latency_ms=found["latency_ms"],
-        mean_batch=batch,
+        mean_batch=way.batch,
         cpu_s={"engine": found["cpu_s"]},
         rss_bytes={"engine": found["rss_bytes"]},
     )
 
 
-def main(name: str, seconds: float, batch: int, threads: int) -> None:
-    """Measure one size and print what was found."""
+def main(name: str, seconds: float, way: Way) -> None:
+    """Measure one way and print what was found."""
     workload = WORKLOADS[name]
     settings = Settings()
-    inference = settings.inference.model_copy(update={"threads": threads})
+    inference = settings.inference.model_copy(update={"threads": way.threads})
     package = Repository.read(settings.repository).model(workload.model).package(workload.version)
     engine = Engine(package, settings.batching, inference)
     engine.warm_up()
-    asked = texts(Numbers.RANGE)
-    latencies_s = []
+    numbers = Numbers()
     began, cpu = time.perf_counter(), time.process_time()
-    end = began + seconds
-    while (now := time.perf_counter()) < end:
-        rows = ({"text": np.array([text], object)} for text in islice(asked, batch))
-        engine.forward([engine.prepare(row) for row in rows])
-        latencies_s.append(time.perf_counter() - now)
+
+    def loop(first: int) -> list[float]:
+        """Run batches of texts numbered from a number on; return what each took, in seconds."""
+        asked, took_s = texts(first), []
+        while (now := time.perf_counter()) < began + seconds:
+            rows = ({"text": np.array([text], object)} for text in islice(asked, way.batch))
+            engine.forward([engine.prepare(row) for row in rows])
+            took_s.append(time.perf_counter() - now)
+        return took_s
+
+    with ThreadPoolExecutor(way.executors) as pool:
+        loops = list(pool.map(loop, [numbers.first() for _ in range(way.executors)]))
+    latencies_s = [took_s for each in loops for took_s in each]
     found = {
         "seconds": time.perf_counter() - began,
-        "answered": batch * len(latencies_s),
+        "answered": way.batch * len(latencies_s),
         "latency_ms": latency_ms(latencies_s),
         "cpu_s": time.process_time() - cpu,
         "rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -98,4 +132,4 @@ def main(name: str, seconds: float, batch: int, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], float(sys.argv[2]), Way(*map(int, sys.argv[3:6])))

@@ -113,11 +113,12 @@ class Session:
         processes.adopt_orphans()
         targets = [target for target in self._options.targets if self._install(target)]
         for workload in self._options.workloads:
-            if self._options.raw:
-                self._measure_raw(workload)
-                yield
             left = list(targets)
+            raw_left = self._options.raw
             for repeat in range(1, self._options.repeats + 1):
+                if raw_left:
+                    raw_left = self._measure_raw(workload, repeat)
+                    yield
                 for target in list(left):
                     self._say(
                         f"{workload.name}, {repeat} of {self._options.repeats}: {target.name}"
@@ -137,12 +138,15 @@ class Session:
             return False
         return True
 
-    def _measure_raw(self, workload: Workload) -> None:
-        self._say(f"{workload.name}: {raw.TARGET}")
+    def _measure_raw(self, workload: Workload, repeat: int) -> bool:
+        """Measure the bare engine; return whether it could be measured."""
+        self._say(f"{workload.name}, {repeat} of {self._options.repeats}: {raw.TARGET}")
         try:
-            self.results.measurements += raw.measure(workload, self._options.seconds)
+            self.results.measurements += raw.measure(workload, self._options.seconds, repeat)
         except raw.RawFailed as exc:
             self._fail(raw.TARGET, workload, str(exc))
+            return False
+        return True
 
     def _fail(self, target: str, workload: Workload | None, reason: str) -> None:
         name = workload.name if workload else None
