@@ -65,8 +65,8 @@ async def _crowd(url: str, clients: int) -> list[dict[str, Any]]:
         httpx.AsyncClient(base_url=url, verify=tls, timeout=PATIENCE_S) for _ in range(clients)
     ]
     try:
-        for client in crowd:
-            await client.get("/health/live")
+        # All at once: a connection that waits for its turn too long is closed by the server.
+        await asyncio.gather(*(client.get("/health/live") for client in crowd))
         began = time.time()
         seen = [_follow(client, f"client {n}", began) for n, client in enumerate(crowd)]
         return await asyncio.gather(*seen)
