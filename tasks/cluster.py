@@ -70,6 +70,7 @@ class Cluster:
         self._packages_key = names.packages_key(settings.redis.prefix)
         self._ttl = settings.worker.heartbeat_ttl_s
         self._reading = Lock()
+        #: When the last reading began.
         self._read_at = 0.0
         self._failure: BrokerUnavailable | None = None
         self._failed_at = 0.0
@@ -81,7 +82,8 @@ class Cluster:
         """Return the reports of the workers that are alive.
 
         Args:
-          max_age_s: read them again if they were read longer ago.
+          max_age_s: read them again if they were read longer ago; 0 reads what is true by now,
+            once for all who ask at the same time.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
@@ -109,7 +111,8 @@ class Cluster:
         with self._reading:
             if self._failure is not None and self._failed_at > asked_at:
                 raise self._failure
-            if time.monotonic() - self._read_at < max_age_s:
+            began_at = time.monotonic()
+            if self._read_at >= asked_at or began_at - self._read_at < max_age_s:
                 return
             try:
                 with translated():
@@ -124,7 +127,7 @@ class Cluster:
                 if report.state == "ready"
                 for model in report.models
             }
-            self._read_at = time.monotonic()
+            self._read_at = began_at
 
     def serving(self, model: str, max_age_s: float = CACHE_S) -> list[WorkerReport]:
         """Return the reports of the ready workers of a model, also of those that cannot load it.

@@ -34,9 +34,6 @@ from tasks.submit import Accepted, Submitter
 from tasks.transitions import Idempotency
 from web.peer import Peers
 
-#: Before a call is refused because no worker is there, this is looked at again, if it was read
-#: longer ago, in seconds.
-FRESH_S = 0.1
 #: A socket that takes no data for so many ping intervals is cut off.
 STALLED_PINGS = 2
 
@@ -254,8 +251,8 @@ class Services:
         """
 
         def serves(model: str) -> bool:
-            # One may have become ready since this was read last.
-            return self.cluster.serves(model) or self.cluster.serves(model, FRESH_S)
+            # One may have become ready since this was read last, as another process knows.
+            return self.cluster.serves(model) or self.cluster.serves(model, 0.0)
 
         missing = self.repository.missing(package, serves)
         return missing[0] if missing else None

@@ -327,6 +327,19 @@ def test_predict_without_a_worker_is_503_and_queues_nothing(client, worker, stor
     assert store.dbsize() == 0
 
 
+def test_predict_is_taken_as_soon_as_a_worker_is_ready(client, worker, store):
+    store.flushall()
+
+    def ask():
+        body = {"inputs": {"text": "Good."}}
+        headers = {"Prefer": "respond-async"}
+        return client.post("/v1/models/sentiment:predict", json=body, headers=headers)
+
+    problem(ask(), 503)
+    worker.serve(sentiment=[2])
+    assert ask().status_code == 202
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [(DeadlineExceeded("too late"), 504), (ForwardFailed("it broke", "inputs.text"), 500)],
