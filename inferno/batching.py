@@ -385,19 +385,23 @@ class BatchFormer(Generic[T]):
         waiting = self._buckets[key].rows
         return self._objective.rows(self.max_rows, waiting, lambda rows: self._predict(key, rows))
 
-    def _part(self, key: Hashable, rows: int, free: int) -> int:
+    def _part(self, key: Hashable, limit: int, free: int) -> int:
         """Return the rows that one of several executors takes: fewer if all are done sooner then.
 
         They are where passes take their time by the row. What all take together is as much.
         """
+        rows = self._buckets[key].rows
         part = math.ceil(rows / free)
-        sooner = self._predict(key, part) + self.OVERHEAD < self._predict(key, rows)
-        return part if sooner else rows
+        if part >= limit:
+            return limit
+        alone = min(rows, limit)
+        sooner = self._predict(key, part) + self.OVERHEAD < self._predict(key, alone)
+        return part if sooner else alone
 
     def _take(self, key: Hashable, free: int) -> list[Waiting[T]]:
         waiting, limit = self._buckets[key].waiting, self._limit(key)
         if free > 1 and self._crowd is not None:
-            limit = self._part(key, min(self._buckets[key].rows, limit), free)
+            limit = self._part(key, limit, free)
         count, rows = 1, waiting[0].rows
         while count < len(waiting) and rows + waiting[count].rows <= limit:
             rows += waiting[count].rows

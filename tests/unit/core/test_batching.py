@@ -420,6 +420,21 @@ def test_free_executors_share_what_one_could_take_if_all_are_done_sooner_then(
     assert [task for members in flushed for task in members] == list("abcde")
 
 
+@pytest.mark.parametrize(
+    ("waits", "sizes"), [(MAX_ROWS, [16, 16]), (40, [20, 20]), (64, [32, 32]), (70, [32, 32])]
+)
+def test_free_executors_share_all_that_waits_in_full_batches_if_they_can(
+    waits: int, sizes: list[int]
+) -> None:
+    batches: BatchFormer[str] = BatchFormer(
+        MAX_ROWS, WINDOW_S, predict=lambda bucket, rows: by_the_row(rows)
+    )
+    for number in range(waits):
+        batches.add(waiting(f"task {number}"))
+    flushed = [batches.flush(WINDOW_S, free=free) for free in (2, 1)]
+    assert [len(flush.members) for flush in flushed if flush] == sizes
+
+
 def test_a_crowd_that_is_too_small_for_full_batches_keeps_all_executors_busy() -> None:
     # Given calls that arrive together, as those of one batch's clients do
     report = closed_loop(
