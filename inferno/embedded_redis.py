@@ -234,6 +234,11 @@ dir "{quoted}"
 appendonly yes
 appendfsync {appendfsync}
 save ""
+# Rewriting that file took a fifth of the server's processor time under load. To compress it saves a
+# fifteenth of the space and takes half as long again; a later rewrite does the work of several.
+rdbcompression no
+auto-aof-rewrite-percentage 200
+auto-aof-rewrite-min-size 256mb
 # A full server refuses writes. Evicting would silently lose tasks.
 maxmemory-policy noeviction
 """

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from inferno.embedded_redis import prepare
 from inferno.settings import Settings
 from inferno.supervisor import parse_procfile
 
@@ -17,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 MODELS = ("digits", "echo", "embed", "insight", "mock", "sentiment")
 #: What celeryconfig.py fills from the settings; an option would override it.
 SET_BY_CELERYCONFIG = {"-P", "--pool", "-c", "--concurrency", "--prefetch-multiplier"}
+#: Settings of an embedded server that a container decides for itself.
+OF_ONE_MACHINE = {"bind", "port", "protected-mode", "daemonize", "dir"}
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +88,16 @@ def test_compose_containers_reach_redis_and_drain(services: dict[str, dict[str, 
             assert service["depends_on"]["redis"]["condition"] == "service_healthy"
 
 
-def test_compose_redis_is_as_safe_as_the_embedded_one(
-    services: dict[str, dict[str, Any]],
+def test_compose_redis_is_configured_as_the_embedded_one(
+    services: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     options = shlex.split(services["redis"]["command"])
 
     given = dict(zip(options[1::2], options[2::2], strict=True))
-    assert given["--appendonly"] == "yes"
-    assert given["--maxmemory-policy"] == "noeviction"
+    lines = prepare(tmp_path).config_path.read_text().splitlines()
+    pairs = (line.split(maxsplit=1) for line in lines if not line.startswith("#"))
+    embedded = {name: value.strip('"') for name, value in pairs}
+    assert given == {f"--{name}": embedded[name] for name in embedded.keys() - OF_ONE_MACHINE}
     assert "ports" not in services["redis"]
 
 

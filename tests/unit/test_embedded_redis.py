@@ -120,13 +120,24 @@ def test_data_survives_a_restart(tmp_path: Path) -> None:
         assert "hello" in say(second, "GET", "greeting")
 
 
-def test_server_is_configured_to_lose_nothing_and_to_stay_local(tmp_path: Path) -> None:
+def test_server_is_configured_to_lose_nothing_to_stay_local_and_to_rewrite_seldom(
+    tmp_path: Path,
+) -> None:
     redis = prepare(tmp_path / 'with "quotes" and spaces')
 
     with running(redis):
         told = {
             name: say(redis, "CONFIG", "GET", name).split("\r\n")[4]
-            for name in ("appendonly", "appendfsync", "maxmemory-policy", "bind", "protected-mode")
+            for name in (
+                "appendonly",
+                "appendfsync",
+                "maxmemory-policy",
+                "bind",
+                "protected-mode",
+                "rdbcompression",
+                "auto-aof-rewrite-percentage",
+                "auto-aof-rewrite-min-size",
+            )
         }
 
     assert told == {
@@ -135,6 +146,9 @@ def test_server_is_configured_to_lose_nothing_and_to_stay_local(tmp_path: Path) 
         "maxmemory-policy": "noeviction",
         "bind": "127.0.0.1",
         "protected-mode": "yes",
+        "rdbcompression": "no",
+        "auto-aof-rewrite-percentage": "200",
+        "auto-aof-rewrite-min-size": str(256 * 2**20),
     }
     assert redis.config_path.stat().st_mode & 0o777 == 0o600
     assert redis.config_path.parent.stat().st_mode & 0o777 == 0o700
