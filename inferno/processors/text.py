@@ -65,6 +65,10 @@ class WordPieces:
 
     def encode(self, texts: list[str]) -> list[Encoding]:
         """Take texts apart, padded to the longest one."""
+        if len(texts) == 1:
+            # This does not give Python's lock away. Most tasks have one text, and for each one of a
+            # batch the pass would wait until another thread gives the lock back.
+            return [self._tokenizer.encode(texts[0])]
         encodings: list[Encoding] = self._tokenizer.encode_batch_fast(texts)
         return encodings
 

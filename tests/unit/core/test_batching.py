@@ -477,7 +477,7 @@ def test_a_crowd_fills_its_batches_where_passes_are_known_to_be_worth_sharing(cl
 def test_a_crowd_waits_for_no_more_than_a_batch_costs_where_passes_take_no_time() -> None:
     report = closed_loop(64, predict=lambda tasks: 0.00005, busy=lambda tasks: 0.0015)
     assert report.mean_size >= 8
-    assert max(held(report)) <= 0.0021
+    assert max(held(report)) <= BatchFormer.OVERHEAD + 0.0001
     assert report.tasks_per_s >= 0.98 / SPACING_S
 
 

@@ -93,6 +93,22 @@ def test_texts_are_taken_apart_padded_and_answered(package: ReadPackage) -> None
     assert [answer["sum"].tolist() for answer in answers] == [[28, 6], [10]]
 
 
+@pytest.mark.parametrize("sentence", ["", "it", "It is WARMER here", "it is it is it is it is"])
+def test_a_text_by_itself_is_taken_apart_as_among_others(
+    package: ReadPackage, sentence: str
+) -> None:
+    engine = load(package(**fields(max_tokens=5)))
+
+    alone = engine.prepare(sentences(sentence))
+    among = engine.prepare(sentences(sentence, "it"))
+
+    length = alone["attention_mask"].sum()
+    assert alone["input_ids"].shape == (1, length)
+    assert length <= 5
+    for piece, [row] in alone.items():
+        assert row.tolist() == among[piece][0, :length].tolist()
+
+
 def test_without_max_tokens_the_file_says_where_texts_end(package: ReadPackage) -> None:
     prepared = load(package(**fields())).prepare(sentences("it is warmer here"))
 
