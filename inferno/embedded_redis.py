@@ -239,6 +239,10 @@ save ""
 rdbcompression no
 auto-aof-rewrite-percentage 200
 auto-aof-rewrite-min-size 256mb
+# A record with one field longer than this takes twice the memory. Usual are 64 bytes, and the key
+# by which equal tasks share a result is longer, if the model's name is. (This name is known to all
+# versions; since Redis 7 it is hash-max-listpack-value.)
+hash-max-ziplist-value 256
 # A full server refuses writes. Evicting would silently lose tasks.
 maxmemory-policy noeviction
 """

@@ -120,6 +120,16 @@ def test_data_survives_a_restart(tmp_path: Path) -> None:
         assert "hello" in say(second, "GET", "greeting")
 
 
+def test_records_take_little_memory_also_with_a_long_field(tmp_path: Path) -> None:
+    redis = prepare(tmp_path)
+
+    with running(redis):
+        say(redis, "HSET", "record", "shared", "x" * 250, "state", "queued")
+        encoding = say(redis, "OBJECT", "ENCODING", "record")
+
+    assert "listpack" in encoding or "ziplist" in encoding
+
+
 def test_server_is_configured_to_lose_nothing_to_stay_local_and_to_rewrite_seldom(
     tmp_path: Path,
 ) -> None:
