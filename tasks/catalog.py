@@ -84,15 +84,17 @@ class Catalog:
         """Look again at what is wanted of the models, and return them.
 
         Args:
-          packages: look at the repository's folder, too.
+          packages: look at the repository's folder, too. That is done in any case when something
+            is newly wanted that is not known, such as a version that another front end has found.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
         with self._reading:
-            if packages:
+            desired = self._deployments.read()
+            changed = desired.generation != self._served[1]
+            if packages or (changed and not desired.known(self._packages)):
                 self._packages = self._read_packages(self._packages)
                 self._read_at = time.monotonic()
-            desired = self._deployments.read()
             self._served = (desired.applied(self._packages), desired.generation)
             return self._served[0]
 

@@ -83,6 +83,14 @@ class Desired(msgspec.Struct, frozen=True):
         """Return what is wanted of one model."""
         return self.models.get(model, _NOTHING)
 
+    def known(self, repository: Repository) -> bool:
+        """Return whether a repository has every version that was asked for."""
+        return all(
+            name in repository.models
+            and (wanted.shares.keys() | wanted.loaded) <= repository.models[name].versions.keys()
+            for name, wanted in self.models.items()
+        )
+
     def applied(self, repository: Repository) -> Repository:
         """Return a repository with the versions that answer."""
         models = {

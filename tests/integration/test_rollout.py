@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 import time
@@ -255,6 +256,25 @@ def test_swaps_under_load_fail_nobody_and_answer_nobody_with_the_old_version(
         # Whoever still waits when the next load begins may be answered by what that one brings.
         between = {by for sent, answered, by in answers if since < sent and answered < until}
         assert between == {version}
+
+
+@pytest.mark.parametrize("activate", [True, False])
+def test_a_version_that_came_a_moment_ago_answers_through_every_front_end(
+    repository, web, other_web, start_worker, monkeypatch, activate
+):
+    with start_worker("m"):
+        assert answer(other_web) == 1
+        # The folder is looked at no more for what is missing, as if that had just been done.
+        monkeypatch.setattr("tasks.catalog.MISSING_S", math.inf)
+        add(repository, 2)
+        assert load(web, 2, activate=activate).status_code == 200
+        response = other_web.post(
+            "/v1/models/m:predict",
+            json={"inputs": {"text": "x"}},
+            headers={} if activate else {"Inferno-Version": "2"},
+        )
+        assert response.status_code == 200, response.json
+        assert response.json["version"] == 2
 
 
 def test_each_worker_says_what_it_holds_and_comes_back_to_what_is_wanted(
