@@ -225,10 +225,9 @@ class BatchFormer(Generic[T]):
     #: How much longer before a deadline than its pass takes a batch leaves, in seconds, so that it
     #: is answered in time.
     DEADLINE_MARGIN = 0.005
-    #: What a batch costs besides its pass, in seconds: fetching, beginning and settling it, and
-    #: handing its answers out. On two cores that everything shares, batches of 21 instead of 32
-    #: members cost 4 to 8 ms of processor time each (docs/performance.md).
-    OVERHEAD = 0.004
+    #: What a batch costs besides its pass, in seconds: fetching, beginning and settling it, in the
+    #: worker and in Redis.
+    OVERHEAD = 0.002
 
     def __init__(
         self,
