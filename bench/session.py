@@ -221,7 +221,7 @@ class Session:
 
     def _closed(self, service: Service, scenario: Scenario, seconds: int) -> Load:
         first, rows = self._numbers.first(), scenario.rows
-        asked, different = texts(first), wrk.ALL
+        asked, different = texts(first), Numbers.RANGE
         if scenario.sharing is Sharing.OFF:
             service = cache.without(service)
         elif scenario.sharing is Sharing.HITS:

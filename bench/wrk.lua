@@ -1,18 +1,17 @@
 -- Gives wrk a different text for each request, and checks each answer.
 -- Arguments: path, first number, the body before and after the text, the words before the batch's
--- size in an answer, "echoes" where the text comes back, a file of sentences, the number of different texts, and
--- the words of an answer that is a kept result.
+-- size in an answer, "echoes" where the text comes back, a file of sentences, the number of different texts,
+-- the words of an answer that is a kept result, what stands before the number of a text, and by what that is
+-- made from the number of the request: a factor and a modulus, see `texts` in workloads.py.
 
 local threads = {}
 
 function setup(thread)
-  thread:set("number", #threads)
   table.insert(threads, thread)
 end
 
 function init(args)
-  local first
-  path, first, head, tail, marker, echoes = args[1], args[2], args[3], args[4], args[5], args[6] == "echoes"
+  path, head, tail, marker, echoes = args[1], args[3], args[4], args[5], args[6] == "echoes"
   sentences = {}
   for line in io.lines(args[7]) do
     table.insert(sentences, line)
@@ -20,20 +19,21 @@ function init(args)
   start = "POST " .. path .. " HTTP/1.1\r\nHost: " .. wrk.headers["Host"]
     .. "\r\nContent-Type: application/json\r\nContent-Length: "
   different, kept = tonumber(args[8]), args[9]
-  -- Each thread has numbers of its own.
-  base, sent = tonumber(first) + number * 100000000, 0
+  mark, spread, numbered = args[10], tonumber(args[11]), tonumber(args[12])
+  first, sent = tonumber(args[2]), 0
   open = {}
   answered, refused, wrong, passes, sized, cached, sample = 0, 0, 0, 0, 0, 0, ""
 end
 
 function request()
-  local at = base + sent % different
+  local at = first + sent % different
   sent = sent + 1
-  local id = string.format("%d", at)
+  -- Exact, as the products are less than 2^53.
+  local id = string.format("%d", math.fmod(math.fmod(at * spread, numbered) * spread, numbered))
   if echoes then
     open[id] = (open[id] or 0) + 1
   end
-  local body = head .. sentences[at % #sentences + 1] .. " #" .. id .. tail
+  local body = head .. sentences[at % #sentences + 1] .. mark .. id .. tail
   return start .. #body .. "\r\n\r\n" .. body
 end
 

@@ -12,15 +12,13 @@ from pathlib import Path
 
 from bench.load import CACHED, Load
 from bench.targets import Service
-from bench.workloads import sentences
+from bench.workloads import MARK, NUMBERED, SPREAD, Numbers, sentences
 
 SCRIPT = Path(__file__).with_name("wrk.lua")
 INSTALL_HINT = "wrk is missing; install it: apt-get install wrk"
 
 #: An answer that takes longer is an error, in seconds.
 PATIENCE_S = 10
-#: Different texts of one run: more than are sent.
-ALL = 10**8
 #: What stands for the text when a body is taken apart.
 _PLACE = "@@"
 
@@ -34,7 +32,7 @@ class WrkFailed(Exception):
 
 
 def run(
-    service: Service, *, connections: int, seconds: int, first: int, different: int = ALL
+    service: Service, *, connections: int, seconds: int, first: int, different: int = Numbers.RANGE
 ) -> Load:
     """Keep a number of connections busy for a while.
 
@@ -59,7 +57,7 @@ def run(
         options += ["--timeout", f"{PATIENCE_S}s", "-s", str(SCRIPT)]
         arguments = [service.path, str(first), head, tail, service.marker]
         arguments += ["echoes" if service.echoes else "-", file.name, str(different)]
-        arguments += [CACHED.decode()]
+        arguments += [CACHED.decode(), MARK, str(SPREAD), str(NUMBERED)]
         url = f"http://127.0.0.1:{service.port}"
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         try:

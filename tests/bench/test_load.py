@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from itertools import islice, pairwise
 
 import pytest
 
 from bench.load import arrivals, latency_ms, percentile
-from bench.workloads import Numbers, texts
+from bench.workloads import MARK, Numbers, texts
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,13 @@ def test_no_text_is_sent_twice():
     numbers = Numbers()
     ranges = [list(islice(texts(numbers.first()), 3000)) for _ in range(3)]
     assert len({text for some in ranges for text in some}) == 9000
+
+
+def test_each_range_of_texts_has_numbers_of_all_kinds():
+    numbers = Numbers()
+    for some in (islice(texts(numbers.first()), 3000) for _ in range(3)):
+        leading = Counter(text.partition(MARK)[2][0] for text in some)
+        assert all(leading[digit] == pytest.approx(3000 / 9, rel=0.2) for digit in "123456789")
 
 
 def test_texts_are_of_varied_length_and_need_no_escapes():
