@@ -21,6 +21,7 @@ from rich.markup import escape
 
 from inferno import embedded_redis, experiments, models_cli, operations, versions
 from inferno.client import Client, Result
+from inferno.cores import Cores
 from inferno.doctor import examine
 from inferno.errors import (
     ConfigurationError,
@@ -126,6 +127,7 @@ def up(wanted: str | None, flower: bool, logs: bool) -> None:
     """
     root = enter_project()
     settings = load()
+    Cores(settings.inference.cores).leave()
     commands = read_procfile(root)
     if not flower:
         commands.pop("flower", None)

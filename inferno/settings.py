@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -220,7 +221,13 @@ class InferenceSettings(Group):
     threads: int = Field(
         default=0,
         ge=0,
-        description="Threads of one forward pass. 0: the cores, shared by a model's executors.",
+        description="Threads of one forward pass. 0: the cores that it may use, shared by the "
+        "model's executors.",
+    )
+    cores: Annotated[tuple[int, ...], NoDecode] = Field(
+        default=(),
+        description="Cores that are kept for forward passes, such as `2-7` or `1,3`: all else in "
+        "workers, and what `inferno up` starts, runs on the others. Unset: all run on all.",
     )
     timeout_s: float = Field(
         default=120.0,
@@ -237,9 +244,24 @@ class InferenceSettings(Group):
             return value
         return tuple(name.strip() for name in value.split(",") if name.strip())
 
+    @field_validator("cores", mode="before")
+    @classmethod
+    def _from_ranges(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        cores: set[int] = set()
+        for part in filter(None, value.replace(" ", "").split(",")):
+            found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+            more = range(int(found[1]), int(found[2] or found[1]) + 1) if found else ()
+            if not more:
+                raise ValueError("expected numbers of cores, such as 2-7 or 1,3")
+            cores.update(more)
+        return tuple(sorted(cores))
+
     def pass_threads(self, executors: int) -> int:
         """Return the threads of one forward pass, of so many at the same time."""
-        return self.threads or max(len(os.sched_getaffinity(0)) // executors, 1)
+        cores = self.cores or os.sched_getaffinity(0)
+        return self.threads or max(len(cores) // executors, 1)
 
 
 class TaskSettings(Group):

@@ -34,6 +34,7 @@ from kombu.asynchronous.timer import Entry
 
 from inferno import names
 from inferno.batching import BatchFormer, Flush, FlushReason, Waiting, bucket
+from inferno.cores import Cores
 from inferno.engine import Engine, count_rows
 from inferno.errors import (
     DeadlineExceeded,
@@ -96,6 +97,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         executors: int,
         former: BatchFormer[Member],
         watch: Watch,
+        cores: Cores,
         pace: Pace,
         settings: EventSettings,
     ) -> None:
@@ -110,6 +112,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
           executors: forward passes at the same time.
           former: decides which tasks leave together.
           watch: guards against a model that hangs.
+          cores: where it runs.
           pace: measures how fast it is.
           settings: of what is told of its tasks.
         """
@@ -124,6 +127,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._line = Line(executors)
         self._former = former
         self._watch = watch
+        self._cores = cores
         self._pace = pace
         self._settings = settings
         self._events: Events = None  # type: ignore[assignment]
@@ -420,6 +424,8 @@ class InferenceTask(Batches):  # type: ignore[misc]
         """Let the next batch have its pass, while this one is settled."""
         if self._line.leave(batch.id):
             self._consumer.call_soon(self._passed)
+            # Last, because this thread may have to wait for another core.
+            self._cores.leave()
 
     def _abandon(self, batch: Batch, cause: Exception) -> list[Settled]:
         """Settle what something unforeseen has happened to; if that fails too, end this worker."""
@@ -504,6 +510,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         if not members:
             return lost, []
         with turn:
+            self._cores.take()
             started = time.monotonic()
             answers = answer(engine, batch, members, self._watch)
             pass_s = time.monotonic() - started

@@ -17,6 +17,7 @@ from threading import Lock
 from celery import Celery
 
 from inferno.batching import BatchFormer, Bucket
+from inferno.cores import Cores
 from inferno.engine import Engine, choose_device
 from inferno.errors import ConfigurationError, ModelNotFound, PackageError
 from inferno.pace import Pace
@@ -84,6 +85,7 @@ class HostedModel:
         model: Model,
         settings: Settings,
         watchdog: Watchdog,
+        cores: Cores,
         coordinator: Callable[[], Coordinator],
     ) -> None:
         """Store what to load; nothing is loaded yet.
@@ -92,6 +94,7 @@ class HostedModel:
           model: as it is in the repository.
           settings: of batches, passes and the repository.
           watchdog: of this process.
+          cores: where passes run.
           coordinator: gives the one of this process, for versions that are ensembles.
         """
         self._coordinator = coordinator
@@ -99,6 +102,7 @@ class HostedModel:
         self.wanted = Deployment()
         self._settings = settings
         self._watchdog = watchdog
+        self._cores = cores
         self._loaded: dict[int, Loaded] = {}
         self._failures: dict[int, Failure] = {}
         #: Versions that had to go, and are not loaded again until somebody asks for them.
@@ -317,8 +321,9 @@ class HostedModel:
             return loader.submit(self._warm_engine, package, 0).result()
 
     def _warm_engine(self, package: Package, measurements: int) -> Engine:
-        engine = Engine(package, self._settings.batching, self._settings.inference)
-        engine.warm_up(measurements)
+        with self._cores.taken():
+            engine = Engine(package, self._settings.batching, self._settings.inference)
+            engine.warm_up(measurements)
         return engine
 
     def _loads_in_one_thread(self, package: Package) -> bool:
@@ -389,6 +394,7 @@ class HostedModel:
             executors=self.executors,
             former=former,
             watch=self.watch,
+            cores=self._cores,
             pace=self.pace,
             settings=self._settings.events,
         )
@@ -410,6 +416,7 @@ def host(
     lanes: Lanes,
     settings: Settings,
     watchdog: Watchdog,
+    cores: Cores,
 ) -> list[HostedModel]:
     """Register the tasks of the lanes that a worker serves.
 
@@ -428,7 +435,7 @@ def host(
                 f"no model {lane!r} in {settings.repository.root}; there are: {known}; "
                 "name one with -Q, as in: celery -A tasks worker -Q echo"
             )
-        model = HostedModel(repository.models[lane], settings, watchdog, coordinator)
+        model = HostedModel(repository.models[lane], settings, watchdog, cores, coordinator)
         app.register_task(model.task(settler, lanes))
         hosted.append(model)
     return hosted

@@ -21,6 +21,7 @@ from celery import bootsteps, signals
 from celery.apps.worker import Worker
 
 from inferno import names
+from inferno.cores import Cores
 from inferno.engine import choose_device
 from inferno.errors import BrokerUnavailable, ConfigurationError, InfernoError
 from inferno.settings import Settings, load
@@ -43,9 +44,13 @@ logger = logging.getLogger(__name__)
 class Host:
     """What this worker process serves; made when Celery has parsed its command line."""
 
-    def __init__(self, queues: list[str], settings: Settings) -> None:
+    def __init__(self, queues: list[str], settings: Settings, cores: Cores) -> None:
         """Read the packages and register the lanes' tasks.
 
+        Args:
+          queues: the lanes.
+          settings: of everything.
+          cores: where forward passes run.
         Raises:
           ConfigurationError: a lane has no model, or its package is broken.
         """
@@ -55,7 +60,7 @@ class Host:
         self.settler = Settler(self.lanes, Transitions(client, settings), settings)
         self.watchdog = Watchdog()
         self.models: list[HostedModel] = host(
-            app, queues, self.settler, self.lanes, settings, self.watchdog
+            app, queues, self.settler, self.lanes, settings, self.watchdog, cores
         )
         self.device = choose_device(settings.inference.device)
         self.heartbeat: Heartbeat | None = None
@@ -84,11 +89,15 @@ def configure(sender: Worker, **_: Any) -> None:
     global _host
     queues = list(app.amqp.queues.consume_from)
     try:
+        settings = load()
+        # Before there are threads of ours, which would stay on them.
+        cores = Cores(settings.inference.cores)
+        cores.leave()
         if names.WEBHOOK_QUEUE in queues:
-            _deliver_webhooks(sender, queues, load())
+            _deliver_webhooks(sender, queues, settings)
             return
         _check(sender)
-        _host = Host(queues, load())
+        _host = Host(queues, settings, cores)
     except InfernoError as exc:
         sys.exit(f"Error: {exc}")
     # Celery's defaults, one executor for each core and 4 tasks for each executor, fit no batches.

@@ -76,6 +76,25 @@ def test_a_full_batch_begins_shortly_before_the_pass_ahead_of_it_is_over(
     ]
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_only_passes_run_on_the_cores_that_are_kept_for_them(repository, start_worker, celery):
+    repository.add("cores")
+    kept, *others = sorted(os.sched_getaffinity(0))
+
+    def threads_there() -> int:
+        threads = map(int, os.listdir(f"/proc/{worker.pid}/task"))
+        return sum(os.sched_getaffinity(thread) == {kept} for thread in threads)
+
+    with start_worker("cores", INFERNO_INFERENCE__CORES=str(kept)) as worker:
+        # The event loop's own.
+        assert os.sched_getaffinity(worker.pid) == set(others)
+        with occupied(celery, "cores", repository):
+            during = threads_there()
+            assert during > 0
+        # What a pass starts stays there, such as the watchdog's timer.
+        wait_until(lambda: threads_there() == during - 1)
+
+
 def test_inspect_sees_the_members_of_batches(repository, start_worker, celery):
     repository.add("seen", batching={"max_batch_size": 4})
     with start_worker("seen"):

@@ -250,6 +250,23 @@ def test_up_serves_only_the_models_that_are_asked_for(project: Project) -> None:
     terminal.close()
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_what_up_starts_leaves_the_cores_that_are_kept_for_passes(project: Project) -> None:
+    kept, *others = sorted(os.sched_getaffinity(0))
+    project.add_model("echo")
+    project.environment["INFERNO_INFERENCE__CORES"] = str(kept)
+    terminal = project.start("up")
+    terminal.wait_for("Ctrl-C stops everything.")
+
+    children = Path(f"/proc/{terminal.pid}/task/{terminal.pid}/children").read_text().split()
+
+    assert len(children) >= 4
+    assert all(os.sched_getaffinity(int(pid)) == set(others) for pid in children)
+    terminal.type("\x03")
+    assert terminal.exit_code() == 0
+    terminal.close()
+
+
 def test_broker_that_is_away_is_one_clear_line(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

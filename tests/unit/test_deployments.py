@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from inferno.cores import Cores
 from inferno.errors import InvalidRequest, ModelNotFound
 from inferno.protocol.deployments import parse_activate, parse_load, parse_unload
 from inferno.repository import Model, Repository
@@ -116,7 +117,7 @@ def test_only_what_has_changed_is_read_again(tmp_path):
 
 def hosted(model: Model, **repository: object) -> HostedModel:
     settings = Settings().model_copy(update={"repository": RepositorySettings(**repository)})
-    return HostedModel(model, settings, Watchdog(), pytest.fail)
+    return HostedModel(model, settings, Watchdog(), Cores(()), pytest.fail)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_what_was_not_used_for_longest_makes_room(model, monkeypatch):
             )
         }
     )
-    here = HostedModel(model, settings, Watchdog(), pytest.fail)
+    here = HostedModel(model, settings, Watchdog(), Cores(()), pytest.fail)
     Reconciler([here], settings, lambda: None)
     here.engine(3)
     here.engine(1)

@@ -41,6 +41,7 @@ def test_every_field_has_a_description_and_a_default() -> None:
         ("INFERNO_BATCHING__MAX_BATCH_WAIT_MS", "7", "batching", "max_batch_delay_ms", 7.0),
         ("INFERNO_BATCHING__MAX_BATCH_LATENCY_MS", "8", "batching", "max_batch_delay_ms", 8.0),
         ("INFERNO_BATCHING__ADAPTIVE", "false", "batching", "adaptive", False),
+        ("INFERNO_INFERENCE__CORES", "2-4, 7", "inference", "cores", (2, 3, 4, 7)),
         ("INFERNO_TASKS__TIMEOUT_MS", "250", "tasks", "timeout_ms", 250),
         ("INFERNO_WORKER__MODEL_NAME", "echo", "worker", "model_name", "echo"),
         ("INFERNO_LOG__LEVEL", "DEBUG", "log", "level", "DEBUG"),
@@ -74,6 +75,8 @@ def test_unknown_variables_are_ignored(monkeypatch: pytest.MonkeyPatch, name: st
         ("INFERNO_BATCHING__MAX_BATCH_WAIT_MS", "-1", "greater than or equal to 0"),
         ("INFERNO_BATCHING__ADAPTIVE", "perhaps", "valid boolean"),
         ("INFERNO_INFERENCE__DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
+        ("INFERNO_INFERENCE__CORES", "half", "expected numbers of cores, such as 2-7 or 1,3"),
+        ("INFERNO_INFERENCE__CORES", "7-2", "expected numbers of cores, such as 2-7 or 1,3"),
         ("INFERNO_REPOSITORY__ACTIVE", "{embed: 1", 'expected JSON such as {"embed": 1}'),
         ("INFERNO_TASKS__RECORD_TTL_S", "5", "expected at least INFERNO_TASKS__RESULT_TTL_S=3600"),
     ],
@@ -86,6 +89,11 @@ def test_an_error_names_the_variable_the_value_and_the_expectation(
         load()
     assert raised.value.detail.startswith(f"{name}={value!r}: ")
     assert expectation in raised.value.detail
+
+
+def test_executors_share_the_cores_that_are_kept_for_passes() -> None:
+    assert Settings(inference={"cores": "2-9"}).inference.pass_threads(2) == 4
+    assert Settings(inference={"cores": "2-9", "threads": 1}).inference.pass_threads(2) == 1
 
 
 def test_a_result_that_would_outlive_its_record_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

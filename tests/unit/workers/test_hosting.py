@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from inferno.cores import Cores
 from inferno.engine import Engine
 from inferno.repository import Model, Package
 from inferno.settings import Settings
@@ -35,7 +36,9 @@ def hosted(folder: Path, batching: Mapping[str, object], **defaults: object) -> 
     (path / "model.yaml").write_text(yaml.safe_dump(manifest))
     settings = Settings()
     given = settings.model_copy(update={"batching": settings.batching.model_copy(update=defaults)})
-    return HostedModel(Model("m", {1: Package.read(path)}, 1), given, Watchdog(), pytest.fail)
+    return HostedModel(
+        Model("m", {1: Package.read(path)}, 1), given, Watchdog(), Cores(()), pytest.fail
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,7 @@ def test_what_is_loaded_beside_a_version_that_answers_gives_way_to_it(
         }
         (path / "model.yaml").write_text(yaml.safe_dump(manifest))
         packages[version] = Package.read(path)
-    model = HostedModel(Model("m", packages, 1), Settings(), Watchdog(), pytest.fail)
+    model = HostedModel(Model("m", packages, 1), Settings(), Watchdog(), Cores(()), pytest.fail)
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     x = np.zeros((1, 4), np.float32)

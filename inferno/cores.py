@@ -1,0 +1,79 @@
+"""The cores that are kept for forward passes: `INFERNO_INFERENCE__CORES`.
+
+    inferno up    leaves them; so do all processes that it starts
+    worker        leaves them, and each of its threads takes them for a forward pass
+    loading       takes them, so that a runtime's own threads are on them
+
+A pass that shares its core is interrupted hundreds of times in a second, also while another core is
+idle, and finds its caches emptied each time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from inferno.errors import ConfigurationError
+from inferno.settings import variable
+
+
+class Cores:
+    """What a process does with the cores that are kept; nothing, where none are."""
+
+    def __init__(self, kept: Collection[int]) -> None:
+        """See which cores are left for everything else.
+
+        Args:
+          kept: numbers of cores, as in `INFERNO_INFERENCE__CORES`.
+        Raises:
+          ConfigurationError: this process may not use one of them, or none is left.
+        """
+        self._kept = frozenset(kept)
+        if not self._kept:
+            return
+        before = os.sched_getaffinity(0)
+        if missing := self._kept - _usable(before | self._kept, before):
+            raise ConfigurationError(
+                f"{variable('inference', 'cores')}: {_listed(missing)}: this process can use the "
+                f"cores {_listed(before)}"
+            )
+        self._others = before - self._kept
+        if not self._others:
+            raise ConfigurationError(
+                f"{variable('inference', 'cores')}: {_listed(self._kept)}: leave at least one of "
+                f"the cores {_listed(before)} for everything that is no forward pass"
+            )
+
+    def leave(self) -> None:
+        """Let this thread run on the other cores, and what it starts from now on."""
+        if self._kept:
+            os.sched_setaffinity(0, self._others)
+
+    def take(self) -> None:
+        """Let this thread run on the cores that are kept, and on no other."""
+        if self._kept:
+            os.sched_setaffinity(0, self._kept)
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Let this thread, and what it starts meanwhile, run on the cores that are kept."""
+        self.take()
+        try:
+            yield
+        finally:
+            self.leave()
+
+
+def _usable(cores: Collection[int], before: Collection[int]) -> set[int]:
+    """Return those of some cores that this process may use."""
+    # The kernel leaves out what is not there or belongs to others.
+    os.sched_setaffinity(0, cores)
+    try:
+        return os.sched_getaffinity(0)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _listed(cores: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(cores)))
