@@ -82,6 +82,8 @@ class Engine:
         batching_ = manifest.batching
         #: What each tensor that is padded is padded with.
         self._pad: dict[str, float | str] = dict.fromkeys(batching_.mask.values(), 0)
+        #: Whether tasks may be prepared while others have their pass, and several at once.
+        self.prepares_ahead = bool(getattr(self._runtime.processor, "prepares_ahead", False))
         self._bypass: tuple[str, ...] = ()
         self._sample = None
         if self._preprocess is not None:

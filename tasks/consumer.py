@@ -61,6 +61,7 @@ from tasks.infer import (
     Watch,
     Webhook,
     answer,
+    prepare,
     unanswered,
 )
 from tasks.lanes import Held, Lanes
@@ -509,10 +510,13 @@ class InferenceTask(Batches):  # type: ignore[misc]
         members, lost = self._settler.redeem(members)
         if not members:
             return lost, []
+        prepared = prepare(engine, batch, members, self._watch) if engine.prepares_ahead else None
         with turn:
             self._cores.take()
-            started = time.monotonic()
-            answers = answer(engine, batch, members, self._watch)
+            started, started_at = time.monotonic(), time.time()
+            if prepared is None:
+                prepared = prepare(engine, batch, members, self._watch)
+            answers = answer(engine, prepared, self._watch, started_at)
             pass_s = time.monotonic() - started
         self._pass_s = pass_s
         self._pace.note(len(members), sum(member.rows for member in members), pass_s)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -117,37 +117,65 @@ def arguments(member: Member) -> dict[str, Any]:
 Watch = Callable[[Batch], AbstractContextManager[None]]
 
 
-def answer(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watch) -> list[Answer]:
-    """Answer those members of a batch that are still wanted.
+@dataclass(frozen=True)
+class Prepared:
+    """Members whose inputs are ready for a forward pass."""
 
-    A member whose input cannot be prepared fails alone; so does one that makes the forward pass
-    fail: see `inferno.batching.isolate`. Where the package allows it, members with equal inputs are
-    computed once.
+    batch: Batch
+    #: The members that have to be computed, each with those of equal inputs.
+    twins: dict[Member, list[Member]]
+    #: What the artifact takes of each.
+    inputs: list[tuple[Member, Tensors]]
+    #: How long that took, in nanoseconds.
+    took_ns: dict[Member, int]
+    #: Those whose inputs the model's own code finds wrong.
+    errors: dict[Member, Exception]
+
+
+def prepare(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watch) -> Prepared:
+    """Preprocess the inputs of those members of a batch that are still wanted.
+
+    A member whose input cannot be prepared fails alone. Where the package allows it, members with
+    equal inputs are computed once.
 
     Args:
       engine: of the members' version.
       batch: that they came in.
       members: all of the batch, or fewer.
-      watch: entered for the preprocessing of the batch, and again for each forward pass.
+      watch: entered for the whole of it.
     """
-    twins = _twins(members)
-    started_at = time.time()
-    prepared: list[tuple[Member, Tensors]] = []
-    prepare_ns: dict[Member, int] = {}
-    answers: list[Answer] = []
+    prepared = Prepared(batch, _twins(members), [], {}, {})
     with watch(batch):
-        for member in twins:
+        for member in prepared.twins:
             began = time.perf_counter_ns()
             try:
-                prepared.append((member, engine.prepare(member.inputs)))
+                prepared.inputs.append((member, engine.prepare(member.inputs)))
             except Exception as exc:
-                answers += unanswered(batch, [member], _explain(exc, member), started_at)
-            prepare_ns[member] = time.perf_counter_ns() - began
-    if prepared:
-        answers += _isolated(engine, batch, prepared, prepare_ns, started_at, watch, twins)
+                prepared.errors[member] = _explain(exc, member)
+            prepared.took_ns[member] = time.perf_counter_ns() - began
+    return prepared
+
+
+def answer(engine: Engine, prepared: Prepared, watch: Watch, started_at: float) -> list[Answer]:
+    """Answer the members of a batch.
+
+    One that makes the forward pass fail, fails alone: see `inferno.batching.isolate`.
+
+    Args:
+      engine: of the members' version.
+      prepared: what `prepare` made of them.
+      watch: entered for each forward pass.
+      started_at: when the batch had its turn; seconds since the epoch.
+    """
+    answers: list[Answer] = []
+    for member, error in prepared.errors.items():
+        answers += unanswered(prepared.batch, [member], error, started_at)
+    if prepared.inputs:
+        answers += _isolated(engine, prepared, started_at, watch)
     for one in list(answers):
         answers += (
-            msgspec.structs.replace(one, member=twin, twin=True) for twin in twins[one.member]
+            msgspec.structs.replace(one, member=twin, twin=True)
+            for twin in prepared.twins[one.member]
         )
     return answers
 
@@ -187,24 +215,19 @@ def _twins(members: Sequence[Member]) -> dict[Member, list[Member]]:
 
 
 def _isolated(
-    engine: Engine,
-    batch: Batch,
-    prepared: list[tuple[Member, Tensors]],
-    prepare_ns: dict[Member, int],
-    started_at: float,
-    watch: Watch,
-    twins: Mapping[Member, Sequence[Member]],
+    engine: Engine, prepared: Prepared, started_at: float, watch: Watch
 ) -> Iterator[Answer]:
+    batch, twins = prepared.batch, prepared.twins
     # The last pass that each member was in, which is the one that decided it.
     rode_in: dict[Member, BatchInfo] = {}
-    passes: dict[Member, list[Pass]] = {member: [] for member, _ in prepared}
+    passes: dict[Member, list[Pass]] = {member: [] for member, _ in prepared.inputs}
 
     def forward(members: Sequence[Member], inputs: Sequence[Tensors]) -> list[Tensors]:
         def began(places: Sequence[int], took: Pass) -> None:
             for place in places:
                 passes[members[place]].append(took)
                 # It was prepared once, for the first of its passes.
-                took.input_ns += prepare_ns.pop(members[place], 0)
+                took.input_ns += prepared.took_ns.pop(members[place], 0)
 
         with watch(batch):
             return engine.forward(inputs, began)
@@ -225,13 +248,13 @@ def _isolated(
                 batch.id,
                 sum(1 + len(twins[member]) for member, _ in part),
                 rows,
-                batch.reason if len(part) == len(prepared) else FlushReason.ISOLATED,
+                batch.reason if len(part) == len(prepared.inputs) else FlushReason.ISOLATED,
                 predicted_ms=round(predicted_s * 1000, 3),
                 run_ms=round((time.monotonic() - started) * 1000, 3),
             )
             rode_in.update((member, info) for member, _ in part)
 
-    for (member, _), outputs in isolate(prepared, run):
+    for (member, _), outputs in isolate(prepared.inputs, run):
         if isinstance(outputs, Exception):
             outputs = _explain(outputs, member)
         yield Answer(
