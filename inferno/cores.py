@@ -10,12 +10,15 @@ idle, and finds its caches emptied each time.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from inferno.errors import ConfigurationError
 from inferno.settings import variable
+
+logger = logging.getLogger(__name__)
 
 
 class Cores:
@@ -27,12 +30,13 @@ class Cores:
         Args:
           kept: numbers of cores, as in `INFERNO_INFERENCE__CORES`.
         Raises:
-          ConfigurationError: this process may not use one of them, or none is left.
+          ConfigurationError: this process may not use one of them or choose, or none is left.
         """
         self._kept = frozenset(kept)
         if not self._kept:
             return
         before = os.sched_getaffinity(0)
+        self._told = False
         if missing := self._kept - _usable(before | self._kept, before):
             raise ConfigurationError(
                 f"{variable('inference', 'cores')}: {_listed(missing)}: this process can use the "
@@ -48,12 +52,21 @@ class Cores:
     def leave(self) -> None:
         """Let this thread run on the other cores, and what it starts from now on."""
         if self._kept:
-            os.sched_setaffinity(0, self._others)
+            self._go(self._others)
 
     def take(self) -> None:
         """Let this thread run on the cores that are kept, and on no other."""
         if self._kept:
-            os.sched_setaffinity(0, self._kept)
+            self._go(self._kept)
+
+    def _go(self, cores: Collection[int]) -> None:
+        try:
+            os.sched_setaffinity(0, cores)
+        except OSError as exc:
+            # The cores of a container can be changed while it runs. Only speed is lost.
+            if not self._told:
+                logger.warning("cannot run on the cores %s any more: %s", _listed(cores), exc)
+                self._told = True
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -66,13 +79,21 @@ class Cores:
 
 
 def _usable(cores: Collection[int], before: Collection[int]) -> set[int]:
-    """Return those of some cores that this process may use."""
-    # The kernel leaves out what is not there or belongs to others.
-    os.sched_setaffinity(0, cores)
+    """Return those of some cores that this process may use.
+
+    Raises:
+      ConfigurationError: it may not choose.
+    """
     try:
-        return os.sched_getaffinity(0)
-    finally:
+        # The kernel leaves out what is not there or belongs to others.
+        os.sched_setaffinity(0, cores)
+        usable = os.sched_getaffinity(0)
         os.sched_setaffinity(0, before)
+    except OSError as exc:
+        raise ConfigurationError(
+            f"{variable('inference', 'cores')}: this process may not choose its cores: {exc}"
+        ) from exc
+    return usable
 
 
 def _listed(cores: Collection[int]) -> str:

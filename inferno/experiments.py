@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inferno import tuning
+from inferno.cores import Cores
 from inferno.errors import ConfigurationError
 from inferno.project import enter_project
 from inferno.repository import Package, Repository
@@ -71,8 +72,9 @@ def tune(
     settings = load()
     package = _package(model, version, settings)
     measured: list[Measured] = []
-    with out.status("") as status:
-        for executors, threads in tuning.candidates():
+    kept = settings.inference.cores
+    with out.status("") as status, Cores(kept).taken():
+        for executors, threads in tuning.candidates(len(kept) or None):
             measured.append(
                 tuning.measure(
                     package, settings.batching, settings.inference, executors, threads, seconds,
@@ -225,7 +227,7 @@ def simulate(
         measured = _read(curve, package)
     else:
         executors = executors or package.executors
-        with out.status("") as status:
+        with out.status("") as status, Cores(settings.inference.cores).taken():
             measured = tuning.measure(
                 package, settings.batching, settings.inference, executors,
                 package.inference(settings.inference).pass_threads(executors), 0.5,

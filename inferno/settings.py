@@ -19,6 +19,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -224,7 +225,7 @@ class InferenceSettings(Group):
         description="Threads of one forward pass. 0: the cores that it may use, shared by the "
         "model's executors.",
     )
-    cores: Annotated[tuple[int, ...], NoDecode] = Field(
+    cores: Annotated[tuple[NonNegativeInt, ...], NoDecode] = Field(
         default=(),
         description="Cores that are kept for forward passes, such as `2-7` or `1,3`: all else in "
         "workers, and what `inferno up` starts, runs on the others. Unset: all run on all.",
@@ -250,8 +251,8 @@ class InferenceSettings(Group):
         if not isinstance(value, str):
             return value
         cores: set[int] = set()
-        for part in filter(None, value.replace(" ", "").split(",")):
-            found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        for part in filter(None, map(str.strip, value.split(","))):
+            found = re.fullmatch(r"(\d{1,4})(?: *- *(\d{1,4}))?", part)
             more = range(int(found[1]), int(found[2] or found[1]) + 1) if found else ()
             if not more:
                 raise ValueError("expected numbers of cores, such as 2-7 or 1,3")

@@ -60,6 +60,8 @@ def _format(value: Any) -> str:
         return "unset"
     if isinstance(value, bool | dict):
         return json.dumps(value)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "unset"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -510,7 +510,9 @@ class InferenceTask(Batches):  # type: ignore[misc]
         members, lost = self._settler.redeem(members)
         if not members:
             return lost, []
-        prepared = prepare(engine, batch, members, self._watch) if engine.prepares_ahead else None
+        prepared = None
+        if engine.prepares_ahead and not self._line.may_go_on(batch.id):
+            prepared = prepare(engine, batch, members, self._watch, ahead=True)
         with turn:
             self._cores.take()
             started, started_at = time.monotonic(), time.time()

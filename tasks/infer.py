@@ -126,13 +126,15 @@ class Prepared:
     twins: dict[Member, list[Member]]
     #: What the artifact takes of each.
     inputs: list[tuple[Member, Tensors]]
-    #: How long that took, in nanoseconds.
+    #: How long that took, in nanoseconds. Empty of those that had to wait for a pass meanwhile.
     took_ns: dict[Member, int]
     #: Those whose inputs the model's own code finds wrong.
     errors: dict[Member, Exception]
 
 
-def prepare(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watch) -> Prepared:
+def prepare(
+    engine: Engine, batch: Batch, members: Sequence[Member], watch: Watch, *, ahead: bool = False
+) -> Prepared:
     """Preprocess the inputs of those members of a batch that are still wanted.
 
     A member whose input cannot be prepared fails alone. Where the package allows it, members with
@@ -143,6 +145,7 @@ def prepare(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watc
       batch: that they came in.
       members: all of the batch, or fewer.
       watch: entered for the whole of it.
+      ahead: whether the batch waits for its turn anyway, so that this takes no time of its own.
     """
     prepared = Prepared(batch, _twins(members), [], {}, {})
     with watch(batch):
@@ -152,7 +155,8 @@ def prepare(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watc
                 prepared.inputs.append((member, engine.prepare(member.inputs)))
             except Exception as exc:
                 prepared.errors[member] = _explain(exc, member)
-            prepared.took_ns[member] = time.perf_counter_ns() - began
+            if not ahead:
+                prepared.took_ns[member] = time.perf_counter_ns() - began
     return prepared
 
 

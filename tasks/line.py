@@ -35,9 +35,14 @@ class Line:
     def turn(self, who: str) -> Iterator[None]:
         """Wait for the turn of one that has joined; it keeps its place until it leaves."""
         with self._changed:
-            self._changed.wait_for(lambda: who in self._line[: self._places])
+            self._changed.wait_for(lambda: self.may_go_on(who))
             self._began[who] = time.monotonic()
         yield
+
+    def may_go_on(self, who: str) -> bool:
+        """Return whether it is the turn of one that has joined."""
+        with self._changed:
+            return who in self._line[: self._places]
 
     def first_began(self) -> float | None:
         """Return when the oldest turn began that is not over, or None when nobody has one."""

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock
@@ -313,17 +313,24 @@ class HostedModel:
         if package.is_ensemble:
             return Ensemble(package, self._coordinator())
         if not self._loaded:
-            return self._warm_engine(package, Engine.MEASUREMENTS)
+            with self._cores.taken():
+                return self._warm_engine(package, Engine.MEASUREMENTS)
         # Another version answers meanwhile, and each pass here slows it down. What a first pass
         # says wrongly of the latency is soon corrected by what is asked.
-        initializer = _give_way if self._loads_in_one_thread(package) else None
-        with ThreadPoolExecutor(1, f"load-{self.name}", initializer) as loader:
+        where: AbstractContextManager[None]
+        initializer: Callable[[], None] | None
+        if self._loads_in_one_thread(package):
+            # Not on the cores that are kept for passes: it would get a tenth of one there.
+            where, initializer = nullcontext(), _give_way
+        else:
+            # A runtime's own threads have to be there.
+            where, initializer = self._cores.taken(), None
+        with where, ThreadPoolExecutor(1, f"load-{self.name}", initializer) as loader:
             return loader.submit(self._warm_engine, package, 0).result()
 
     def _warm_engine(self, package: Package, measurements: int) -> Engine:
-        with self._cores.taken():
-            engine = Engine(package, self._settings.batching, self._settings.inference)
-            engine.warm_up(measurements)
+        engine = Engine(package, self._settings.batching, self._settings.inference)
+        engine.warm_up(measurements)
         return engine
 
     def _loads_in_one_thread(self, package: Package) -> bool:

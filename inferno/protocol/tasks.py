@@ -57,7 +57,11 @@ class Timings(msgspec.Struct, frozen=True):
     queue_ms: Annotated[float, Meta(description="From acceptance until a worker held it.")]
     batch_wait_ms: Annotated[float, Meta(description="From there until its forward pass started.")]
     inference_ms: Annotated[
-        float, Meta(description="The forward pass, with preparing and splitting its batch.")
+        float,
+        Meta(
+            description="The forward pass, with splitting its batch, and preparing it where it did "
+            "not wait for another pass meanwhile."
+        ),
     ]
     total_ms: Annotated[float, Meta(description="From acceptance until its outcome was settled.")]
 

@@ -493,11 +493,13 @@ def test_watch_prints_results_and_fails_with_a_failed_task(url: str) -> None:
 # -- This machine ----------------------------------------------------------------------------------
 
 
-def test_settings_show_what_was_changed(project: Project) -> None:
+def test_settings_show_what_was_changed(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFERNO_INFERENCE__CORES", "2-3")
     output = invoke("settings").output
 
     assert f"INFERNO_SERVER__PORT = {project.port}  (default: 8000)" in output
     assert "INFERNO_SERVER__HOST = 127.0.0.1\n" in output
+    assert "INFERNO_INFERENCE__CORES = 2,3  (default: unset)" in output
 
 
 def test_wrong_setting_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -68,6 +69,26 @@ def test_a_core_that_is_not_there_is_named(thread: ThreadPoolExecutor) -> None:
     with pytest.raises(ConfigurationError, match=r"^INFERNO_INFERENCE__CORES: 900, 901: this .*0"):
         thread.submit(Cores, {HERE[0], 900, 901}).result()
     assert where(thread) == set(HERE)
+
+
+@several
+def test_cores_that_are_taken_away_while_it_runs_cost_only_speed(
+    thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cores = thread.submit(Cores, KEPT).result()
+
+    def refuse(pid: int, mask: Collection[int]) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sched_setaffinity", refuse)
+        cores.take()
+        cores.leave()
+        with pytest.raises(ConfigurationError, match="this process may not choose its cores"):
+            Cores(KEPT)
+    assert [record.message for record in caplog.records] == [
+        f"cannot run on the cores {HERE[0]} any more: [Errno 22] Invalid argument"
+    ]
 
 
 def test_one_core_is_left_for_everything_else(thread: ThreadPoolExecutor) -> None:

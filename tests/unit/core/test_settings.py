@@ -76,6 +76,8 @@ def test_unknown_variables_are_ignored(monkeypatch: pytest.MonkeyPatch, name: st
         ("INFERNO_BATCHING__ADAPTIVE", "perhaps", "valid boolean"),
         ("INFERNO_INFERENCE__DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
         ("INFERNO_INFERENCE__CORES", "half", "expected numbers of cores, such as 2-7 or 1,3"),
+        ("INFERNO_INFERENCE__CORES", "1 2", "expected numbers of cores, such as 2-7 or 1,3"),
+        ("INFERNO_INFERENCE__CORES", "0-99999", "expected numbers of cores, such as 2-7 or 1,3"),
         ("INFERNO_INFERENCE__CORES", "7-2", "expected numbers of cores, such as 2-7 or 1,3"),
         ("INFERNO_REPOSITORY__ACTIVE", "{embed: 1", 'expected JSON such as {"embed": 1}'),
         ("INFERNO_TASKS__RECORD_TTL_S", "5", "expected at least INFERNO_TASKS__RESULT_TTL_S=3600"),
