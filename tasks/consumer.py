@@ -511,7 +511,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         if not members:
             return lost, []
         prepared = None
-        if engine.prepares_ahead and not self._line.may_go_on(batch.id):
+        if engine.prepares_ahead and self._line.must_wait(batch.id):
             prepared = prepare(engine, batch, members, self._watch, ahead=True)
         with turn:
             self._cores.take()
