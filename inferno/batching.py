@@ -155,7 +155,9 @@ class Crowd:
         self._most.append(0)
         self._peak = max(self._most)
 
-    def expected_until(self, in_lane: int, seats: int, until: float, window: float) -> float:
+    def expected_until(
+        self, in_lane: int, seats: int, until: float, window: float, *, costs: bool = True
+    ) -> float:
         """Return until when another arrival is worth waiting for; it may be over.
 
         Args:
@@ -163,9 +165,12 @@ class Crowd:
           seats: rows that the batch can still take.
           until: the end of its window.
           window: how long that is, in seconds.
+          costs: whether waiting does, so that someone has to be likely to come.
         """
         if in_lane >= self._peak:
             return self._last
+        if not costs:
+            return until
         since, before = self._left[0] if self._left else (self._last, self._arrived)
         if (self._arrived - before) * (until - self._last) >= seats * (self._last - since) > 0:
             return until
@@ -236,6 +241,7 @@ class BatchFormer(Generic[T]):
         adaptive: bool = True,
         predict: Callable[[Any, int], float] = lambda bucket, rows: 0.0,
         objective: float | None = None,
+        saturated: Callable[[], bool] = lambda: False,
     ) -> None:
         """Set the policy.
 
@@ -248,15 +254,20 @@ class BatchFormer(Generic[T]):
             rows.
           objective: what 95 of 100 tasks shall take at most, in seconds; it replaces the window,
             and may make batches smaller.
+          saturated: says whether the cores that passes need have all been busy lately, so that
+            what one executor leaves of them, others use.
         """
         self.max_rows = max_rows
         self.window = window if objective is None else objective
         self._objective = None if objective is None else Objective(objective)
         self._crowd = Crowd(self.window) if adaptive else None
         self._predict = predict
+        self._saturated = saturated
         self._buckets: dict[Hashable, _Bucket[T]] = {}
         self._waiting = 0
         self._running = 0
+        #: Batches that have left and have not had their pass.
+        self._passes = 0
         self._free_since = -math.inf
 
     def __len__(self) -> int:
@@ -275,10 +286,12 @@ class BatchFormer(Generic[T]):
     def started(self, tasks: int) -> None:
         """Take note that a flushed batch of so many tasks occupies an executor."""
         self._running += tasks
+        self._passes += 1
 
     def freed(self, now: float) -> None:
         """Take note that its forward pass is over, and an executor is free."""
         self._free_since = now
+        self._passes -= 1
 
     def finished(self, tasks: int, now: float) -> None:
         """Take note that its tasks are answered."""
@@ -346,8 +359,10 @@ class BatchFormer(Generic[T]):
         limit = self._limit(key)
         if bucket.rows >= limit:
             return bucket.oldest, FlushReason.FULL
+        costs = not (self._passes and self._saturated())
         if self._objective is None:
-            window = self.window if self._crowd is None else self._worthwhile(key, limit)
+            whole = self._crowd is None or not costs
+            window = self.window if whole else self._worthwhile(key, limit)
             due = max(bucket.oldest, self._free_since) + window
         else:
             window = self._objective.window(self._predict(key, bucket.rows))
@@ -355,7 +370,7 @@ class BatchFormer(Generic[T]):
         reason = FlushReason.WINDOW
         if self._crowd is not None:
             in_lane, seats = self._waiting + self._running, limit - bucket.rows
-            until = self._crowd.expected_until(in_lane, seats, due, window)
+            until = self._crowd.expected_until(in_lane, seats, due, window, costs=costs)
             if until < due:
                 due, reason = until, FlushReason.IDLE
         if bucket.deadline is not None:

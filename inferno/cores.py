@@ -1,4 +1,6 @@
-"""The cores that are kept for forward passes: `INFERNO_INFERENCE__CORES`.
+"""The cores of this machine: how busy they are, and those that are kept for forward passes.
+
+With `INFERNO_INFERENCE__CORES`:
 
     inferno up    leaves them; so do all processes that it starts
     worker        leaves them, and each of its threads takes them for a forward pass
@@ -11,9 +13,13 @@ idle (`perf sched`, `embed` with 64 callers on two cores).
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+
+import psutil
 
 from inferno.errors import ConfigurationError
 from inferno.settings import variable
@@ -24,6 +30,13 @@ logger = logging.getLogger(__name__)
 class Cores:
     """What a process does with the cores that are kept; nothing, where none are."""
 
+    #: The time that is looked back to see how busy cores are, in seconds, at least. The system
+    #: counts in hundredths.
+    LATELY_S = 0.5
+    #: With fewer idle cores in the mean, all count as busy. Two executors of `embed` that wait
+    #: whenever they can leave 0.15 of two cores idle.
+    IDLE = 0.25
+
     def __init__(self, kept: Collection[int]) -> None:
         """See which cores are left for everything else.
 
@@ -33,6 +46,8 @@ class Cores:
           ConfigurationError: this process may not use one of them or choose, or none is left.
         """
         self._kept = frozenset(kept)
+        self._busy = False
+        self._seen_at, self._idle_s = time.monotonic(), _idle_s()
         if not self._kept:
             return
         before = os.sched_getaffinity(0)
@@ -59,6 +74,19 @@ class Cores:
         if self._kept:
             self._go(self._kept)
 
+    @property
+    def saturated(self) -> bool:
+        """Whether all cores of this process have been busy lately, with whatever it is.
+
+        Where some are kept for passes, nothing else would use what one of these leaves.
+        """
+        now = time.monotonic()
+        if not self._kept and now - self._seen_at >= self.LATELY_S:
+            idle_s = _idle_s()
+            self._busy = idle_s - self._idle_s < self.IDLE * (now - self._seen_at)
+            self._seen_at, self._idle_s = now, idle_s
+        return self._busy
+
     def _go(self, cores: Collection[int]) -> None:
         try:
             os.sched_setaffinity(0, cores)
@@ -76,6 +104,12 @@ class Cores:
             yield
         finally:
             self.leave()
+
+
+def _idle_s() -> float:
+    """Return for how long the cores of this process have been idle, together, in seconds."""
+    times = psutil.cpu_times(percpu=True)
+    return math.fsum(times[core].idle + times[core].iowait for core in os.sched_getaffinity(0))
 
 
 def _usable(cores: Collection[int], before: Collection[int]) -> set[int]:

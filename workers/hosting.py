@@ -384,6 +384,17 @@ class HostedModel:
         loaded = self._loaded.get(bucket.version)
         return loaded.engine.predict(rows) if loaded else 0.0
 
+    @property
+    def saturated(self) -> bool:
+        """Whether another pass would only take from those that run, and from everything else.
+
+        An ensemble's stages, and passes on other devices, go on however busy the cores are.
+        """
+        return self._cores.saturated and all(
+            isinstance(loaded.engine, Engine) and loaded.engine.device == "cpu"
+            for loaded in list(self._loaded.values())
+        )
+
     def task(self, settler: Settler, lanes: Lanes) -> InferenceTask:
         """Return the Celery task that serves this model's lane."""
         former: BatchFormer[Member] = BatchFormer(
@@ -392,6 +403,7 @@ class HostedModel:
             self._settings.batching.adaptive,
             self._predict,
             self.objective_s,
+            lambda: self.saturated,
         )
         self._task = InferenceTask(
             self.model,

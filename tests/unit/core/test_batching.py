@@ -469,6 +469,71 @@ def test_the_rows_that_a_pass_still_takes_are_worth_waiting_for_however_few(rows
     assert due - last == pytest.approx(0.005 + BatchFormer.OVERHEAD)
 
 
+def come_back(clients: int, *, under_way: int, saturated: bool) -> BatchFormer[str]:
+    """Return a former whose clients have been answered at 1.0 and are back, or in a pass, at 2.0.
+
+    Their calls take their time by the row.
+    """
+    batches: BatchFormer[str] = BatchFormer(
+        MAX_ROWS, WINDOW_S, predict=lambda _, rows: by_the_row(rows), saturated=lambda: saturated
+    )
+
+    def call(calls: int, at: float) -> None:
+        for number in range(calls):
+            batches.add(waiting(f"at {at}: {number}", at))
+
+    def leave(at: float) -> int:
+        flush = batches.flush(at)
+        assert flush is not None
+        batches.started(len(flush.members))
+        return len(flush.members)
+
+    call(clients, 0.0)
+    running = []
+    while len(batches):
+        running.append(leave(0.0))
+    for size in running:
+        batches.freed(1.0)
+        batches.finished(size, 1.0)
+    if under_way:
+        call(under_way, 1.5)
+        leave(1.5 + WINDOW_S)
+    call(clients - under_way, 2.0)
+    return batches
+
+
+def test_while_all_cores_are_busy_and_a_pass_runs_a_batch_has_its_whole_window() -> None:
+    batches = come_back(2 * MAX_ROWS - 1, under_way=MAX_ROWS, saturated=True)
+    # When one of those who wait does not any more, so that not everyone is here
+    batches.drop(lambda w: w.task == "at 2.0: 0")
+    assert batches.flush(2.0 + WINDOW_S - 0.0001) is None
+    flush = batches.flush(2.0 + WINDOW_S)
+    assert flush is not None
+    assert flush.reason is FlushReason.WINDOW
+
+
+@pytest.mark.parametrize(
+    ("saturated", "under_way"),
+    [
+        pytest.param(False, MAX_ROWS, id="a core is idle"),
+        pytest.param(True, 0, id="no pass runs"),
+    ],
+)
+def test_an_executor_that_would_get_on_waits_no_longer_than_that_saves(
+    saturated: bool, under_way: int
+) -> None:
+    batches = come_back(under_way + MAX_ROWS - 1, under_way=under_way, saturated=saturated)
+    batches.drop(lambda w: w.task == "at 2.0: 0")
+    assert batches.flush(2.0 + BatchFormer.OVERHEAD + 0.0001) is not None
+
+
+def test_nobody_is_waited_for_when_everyone_is_here_however_busy_the_cores_are() -> None:
+    batches = come_back(MAX_ROWS + 8, under_way=MAX_ROWS, saturated=True)
+    flush = batches.flush(2.0)
+    assert flush is not None
+    assert (len(flush.members), flush.reason) == (8, FlushReason.IDLE)
+
+
 @pytest.mark.parametrize("clients", [64, 128])
 def test_a_crowd_fills_its_batches_where_passes_are_known_to_be_worth_sharing(clients: int) -> None:
     assert closed_loop(clients, predict=in_passes).mean_size >= 31

@@ -6,7 +6,9 @@ import errno
 import os
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from inferno.cores import Cores
@@ -95,3 +97,60 @@ def test_one_core_is_left_for_everything_else(thread: ThreadPoolExecutor) -> Non
     with pytest.raises(ConfigurationError, match="leave at least one of the cores"):
         thread.submit(Cores, HERE).result()
     assert where(thread) == set(HERE)
+
+
+class Machine:
+    """Cores whose clock and idle time are set by a test; the system's own are those of whatever
+    else runs on this machine."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.idle_s = 0.0, 0.0
+        monkeypatch.setattr("inferno.cores.time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr("inferno.cores.psutil.cpu_times", self._cpu_times)
+
+    def _cpu_times(self, percpu: bool) -> list[SimpleNamespace]:
+        assert percpu
+        idle = SimpleNamespace(idle=self.idle_s * 0.75, iowait=self.idle_s * 0.25)
+        others = SimpleNamespace(idle=0.0, iowait=0.0)
+        return [idle if core == HERE[0] else others for core in range(HERE[-1] + 1)]
+
+    def go_on(self, seconds: float, idle_cores: float) -> None:
+        self.now += seconds
+        self.idle_s += seconds * idle_cores
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+def test_cores_are_saturated_while_hardly_one_is_idle(machine: Machine) -> None:
+    cores = Cores(())
+    assert not cores.saturated
+    found = []
+    for idle_cores in (1.0, 0.2, 0.0, 0.3):
+        machine.go_on(Cores.LATELY_S, idle_cores)
+        found.append(cores.saturated)
+    assert found == [False, True, True, False]
+
+
+def test_a_moment_is_too_short_to_see_how_busy_cores_are(machine: Machine) -> None:
+    cores = Cores(())
+    machine.go_on(Cores.LATELY_S / 2, idle_cores=0.0)
+    assert not cores.saturated
+    machine.go_on(Cores.LATELY_S / 2, idle_cores=0.0)
+    assert cores.saturated
+
+
+@several
+def test_cores_that_are_kept_are_never_saturated(
+    machine: Machine, thread: ThreadPoolExecutor
+) -> None:
+    cores = thread.submit(Cores, KEPT).result()
+    machine.go_on(1.0, idle_cores=0.0)
+    assert not cores.saturated
+
+
+def test_the_system_says_for_how_long_each_core_has_been_idle() -> None:
+    times = psutil.cpu_times(percpu=True)
+    assert all(times[core].idle + times[core].iowait > 0 for core in HERE)

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,13 +18,16 @@ from inferno.engine import Engine
 from inferno.repository import Model, Package
 from inferno.settings import Settings
 from tests.unit.core.onnx_files import linear
-from workers.hosting import HostedModel
+from workers.ensemble import Ensemble
+from workers.hosting import HostedModel, Loaded
 from workers.watchdog import Watchdog
 
 X = {"name": "x", "dtype": "float32", "shape": ["batch"]}
 
 
-def hosted(folder: Path, batching: Mapping[str, object], **defaults: object) -> HostedModel:
+def hosted(
+    folder: Path, batching: Mapping[str, object], cores: Cores | None = None, **defaults: object
+) -> HostedModel:
     path = folder / "m" / "1"
     path.mkdir(parents=True)
     manifest = {
@@ -37,7 +41,11 @@ def hosted(folder: Path, batching: Mapping[str, object], **defaults: object) -> 
     settings = Settings()
     given = settings.model_copy(update={"batching": settings.batching.model_copy(update=defaults)})
     return HostedModel(
-        Model("m", {1: Package.read(path)}, 1), given, Watchdog(), Cores(()), pytest.fail
+        Model("m", {1: Package.read(path)}, 1),
+        given,
+        Watchdog(),
+        cores or Cores(()),
+        pytest.fail,
     )
 
 
@@ -56,6 +64,28 @@ def test_the_largest_declared_batch_decides_how_much_is_fetched(tmp_path: Path) 
     model = hosted(tmp_path, {"batch_sizes": [1, 4, 12]})
     assert model.max_batch_size == 12
     assert model.prefetch == 36
+
+
+def engine_on(device: str) -> Engine:
+    return Mock(spec=Engine, device=device)
+
+
+@pytest.mark.parametrize(
+    ("busy", "engines", "saturated"),
+    [
+        (True, [engine_on("cpu"), engine_on("cpu")], True),
+        (False, [engine_on("cpu")], False),
+        (True, [engine_on("cpu"), engine_on("cuda")], False),
+        (True, [Mock(spec=Ensemble)], False),
+    ],
+)
+def test_passes_compete_for_busy_cores_where_they_run_on_them(
+    tmp_path: Path, busy: bool, engines: list[Engine | Ensemble], saturated: bool
+) -> None:
+    model = hosted(tmp_path, {}, cores=Mock(spec=Cores, saturated=busy))
+    for version, engine in enumerate(engines, 1):
+        model._loaded[version] = Loaded(engine, "", 0, 0.0, 0.0)
+    assert model.saturated is saturated
 
 
 PRIORITY = """
