@@ -15,16 +15,20 @@ from types import FrameType
 from typing import Any
 
 import click
+import msgspec
 from rich.console import Console
 
 from bench import environments, raw, report, results, wrk
 from bench.cache import Repository
 from bench.load import Way
+from bench.remainder import LoopsFailed
+from bench.remainder import lines as describe_remainder
+from bench.remainder import measure as measure_remainder
 from bench.results import Results
 from bench.session import Options, Session
 from bench.swaps import lines as describe_swaps
 from bench.swaps import measure as measure_swaps
-from bench.targets import PEERS, Inferno, Target
+from bench.targets import PEERS, Broken, Inferno, Target
 from bench.workloads import WORKLOADS
 from inferno.settings_document import documented_settings
 
@@ -233,6 +237,40 @@ def swap(model: str, swaps: int, rate: float, before: int, output: Path | None) 
     if output is not None:
         output.write_text(json.dumps(document))
     for line in describe_swaps(document):
+        click.echo(line)
+
+
+@main.command()
+@click.option(
+    "--workload", type=click.Choice(["embed", "embed-int8"]), default="embed", show_default=True
+)
+@click.option("--connections", type=click.IntRange(1, 10_000), default=64, show_default=True)
+@click.option("--seconds", type=click.IntRange(1, 300), default=8, show_default=True)
+@click.option("--turns", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Setting of Inferno; repeatable.")
+@click.option("--output", type=click.Path(path_type=Path), help="Where each turn goes, as JSON.")
+def remainder(
+    workload: str,
+    connections: int,
+    seconds: int,
+    turns: int,
+    env: tuple[str, ...],
+    output: Path | None,
+) -> None:
+    """Measure what calls leave of an engine, and how much of that Inferno answers."""
+    _require_wrk()
+    settings = {"INFERNO_CACHE__ENABLED": "false", **_settings(env)}
+    path = None if output is None else output.resolve()
+    _clean_environment()
+    try:
+        found = measure_remainder(
+            WORKLOADS[workload], connections, seconds, turns, settings, click.echo
+        )
+    except (LoopsFailed, Broken, wrk.WrkFailed) as exc:
+        raise click.ClickException(str(exc)) from exc
+    if path is not None:
+        path.write_bytes(msgspec.json.encode(found))
+    for line in describe_remainder(found):
         click.echo(line)
 
 

@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -98,14 +99,32 @@ def _one(workload: Workload, seconds: float, way: Way, repeat: int) -> Measureme
     )
 
 
-def main(name: str, seconds: float, way: Way) -> None:
-    """Measure one way and print what was found."""
-    workload = WORKLOADS[name]
+def load(workload: Workload, threads: int) -> Engine:
+    """Return the engine of a workload, warmed up.
+
+    Args:
+      workload: whose.
+      threads: of each forward pass; 0 for what the settings say.
+    """
     settings = Settings()
-    inference = settings.inference.model_copy(update={"threads": way.threads})
+    inference = settings.inference
+    if threads:
+        inference = inference.model_copy(update={"threads": threads})
     package = Repository.read(settings.repository).model(workload.model).package(workload.version)
     engine = Engine(package, settings.batching, inference)
     engine.warm_up()
+    return engine
+
+
+def answer(engine: Engine, asked: Iterator[str], batch: int) -> None:
+    """Answer the next batch of texts with one forward pass, or with several if that is quicker."""
+    rows = ({"text": np.array([text], object)} for text in islice(asked, batch))
+    engine.forward([engine.prepare(row) for row in rows])
+
+
+def main(name: str, seconds: float, way: Way) -> None:
+    """Measure one way and print what was found."""
+    engine = load(WORKLOADS[name], way.threads)
     numbers = Numbers()
     began, cpu = time.perf_counter(), time.process_time()
 
@@ -113,8 +132,7 @@ def main(name: str, seconds: float, way: Way) -> None:
         """Run batches of texts numbered from a number on; return what each took, in seconds."""
         asked, took_s = texts(first), []
         while (now := time.perf_counter()) < began + seconds:
-            rows = ({"text": np.array([text], object)} for text in islice(asked, way.batch))
-            engine.forward([engine.prepare(row) for row in rows])
+            answer(engine, asked, way.batch)
             took_s.append(time.perf_counter() - now)
         return took_s
 

@@ -1,0 +1,254 @@
+"""What a server leaves of an engine, and how much of that its callers get.
+
+Each turn has three measurements, by processes of its own:
+
+    alone      the engine in plain loops, as many as its model has executors
+    beside     the same loops while Inferno answers calls by passes that last as long as the
+               engine's and cost nothing: what the loops lose is what calls cost by themselves
+    answered   what Inferno answers with the engine
+
+So what a call costs contains all that comes of sharing cores: cold caches, interruptions, and the
+kernel's own time. The processor time of calls that have the cores for themselves does not.
+
+`python -m bench.remainder WORKLOAD` runs the loops until it is ended. It prints a line when it is
+ready, and then for each batch the time at which it was over, by the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import msgspec
+import yaml
+
+from bench import environments, raw, wrk
+from bench.load import Load
+from bench.targets import Inferno
+from bench.workloads import WORKLOADS, Numbers, Workload, texts
+from inferno.manifest import MANIFEST
+from inferno.repository import Package, Repository
+from inferno.settings import Settings
+
+#: How long servers and loops are busy before they are measured, in seconds.
+WARM_UP_S = 2
+#: Texts of a batch of the loops.
+BATCH = 32
+
+#: A model whose passes only wait; then its embeddings are ready.
+_WAITS = """\
+import time
+
+import numpy as np
+
+
+class Waits:
+    def __init__(self, parameters):
+        self._pass_s, self._output = parameters["pass_s"], parameters["output"]
+        kept = np.random.default_rng(0).standard_normal((1024, parameters["size"]))
+        self._kept = (kept / np.linalg.norm(kept, axis=1, keepdims=True)).astype(np.float32)
+
+    def __call__(self, inputs):
+        [texts] = inputs.values()
+        time.sleep(self._pass_s)
+        return {self._output: self._kept[: len(texts)]}
+
+
+def build(context):
+    return Waits(context.parameters)
+"""
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """What was measured in one turn, in texts a second."""
+
+    #: By the loops, with nothing beside them.
+    alone: float
+    #: By the loops, beside so many `calls` whose passes cost nothing.
+    beside: float
+    calls: float
+    #: By Inferno with the engine.
+    answered: float
+    #: Of these answers.
+    p99_ms: float
+
+    @property
+    def cost(self) -> float:
+        """The part of the machine that one call a second takes, besides its pass."""
+        return (1 - self.beside / self.alone) / self.calls
+
+    @property
+    def left(self) -> float:
+        """How many calls a second take the whole machine, with their passes."""
+        return 1 / (1 / self.alone + self.cost)
+
+
+class LoopsFailed(Exception):
+    """The engine does not run; says why."""
+
+
+def measure(
+    workload: Workload,
+    connections: int,
+    seconds: int,
+    turns: int,
+    env: Mapping[str, str],
+    say: Callable[[str], None],
+) -> list[Turn]:
+    """Measure in turns.
+
+    Args:
+      workload: its model has one output, float32 [batch, size].
+      connections: each has one call under way.
+      seconds: of each measurement.
+      turns: how many.
+      env: settings of Inferno that differ from the defaults.
+      say: is told what each turn has found.
+    Raises:
+      LoopsFailed: the engine does not run.
+      Broken: Inferno does not come up.
+      WrkFailed: it was asked without a result.
+    """
+    package = Repository.read(Settings().repository).model(workload.model).package(workload.version)
+    numbers = Numbers()
+
+    def ask(more: Mapping[str, str]) -> tuple[float, Load]:
+        """Return when the measurement began, and what came of it."""
+        with (
+            tempfile.TemporaryDirectory(prefix="bench-inferno-") as folder,
+            Inferno(env={**env, **more}).serve(workload, Path(folder)) as service,
+        ):
+            wrk.run(service, connections=connections, seconds=WARM_UP_S, first=numbers.first())
+            began = time.monotonic()
+            return began, wrk.run(
+                service, connections=connections, seconds=seconds, first=numbers.first()
+            )
+
+    found = []
+    for number in range(1, turns + 1):
+        with (
+            _loops(workload, env) as ended,
+            tempfile.TemporaryDirectory(prefix="bench-models-") as models,
+        ):
+            time.sleep(WARM_UP_S + seconds)
+            alone = _rate(ended, time.monotonic() - seconds, seconds)
+            _write_waiting(package, package.executors * BATCH / alone, Path(models))
+            began, calls = ask({"INFERNO_REPOSITORY__ROOT": models})
+            beside = _rate(ended, began, seconds)
+        _, load = ask({})
+        turn = Turn(
+            alone,
+            beside,
+            calls.answered / calls.seconds,
+            load.answered / load.seconds,
+            load.latency_ms["p99"],
+        )
+        say(
+            f"turn {number}: the loops make {alone:,.0f}/s, and {beside:,.0f} beside "
+            f"{turn.calls:,.0f} calls; Inferno answers {turn.answered:,.0f} of {turn.left:,.0f}"
+        )
+        found.append(turn)
+    return found
+
+
+@contextmanager
+def _loops(workload: Workload, env: Mapping[str, str]) -> Iterator[list[float]]:
+    """Run the loops until the end of the block; yields when their batches were over, ever more."""
+    ended: list[float] = []
+    popen = subprocess.Popen(
+        [sys.executable, "-m", "bench.remainder", workload.name],
+        cwd=environments.ROOT,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert popen.stdout is not None
+        if not popen.stdout.readline():
+            raise LoopsFailed(f"the engine's loops ended with status {popen.wait()}")
+        reader = Thread(target=lambda lines: ended.extend(map(float, lines)), args=[popen.stdout])
+        reader.start()
+        yield ended
+    finally:
+        popen.terminate()
+        popen.wait()
+
+
+def _rate(ended: Sequence[float], began: float, seconds: float) -> float:
+    batches = sum(began <= at < began + seconds for at in ended)
+    if not batches:
+        raise LoopsFailed(f"the engine's loops ended no batch in {seconds:g} s")
+    return BATCH * batches / seconds
+
+
+def _write_waiting(package: Package, pass_s: float, root: Path) -> None:
+    """Write a package like another one, whose passes only take their time."""
+    folder = root / package.name / str(package.version)
+    folder.mkdir(parents=True)
+    [output] = package.signature.outputs
+    manifest = yaml.safe_load((package.path / MANIFEST).read_text())
+    for name in ("artifact", "processor"):
+        manifest.pop(name, None)
+    for name in ("pad", "tolerance"):
+        manifest["batching"].pop(name, None)
+    manifest |= {
+        "format": "python",
+        "entrypoint": "model:build",
+        "parameters": {"pass_s": pass_s, "output": output.name, "size": output.shape[1]},
+    }
+    (folder / MANIFEST).write_text(yaml.safe_dump(manifest))
+    (folder / "model.py").write_text(_WAITS)
+
+
+def lines(turns: Sequence[Turn]) -> Iterator[str]:
+    """Say what was found: means of the turns, with their standard errors."""
+    cores = len(os.sched_getaffinity(0))
+
+    def mean(values: Sequence[float], digits: int = 0) -> str:
+        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        return f"{statistics.fmean(values):,.{digits}f} ({error:,.{digits}f})"
+
+    yield f"Loops of the engine alone: {mean([turn.alone for turn in turns])} texts a second."
+    yield (
+        f"Beside {mean([turn.calls for turn in turns])} calls that cost no pass: "
+        f"{mean([turn.beside for turn in turns])}."
+    )
+    cost = mean([1000 * cores * turn.cost for turn in turns], 3)
+    yield f"So a call costs {cost} ms of a core besides its pass,"
+    yield f"and {mean([turn.left for turn in turns])} calls a second are possible."
+    yield (
+        f"Inferno answers {mean([turn.answered for turn in turns])}: "
+        f"{mean([turn.answered / turn.left for turn in turns], 3)} of that, "
+        f"p99 {mean([turn.p99_ms for turn in turns])} ms."
+    )
+
+
+def main(name: str) -> None:
+    """Run the loops until this process is ended."""
+    workload = WORKLOADS[name]
+    engine = raw.load(workload, 0)
+    numbers = Numbers()
+    print("ready", flush=True)
+
+    def loop(first: int) -> None:
+        asked = texts(first)
+        while True:
+            raw.answer(engine, asked, BATCH)
+            # In one piece, whoever else writes.
+            os.write(sys.stdout.fileno(), b"%f\n" % time.monotonic())
+
+    for _ in range(engine.package.executors):
+        Thread(target=loop, args=[numbers.first()]).start()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
