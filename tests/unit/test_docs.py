@@ -49,6 +49,9 @@ NOT_RUN = {
         "takes a minute; tests/bench runs a small one without a variant"
     ),
     "python -m bench cache": "takes minutes; tests/bench runs a small one",
+    "python -m bench remainder --workload embed-int8 --turns 5": (
+        "takes minutes; tests/bench runs a small one"
+    ),
     "python -m bench swaps --model digits": "takes a minute; tests/bench runs a small one",
     "python -m bench.precision": "takes a minute; tests/bench runs a small one",
     ".venv/bin/pip install -r bench/requirements.txt": "would change the environment of the test",
