@@ -241,6 +241,7 @@ class BatchFormer(Generic[T]):
         adaptive: bool = True,
         predict: Callable[[Any, int], float] = lambda bucket, rows: 0.0,
         objective: float | None = None,
+        executors: int = 1,
         saturated: Callable[[], bool] = lambda: False,
     ) -> None:
         """Set the policy.
@@ -254,14 +255,16 @@ class BatchFormer(Generic[T]):
             rows.
           objective: what 95 of 100 tasks shall take at most, in seconds; it replaces the window,
             and may make batches smaller.
-          saturated: says whether the cores that passes need have all been busy lately, so that
-            what one executor leaves of them, others use.
+          executors: passes at the same time.
+          saturated: says whether passes keep all cores busy that they run on, with what else needs
+            these, so that an executor that waits leaves its part to others.
         """
         self.max_rows = max_rows
         self.window = window if objective is None else objective
         self._objective = None if objective is None else Objective(objective)
         self._crowd = Crowd(self.window) if adaptive else None
         self._predict = predict
+        self._executors = executors
         self._saturated = saturated
         self._buckets: dict[Hashable, _Bucket[T]] = {}
         self._waiting = 0
@@ -359,7 +362,7 @@ class BatchFormer(Generic[T]):
         limit = self._limit(key)
         if bucket.rows >= limit:
             return bucket.oldest, FlushReason.FULL
-        costs = not (self._passes and self._saturated())
+        costs = self._costs_to_wait()
         if self._objective is None:
             whole = self._crowd is None or not costs
             window = self.window if whole else self._worthwhile(key, limit)
@@ -378,6 +381,16 @@ class BatchFormer(Generic[T]):
             if latest < due:
                 due, reason = latest, FlushReason.DEADLINE
         return due, reason
+
+    def _costs_to_wait(self) -> bool:
+        """Return whether an executor that waits is missed.
+
+        It is not where all others have a pass, and the cores would be as busy without it. Under an
+        objective it is: its window is as long as that allows, and nobody wants to use it up.
+        """
+        if self._crowd is None or self._objective is not None:
+            return True
+        return not (self._passes >= max(self._executors - 1, 1) and self._saturated())
 
     def _worthwhile(self, key: Hashable, limit: int) -> float:
         """Return for how long an executor may be kept free for more rows, in seconds.

@@ -15,11 +15,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-
-import psutil
+from dataclasses import dataclass
+from pathlib import Path
 
 from inferno.errors import ConfigurationError
 from inferno.settings import variable
@@ -30,12 +31,14 @@ logger = logging.getLogger(__name__)
 class Cores:
     """What a process does with the cores that are kept; nothing, where none are."""
 
-    #: The time that is looked back to see how busy cores are, in seconds, at least. The system
-    #: counts in hundredths.
+    #: How busy cores are is looked at over this time, in seconds, at least. The system counts it in
+    #: hundredths.
     LATELY_S = 0.5
-    #: With fewer idle cores in the mean, all count as busy. Two executors of `embed` that wait
-    #: whenever they can leave 0.15 of two cores idle.
+    #: With fewer idle cores in the mean, all count as busy. On two cores, two executors of `embed`
+    #: that wait whenever they can leave 0.15 of one idle.
     IDLE = 0.25
+    #: Of the time of its cores, what a process takes at least to be what makes them busy.
+    OWN = 0.5
 
     def __init__(self, kept: Collection[int]) -> None:
         """See which cores are left for everything else.
@@ -46,8 +49,8 @@ class Cores:
           ConfigurationError: this process may not use one of them or choose, or none is left.
         """
         self._kept = frozenset(kept)
-        self._busy = False
-        self._seen_at, self._idle_s = time.monotonic(), _idle_s()
+        self._seen: _Seen | None = None
+        self._saturated = False
         if not self._kept:
             return
         before = os.sched_getaffinity(0)
@@ -76,16 +79,23 @@ class Cores:
 
     @property
     def saturated(self) -> bool:
-        """Whether all cores of this process have been busy lately, with whatever it is.
+        """Whether this process keeps its cores busy, with what else runs on them.
 
-        Where some are kept for passes, nothing else would use what one of these leaves.
+        So it was lately, as far as the system says; at first nothing is known. Where cores are kept
+        for passes, nothing else would use what one of these leaves.
         """
-        now = time.monotonic()
-        if not self._kept and now - self._seen_at >= self.LATELY_S:
-            idle_s = _idle_s()
-            self._busy = idle_s - self._idle_s < self.IDLE * (now - self._seen_at)
-            self._seen_at, self._idle_s = now, idle_s
-        return self._busy
+        if not self._kept and (self._seen is None or self._seen.age_s >= self.LATELY_S):
+            before, self._seen = self._seen, _Seen.now()
+            self._saturated = before is not None and self._between(before, self._seen)
+        return self._saturated
+
+    def _between(self, before: _Seen, now: _Seen) -> bool:
+        passed_s = now.at - before.at
+        if not before.idle_s or before.idle_s.keys() != now.idle_s.keys():
+            return False
+        idle_s = math.fsum(now.idle_s.values()) - math.fsum(before.idle_s.values())
+        own_s = now.own_s - before.own_s
+        return 0 <= idle_s < self.IDLE * passed_s and own_s >= self.OWN * passed_s * len(now.idle_s)
 
     def _go(self, cores: Collection[int]) -> None:
         try:
@@ -106,10 +116,46 @@ class Cores:
             self.leave()
 
 
-def _idle_s() -> float:
-    """Return for how long the cores of this process have been idle, together, in seconds."""
-    times = psutil.cpu_times(percpu=True)
-    return math.fsum(times[core].idle + times[core].iowait for core in os.sched_getaffinity(0))
+@dataclass(frozen=True)
+class _Seen:
+    """How busy cores have been until a moment. Times are in seconds."""
+
+    at: float
+    #: Of each core of this process, how long it has been idle; empty where the system does not say.
+    idle_s: Mapping[int, float]
+    #: What this process has taken of them.
+    own_s: float
+
+    @classmethod
+    def now(cls) -> _Seen:
+        """Look."""
+        return cls(time.monotonic(), idle_s(), time.process_time())
+
+    @property
+    def age_s(self) -> float:
+        """How long ago that was."""
+        return time.monotonic() - self.at
+
+
+def idle_s(file: Path = Path("/proc/stat")) -> dict[int, float]:
+    """Return how long each core of this process has been idle; nothing where that is not known.
+
+    Elsewhere than on Linux there is no such file, and in some containers it has other cores than
+    the process, or only zeros.
+    """
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return {}
+    found = {}
+    for line in lines:
+        if (core := re.match(r"cpu(\d+) ", line)) is not None:
+            _, _, _, _, idle, waiting, *_ = line.split()
+            found[int(core[1])] = (int(idle) + int(waiting)) / os.sysconf("SC_CLK_TCK")
+    mine = os.sched_getaffinity(0)
+    if not mine <= found.keys() or not any(found[core] for core in mine):
+        return {}
+    return {core: found[core] for core in mine}
 
 
 def _usable(cores: Collection[int], before: Collection[int]) -> set[int]:

@@ -386,9 +386,9 @@ class HostedModel:
 
     @property
     def saturated(self) -> bool:
-        """Whether another pass would only take from those that run, and from everything else.
+        """Whether this model's passes are on cores that this worker keeps busy.
 
-        An ensemble's stages, and passes on other devices, go on however busy the cores are.
+        An ensemble's stages run elsewhere, and passes on a GPU need no cores.
         """
         return self._cores.saturated and all(
             isinstance(loaded.engine, Engine) and loaded.engine.device == "cpu"
@@ -403,6 +403,7 @@ class HostedModel:
             self._settings.batching.adaptive,
             self._predict,
             self.objective_s,
+            self.executors,
             lambda: self.saturated,
         )
         self._task = InferenceTask(

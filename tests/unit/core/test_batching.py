@@ -469,13 +469,17 @@ def test_the_rows_that_a_pass_still_takes_are_worth_waiting_for_however_few(rows
     assert due - last == pytest.approx(0.005 + BatchFormer.OVERHEAD)
 
 
-def come_back(clients: int, *, under_way: int, saturated: bool) -> BatchFormer[str]:
+def come_back(clients: int, *, under_way: int, saturated: bool, **policy: Any) -> BatchFormer[str]:
     """Return a former whose clients have been answered at 1.0 and are back, or in a pass, at 2.0.
 
     Their calls take their time by the row.
     """
     batches: BatchFormer[str] = BatchFormer(
-        MAX_ROWS, WINDOW_S, predict=lambda _, rows: by_the_row(rows), saturated=lambda: saturated
+        MAX_ROWS,
+        WINDOW_S,
+        predict=lambda _, rows: by_the_row(rows),
+        saturated=lambda: saturated,
+        **{"executors": 2} | policy,
     )
 
     def call(calls: int, at: float) -> None:
@@ -513,18 +517,39 @@ def test_while_all_cores_are_busy_and_a_pass_runs_a_batch_has_its_whole_window()
 
 
 @pytest.mark.parametrize(
-    ("saturated", "under_way"),
+    ("saturated", "under_way", "executors"),
     [
-        pytest.param(False, MAX_ROWS, id="a core is idle"),
-        pytest.param(True, 0, id="no pass runs"),
+        pytest.param(False, MAX_ROWS, 2, id="a core is idle"),
+        pytest.param(True, 0, 2, id="no pass runs"),
+        pytest.param(True, MAX_ROWS, 3, id="another executor is free"),
     ],
 )
 def test_an_executor_that_would_get_on_waits_no_longer_than_that_saves(
-    saturated: bool, under_way: int
+    saturated: bool, under_way: int, executors: int
 ) -> None:
-    batches = come_back(under_way + MAX_ROWS - 1, under_way=under_way, saturated=saturated)
+    clients = under_way + MAX_ROWS - 1
+    batches = come_back(clients, under_way=under_way, saturated=saturated, executors=executors)
     batches.drop(lambda w: w.task == "at 2.0: 0")
     assert batches.flush(2.0 + BatchFormer.OVERHEAD + 0.0001) is not None
+
+
+def test_under_an_objective_it_makes_no_difference_how_busy_the_cores_are() -> None:
+    dues = []
+    for saturated in (False, True):
+        batches = come_back(MAX_ROWS + 4, under_way=MAX_ROWS, saturated=saturated, objective=0.5)
+        # When some of those who wait do not any more, so that not everyone is here
+        batches.drop(lambda w: w.task in ("at 2.0: 0", "at 2.0: 1"))
+        dues.append(batches.next_due())
+    assert dues[0] == dues[1]
+
+
+def test_a_deadline_ends_the_whole_window() -> None:
+    batches = come_back(2 * MAX_ROWS - 1, under_way=MAX_ROWS, saturated=True)
+    batches.drop(lambda w: w.task.startswith("at 2.0"))
+    batches.add(waiting("soon", 2.0, deadline=2.0 + by_the_row(1) + BatchFormer.DEADLINE_MARGIN))
+    flush = batches.flush(2.0)
+    assert flush is not None
+    assert flush.reason is FlushReason.DEADLINE
 
 
 def test_nobody_is_waited_for_when_everyone_is_here_however_busy_the_cores_are() -> None:
