@@ -30,6 +30,7 @@ from bench.swaps import lines as describe_swaps
 from bench.swaps import measure as measure_swaps
 from bench.targets import PEERS, Broken, Inferno, Target
 from bench.workloads import WORKLOADS
+from inferno.errors import InfernoError
 from inferno.settings_document import documented_settings
 
 out = Console(highlight=False)
@@ -260,13 +261,15 @@ def remainder(
     """Measure what calls leave of an engine, and how much of that Inferno answers."""
     _require_wrk()
     settings = {"INFERNO_CACHE__ENABLED": "false", **_settings(env)}
+    if "INFERNO_INFERENCE__CORES" in settings:
+        raise click.BadParameter("the loops run on all cores, also with INFERNO_INFERENCE__CORES")
     path = None if output is None else output.resolve()
     _clean_environment()
     try:
         found = measure_remainder(
             WORKLOADS[workload], connections, seconds, turns, settings, click.echo
         )
-    except (LoopsFailed, Broken, wrk.WrkFailed) as exc:
+    except (LoopsFailed, Broken, wrk.WrkFailed, InfernoError) as exc:
         raise click.ClickException(str(exc)) from exc
     if path is not None:
         path.write_bytes(msgspec.json.encode(found))

@@ -99,16 +99,16 @@ def _one(workload: Workload, seconds: float, way: Way, repeat: int) -> Measureme
     )
 
 
-def load(workload: Workload, threads: int) -> Engine:
+def load(workload: Workload, threads: int | None = None) -> Engine:
     """Return the engine of a workload, warmed up.
 
     Args:
       workload: whose.
-      threads: of each forward pass; 0 for what the settings say.
+      threads: of each forward pass; by default, what the settings say.
     """
     settings = Settings()
     inference = settings.inference
-    if threads:
+    if threads is not None:
         inference = inference.model_copy(update={"threads": threads})
     package = Repository.read(settings.repository).model(workload.model).package(workload.version)
     engine = Engine(package, settings.batching, inference)

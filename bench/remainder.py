@@ -23,17 +23,19 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
+from typing import IO
 
 import msgspec
 import yaml
 
 from bench import environments, raw, wrk
 from bench.load import Load
-from bench.targets import Inferno
+from bench.targets import Broken, Inferno
 from bench.workloads import WORKLOADS, Numbers, Workload, texts
 from inferno.manifest import MANIFEST
 from inferno.repository import Package, Repository
@@ -43,6 +45,8 @@ from inferno.settings import Settings
 WARM_UP_S = 2
 #: Texts of a batch of the loops.
 BATCH = 32
+#: What the loops print when they begin.
+READY = "ready\n"
 
 #: A model whose passes only wait; then its embeddings are ready.
 _WAITS = """\
@@ -80,6 +84,9 @@ class Turn(msgspec.Struct, frozen=True):
     answered: float
     #: Of these answers.
     p99_ms: float
+    #: Members of a batch in the mean, of `calls` and of `answered`.
+    batch_beside: float
+    batch: float
 
     @property
     def cost(self) -> float:
@@ -88,7 +95,11 @@ class Turn(msgspec.Struct, frozen=True):
 
     @property
     def left(self) -> float:
-        """How many calls a second take the whole machine, with their passes."""
+        """How many calls a second take the whole machine, with their passes.
+
+        This is so if the loops fill the machine when they are alone, and if a call costs as much
+        at any rate.
+        """
         return 1 / (1 / self.alone + self.cost)
 
 
@@ -115,8 +126,9 @@ def measure(
       say: is told what each turn has found.
     Raises:
       LoopsFailed: the engine does not run.
-      Broken: Inferno does not come up.
-      WrkFailed: it was asked without a result.
+      Broken: Inferno does not come up, or a call fails.
+      WrkFailed: it gave no result.
+      InfernoError: the settings or the model's package are wrong.
     """
     package = Repository.read(Settings().repository).model(workload.model).package(workload.version)
     numbers = Numbers()
@@ -129,28 +141,39 @@ def measure(
         ):
             wrk.run(service, connections=connections, seconds=WARM_UP_S, first=numbers.first())
             began = time.monotonic()
-            return began, wrk.run(
-                service, connections=connections, seconds=seconds, first=numbers.first()
-            )
+            load = wrk.run(service, connections=connections, seconds=seconds, first=numbers.first())
+        if load.errors or not load.answered:
+            raise Broken(f"calls failed: {load.errors}, such as: {load.sample}")
+        return began, load
 
-    found = []
-    for number in range(1, turns + 1):
+    def measure_beside() -> tuple[float, float, Load]:
+        """Return the rates of the loops, and what came of the calls beside them."""
         with (
-            _loops(workload, env) as ended,
+            running(workload, env) as loops,
             tempfile.TemporaryDirectory(prefix="bench-models-") as models,
         ):
             time.sleep(WARM_UP_S + seconds)
-            alone = _rate(ended, time.monotonic() - seconds, seconds)
+            alone = loops.rate(time.monotonic() - seconds, seconds)
             _write_waiting(package, package.executors * BATCH / alone, Path(models))
             began, calls = ask({"INFERNO_REPOSITORY__ROOT": models})
-            beside = _rate(ended, began, seconds)
-        _, load = ask({})
+            # Not while wrk starts, nor when it has ended.
+            return alone, loops.rate(began + 0.1 * seconds, 0.9 * seconds), calls
+
+    found = []
+    for number in range(1, turns + 1):
+        # The machine may become faster or slower.
+        if number % 2:
+            (alone, beside, calls), (_, load) = measure_beside(), ask({})
+        else:
+            (_, load), (alone, beside, calls) = ask({}), measure_beside()
         turn = Turn(
-            alone,
-            beside,
-            calls.answered / calls.seconds,
-            load.answered / load.seconds,
-            load.latency_ms["p99"],
+            alone=alone,
+            beside=beside,
+            calls=calls.answered / calls.seconds,
+            answered=load.answered / load.seconds,
+            p99_ms=load.latency_ms["p99"],
+            batch_beside=calls.mean_batch or 1.0,
+            batch=load.mean_batch or 1.0,
         )
         say(
             f"turn {number}: the loops make {alone:,.0f}/s, and {beside:,.0f} beside "
@@ -160,34 +183,89 @@ def measure(
     return found
 
 
-@contextmanager
-def _loops(workload: Workload, env: Mapping[str, str]) -> Iterator[list[float]]:
-    """Run the loops until the end of the block; yields when their batches were over, ever more."""
-    ended: list[float] = []
-    popen = subprocess.Popen(
-        [sys.executable, "-m", "bench.remainder", workload.name],
-        cwd=environments.ROOT,
-        env={**os.environ, **env},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
+class Loops:
+    """The loops, in a process of their own."""
+
+    def __init__(self, popen: subprocess.Popen[str], errors: IO[str]) -> None:
+        """Take the process.
+
+        Args:
+          popen: with a pipe for what it prints.
+          errors: where its errors go.
+        """
         assert popen.stdout is not None
-        if not popen.stdout.readline():
-            raise LoopsFailed(f"the engine's loops ended with status {popen.wait()}")
-        reader = Thread(target=lambda lines: ended.extend(map(float, lines)), args=[popen.stdout])
-        reader.start()
-        yield ended
-    finally:
-        popen.terminate()
-        popen.wait()
+        self._popen, self._lines, self._errors = popen, popen.stdout, errors
+        self._reader = Thread(target=self._read)
+        self._ended: list[float] = []
+
+    def start(self) -> None:
+        """Wait until the engine is loaded.
+
+        Raises:
+          LoopsFailed: it cannot be.
+        """
+        if READY not in self._lines:
+            raise self._failed()
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._lines:
+            self._ended.append(float(line))
+
+    def rate(self, began: float, seconds: float) -> float:
+        """Return how many texts they have answered in each of some seconds.
+
+        Args:
+          began: when these began, by the monotonic clock.
+          seconds: how many; they are over.
+        Raises:
+          LoopsFailed: the loops do not run any more, or are too slow to say.
+        """
+        if self._popen.poll() is not None:
+            raise self._failed()
+        ended = [at for at in self._ended if began <= at < began + seconds]
+        if len(ended) < 2:
+            raise LoopsFailed(f"the loops ended {len(ended)} batches in {seconds:g} s")
+        return BATCH * (len(ended) - 1) / (ended[-1] - ended[0])
+
+    def _failed(self) -> LoopsFailed:
+        self._popen.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        return LoopsFailed(f"the loops ended: {lines[-1] if lines else 'they say nothing'}")
+
+    def stop(self) -> None:
+        """End them."""
+        self._popen.terminate()
+        self._popen.wait()
+        if self._reader.ident is not None:
+            self._reader.join()
 
 
-def _rate(ended: Sequence[float], began: float, seconds: float) -> float:
-    batches = sum(began <= at < began + seconds for at in ended)
-    if not batches:
-        raise LoopsFailed(f"the engine's loops ended no batch in {seconds:g} s")
-    return BATCH * batches / seconds
+@contextmanager
+def running(workload: Workload, env: Mapping[str, str]) -> Iterator[Loops]:
+    """Run the loops until the end of the block.
+
+    Raises:
+      LoopsFailed: the engine cannot be loaded.
+    """
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", "bench.remainder", workload.name],
+            cwd=environments.ROOT,
+            env={**os.environ, **env},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as popen,
+    ):
+        loops = Loops(popen, errors)
+        try:
+            loops.start()
+            yield loops
+        finally:
+            loops.stop()
 
 
 def _write_waiting(package: Package, pass_s: float, root: Path) -> None:
@@ -219,14 +297,16 @@ def lines(turns: Sequence[Turn]) -> Iterator[str]:
 
     yield f"Loops of the engine alone: {mean([turn.alone for turn in turns])} texts a second."
     yield (
-        f"Beside {mean([turn.calls for turn in turns])} calls that cost no pass: "
+        f"Beside {mean([turn.calls for turn in turns])} calls whose passes cost nothing, "
+        f"in batches of {mean([turn.batch_beside for turn in turns], 1)}: "
         f"{mean([turn.beside for turn in turns])}."
     )
     cost = mean([1000 * cores * turn.cost for turn in turns], 3)
-    yield f"So a call costs {cost} ms of a core besides its pass,"
-    yield f"and {mean([turn.left for turn in turns])} calls a second are possible."
+    yield f"So a call costs {cost} ms of a core besides its pass, which leaves"
+    yield f"{mean([turn.left for turn in turns])} calls a second."
     yield (
-        f"Inferno answers {mean([turn.answered for turn in turns])}: "
+        f"Inferno answers {mean([turn.answered for turn in turns])}, in batches of "
+        f"{mean([turn.batch for turn in turns], 1)}: "
         f"{mean([turn.answered / turn.left for turn in turns], 3)} of that, "
         f"p99 {mean([turn.p99_ms for turn in turns])} ms."
     )
@@ -234,18 +314,22 @@ def lines(turns: Sequence[Turn]) -> Iterator[str]:
 
 def main(name: str) -> None:
     """Run the loops until this process is ended."""
-    workload = WORKLOADS[name]
-    engine = raw.load(workload, 0)
+    engine = raw.load(WORKLOADS[name])
     numbers = Numbers()
-    print("ready", flush=True)
 
     def loop(first: int) -> None:
         asked = texts(first)
-        while True:
-            raw.answer(engine, asked, BATCH)
-            # In one piece, whoever else writes.
-            os.write(sys.stdout.fileno(), b"%f\n" % time.monotonic())
+        try:
+            while True:
+                raw.answer(engine, asked, BATCH)
+                # In one piece, whoever else writes.
+                os.write(sys.stdout.fileno(), b"%f\n" % time.monotonic())
+        except BaseException:
+            # With fewer loops, something else would be measured.
+            traceback.print_exc()
+            os._exit(1)
 
+    print(READY, end="", flush=True)
     for _ in range(engine.package.executors):
         Thread(target=loop, args=[numbers.first()]).start()
 
