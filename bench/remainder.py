@@ -3,8 +3,9 @@
 Each turn has three measurements, by processes of its own:
 
     alone      the engine in plain loops, as many as its model has executors
-    beside     the same loops while Inferno answers calls by passes that last as long as the
-               engine's and cost nothing: what the loops lose is what calls cost by themselves
+    beside     the same loops while Inferno answers calls in full batches, by passes that last as
+               long as the engine's and cost nothing: what the loops lose is what calls cost by
+               themselves
     answered   what Inferno answers with the engine
 
 So what a call costs contains all that comes of sharing cores: cold caches, interruptions, and the
@@ -155,7 +156,9 @@ def measure(
             time.sleep(WARM_UP_S + seconds)
             alone = loops.rate(time.monotonic() - seconds, seconds)
             _write_waiting(package, package.executors * BATCH / alone, Path(models))
-            began, calls = ask({"INFERNO_REPOSITORY__ROOT": models})
+            # With the fixed window, batches are full, and calls cost no more than they do elsewhere.
+            fixed = {"INFERNO_BATCHING__ADAPTIVE": "false"}
+            began, calls = ask({"INFERNO_REPOSITORY__ROOT": models, **fixed})
             # Not while wrk starts, nor when it has ended.
             return alone, loops.rate(began + 0.1 * seconds, 0.9 * seconds), calls
 
