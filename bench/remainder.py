@@ -156,7 +156,7 @@ def measure(
             time.sleep(WARM_UP_S + seconds)
             alone = loops.rate(time.monotonic() - seconds, seconds)
             _write_waiting(package, package.executors * BATCH / alone, Path(models))
-            # With the fixed window, batches are full, and calls cost no more than they do elsewhere.
+            # With the fixed window, batches are full, and calls cost as little as they can.
             fixed = {"INFERNO_BATCHING__ADAPTIVE": "false"}
             began, calls = ask({"INFERNO_REPOSITORY__ROOT": models, **fixed})
             # Not while wrk starts, nor when it has ended.
