@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from inferno.cli import main
+from inferno.cli.main import main
 from inferno.ports import free_port
 from tests.processes import ROOT
 from tests.unit.test_client import ScriptedPlatform, platform  # noqa: F401

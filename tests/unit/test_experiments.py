@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from inferno.cli import main
+from inferno.cli.main import main
 from tests.processes import ROOT
 
 
@@ -15,7 +15,7 @@ from tests.processes import ROOT
 def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     # Room for the tables.
-    monkeypatch.setattr("inferno.experiments.out.width", 200)
+    monkeypatch.setattr("inferno.cli.tune.out.width", 200)
 
 
 def inferno(*arguments: str) -> Result:

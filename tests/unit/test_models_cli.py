@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from inferno.cli import main
+from inferno.cli.main import main
 from tests.unit.core.onnx_files import linear
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from click.testing import CliRunner, Result
 
-from inferno.cli import main
+from inferno.cli.main import main
 from inferno.errors import NotConfirmed, NotSupported, PayloadGone, TaskNotFound, WrongState
 from tests.unit.test_client import ScriptedPlatform, platform  # noqa: F401
 

@@ -19,7 +19,11 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from inferno import embedded_redis, experiments, models_cli, operations, versions
+from inferno import embedded_redis
+from inferno.cli import models as models_cli
+from inferno.cli import operations, versions
+from inferno.cli import tune as experiments
+from inferno.cli.operations import InOrder, platform, url_option
 from inferno.client import Client, Result
 from inferno.cores import Cores
 from inferno.doctor import examine
@@ -38,7 +42,6 @@ from inferno.errors import (
 )
 from inferno.guard import Stage
 from inferno.newcomers import Newcomers
-from inferno.operations import InOrder, platform, url_option
 from inferno.ports import check_port
 from inferno.project import (
     enter_project,

@@ -10,8 +10,7 @@ from itertools import islice
 import click
 from rich.markup import escape
 
-from inferno.client import Client
-from inferno.printing import (
+from inferno.cli.printing import (
     counted,
     new_table,
     out,
@@ -21,6 +20,7 @@ from inferno.printing import (
     versioned,
     when,
 )
+from inferno.client import Client
 from inferno.project import local_url
 from inferno.protocol.tasks import TaskState
 from inferno.settings import load

@@ -1,0 +1,1 @@
+"""The `inferno` command: one file per family of subcommands."""
