@@ -31,7 +31,7 @@ from bench.swaps import measure as measure_swaps
 from bench.targets import PEERS, Broken, Inferno, Target
 from bench.workloads import WORKLOADS
 from inferno.errors import InfernoError
-from inferno.settings_document import documented_settings
+from inferno.operate.settings_document import documented_settings
 
 out = Console(highlight=False)
 if not out.is_terminal:

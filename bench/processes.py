@@ -35,7 +35,7 @@ def kind_of(command: str) -> str:
         ("gunicorn", "web"),
         ("-Q webhooks", "webhooks"),
         (" flower", "flower"),
-        ("inferno.guard", "supervisor"),
+        ("inferno.operate.guard", "supervisor"),
         ("inferno up", "supervisor"),
         ("celery", "worker"),
     ):

@@ -16,8 +16,8 @@ from typing import Any, TypedDict
 import psutil
 
 from bench import environments
-from inferno.embedded_redis import find_program
 from inferno.errors import ConfigurationError
+from inferno.operate.embedded_redis import find_program
 
 #: Of the file's format.
 SCHEMA = 1

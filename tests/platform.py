@@ -10,8 +10,8 @@ from subprocess import Popen
 
 import httpx
 
-from inferno.embedded_redis import running_url
-from inferno.ports import free_port
+from inferno.operate.embedded_redis import running_url
+from inferno.operate.ports import free_port
 from tests.processes import bin_path, process, wait_until
 
 

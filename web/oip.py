@@ -34,7 +34,7 @@ from inferno.errors import (
     WorkerLost,
     WrongState,
 )
-from inferno.project import inferno_version
+from inferno.operate.project import inferno_version
 from inferno.protocol import oip
 from inferno.protocol.requests import InferRequest, decode
 from inferno.repository import Model, Package

@@ -25,7 +25,7 @@ from flask import Flask
 from werkzeug.routing import Rule
 
 from inferno.errors import InfernoError, PayloadTooLarge, Problem, RequestInProgress
-from inferno.project import inferno_version
+from inferno.operate.project import inferno_version
 from inferno.protocol.schema import schema_of
 from inferno.repository import Package
 

@@ -19,14 +19,12 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from inferno import embedded_redis
 from inferno.cli import models as models_cli
 from inferno.cli import operations, versions
 from inferno.cli import tune as experiments
 from inferno.cli.operations import InOrder, platform, url_option
 from inferno.client import Client, Result
 from inferno.cores import Cores
-from inferno.doctor import examine
 from inferno.errors import (
     ConfigurationError,
     InfernoError,
@@ -40,10 +38,12 @@ from inferno.errors import (
     TaskNotFound,
     WrongState,
 )
-from inferno.guard import Stage
-from inferno.newcomers import Newcomers
-from inferno.ports import check_port
-from inferno.project import (
+from inferno.operate import embedded_redis
+from inferno.operate.doctor import examine
+from inferno.operate.guard import Stage
+from inferno.operate.newcomers import Newcomers
+from inferno.operate.ports import check_port
+from inferno.operate.project import (
     enter_project,
     inferno_version,
     reach_broker,
@@ -51,12 +51,16 @@ from inferno.project import (
     read_procfile,
     servable,
 )
+from inferno.operate.screen import Screen, own_terminal
+from inferno.operate.settings_document import (
+    documented_settings,
+    environment_example,
+    settings_markdown,
+)
+from inferno.operate.supervisor import ProcessSpec, Supervisor
 from inferno.protocol.tensors import Array
 from inferno.repository import Repository
-from inferno.screen import Screen, own_terminal
 from inferno.settings import Settings, load, variable
-from inferno.settings_document import documented_settings, environment_example, settings_markdown
-from inferno.supervisor import ProcessSpec, Supervisor
 
 #: What to do about an error, for those whose message does not say it already.
 HINTS: dict[type[InfernoError], str] = {

@@ -17,7 +17,7 @@ from rich.table import Table
 from inferno import tuning
 from inferno.cores import Cores
 from inferno.errors import ConfigurationError
-from inferno.project import enter_project
+from inferno.operate.project import enter_project
 from inferno.repository import Package, Repository
 from inferno.settings import Settings, load
 from inferno.simulation import crowd, poisson, recorded

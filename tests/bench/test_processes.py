@@ -44,7 +44,7 @@ def test_a_process_whose_parent_has_ended_is_found_and_ended():
         ("python .venv/bin/celery -A tasks worker -Q webhooks -c 16", "webhooks"),
         ("python .venv/bin/celery -A tasks flower --conf=monitoring/flower_conf.py", "flower"),
         ("python -m inferno up --models echo --no-flower", "supervisor"),
-        ("python -m inferno.guard 30.0", "supervisor"),
+        ("python -m inferno.operate.guard 30.0", "supervisor"),
         ("build/peers/mosec/bin/python bench/peers/mosec/server.py", "server"),
     ],
 )

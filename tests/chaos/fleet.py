@@ -19,8 +19,8 @@ import psutil
 import redis
 import yaml
 
-from inferno import embedded_redis
-from inferno.ports import free_port
+from inferno.operate import embedded_redis
+from inferno.operate.ports import free_port
 from tests.chaos.http import CUT, Connection
 from tests.chaos.load import MODEL
 from tests.processes import ROOT, bin_path, wait_until

@@ -11,7 +11,7 @@ import pytest
 import websocket
 
 from inferno.client import Client, Request
-from inferno.ports import free_port
+from inferno.operate.ports import free_port
 from inferno.settings import Settings
 from tasks.cluster import Cluster
 from tasks.connection import connect

@@ -10,7 +10,7 @@ import kombu.pools
 from celery import Celery
 
 from inferno.client import Client, Request
-from inferno.ports import free_port
+from inferno.operate.ports import free_port
 from inferno.settings import Settings
 from tasks.connection import connect
 from tasks.lanes import Lanes, Message

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from inferno.errors import BrokerUnavailable
-from inferno.ports import free_port
+from inferno.operate.ports import free_port
 from tasks.lanes import Lanes, Message
 from tests.integration.conftest import occupied, send
 from tests.processes import RABBITMQ, rabbitmq_server, wait_until

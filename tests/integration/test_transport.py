@@ -19,7 +19,7 @@ import pytest
 import redis
 
 import tasks.transport.channel
-from inferno.embedded_redis import find_program
+from inferno.operate.embedded_redis import find_program
 from tasks.transport import Lane, register, scripts
 from tests.processes import ROOT, redis_server, wait_until
 

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from inferno.cli.main import main
-from inferno.ports import free_port
+from inferno.operate.ports import free_port
 from tests.processes import ROOT
 from tests.unit.test_client import ScriptedPlatform, platform  # noqa: F401
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from inferno.embedded_redis import prepare
+from inferno.operate.embedded_redis import prepare
+from inferno.operate.supervisor import parse_procfile
 from inferno.settings import Settings
-from inferno.supervisor import parse_procfile
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("digits", "echo", "embed", "insight", "mock", "sentiment")

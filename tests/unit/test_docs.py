@@ -19,12 +19,12 @@ from transformers import BertConfig, BertForSequenceClassification, pipeline
 from inferno import ensemble, manifest
 from inferno.engine import Engine
 from inferno.manifest import Manifest
+from inferno.operate.settings_document import environment_example, settings_markdown
 from inferno.protocol.signature import Signature, TensorSpec
 from inferno.protocol.webhooks import sign
 from inferno.repository import Repository
 from inferno.runtimes import ModelContext
 from inferno.settings import Settings
-from inferno.settings_document import environment_example, settings_markdown
 from tests.unit.artifacts import TINY_BERT, export_bert, png, tiny_tokenizer, yolo_bytes
 
 ROOT = Path(__file__).resolve().parents[2]

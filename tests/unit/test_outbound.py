@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from inferno.ports import free_port
+from inferno.operate.ports import free_port
 from inferno.protocol.webhooks import parse_address
 from tasks.outbound import NotAllowed, NotReached, Outbound
 from tests.receiver import Receiver, receiver

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from inferno import guard, supervisor
 from inferno.errors import ConfigurationError
-from inferno.guard import Event, EventKind, Stage
-from inferno.ports import check_port
-from inferno.supervisor import ProcessSpec, Supervisor, parse_procfile
+from inferno.operate import guard, supervisor
+from inferno.operate.guard import Event, EventKind, Stage
+from inferno.operate.ports import check_port
+from inferno.operate.supervisor import ProcessSpec, Supervisor, parse_procfile
 
 # Prints "up", drains for some seconds on SIGTERM, then adds its name to a file. Its child, as of a
 # prefork pool, does the same and is told to only through the leader.
@@ -63,8 +63,8 @@ while True:
 PLATFORM = """\
 import sys
 from pathlib import Path
-from inferno.guard import Stage
-from inferno.supervisor import ProcessSpec, Supervisor
+from inferno.operate.guard import Stage
+from inferno.operate.supervisor import ProcessSpec, Supervisor
 data_dir, command, drain_s = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 supervisor = Supervisor(data_dir, cwd=data_dir, on_event=lambda e: print(e.text(), flush=True))
 supervisor.add(ProcessSpec("redis", f"{command} redis trace 0 0", stage=Stage.STORE))
@@ -178,7 +178,7 @@ def platform_process(
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "supervise.py").write_text(PLATFORM)
     (tmp_path / "trace").touch()
-    monkeypatch.setenv("PYTHONPATH", str(Path(guard.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(guard.__file__).parents[2]))
     left: list[int] = []
 
     def start(drain_s: float) -> tuple[subprocess.Popen[bytes], dict[str, int]]:

@@ -9,7 +9,7 @@ from celery import Celery
 from celery.exceptions import Reject
 
 from inferno import names
-from inferno.ports import free_port
+from inferno.operate.ports import free_port
 from inferno.settings import Settings
 from tasks.celery import route
 from tasks.connection import connect

@@ -12,7 +12,7 @@ import redis
 import websocket
 
 from inferno import names
-from inferno.ports import free_port
+from inferno.operate.ports import free_port
 from inferno.settings import Settings
 from tests.processes import redis_server, web
 from tests.unit.web.conftest import FakeWorker

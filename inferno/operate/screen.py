@@ -15,8 +15,8 @@ from rich.status import Status
 
 from inferno.client import Client
 from inferno.errors import InfernoError
-from inferno.guard import Event, EventKind
-from inferno.project import example_call, inferno_version, local_url
+from inferno.operate.guard import Event, EventKind
+from inferno.operate.project import example_call, inferno_version, local_url
 from inferno.repository import Repository
 from inferno.settings import Settings
 

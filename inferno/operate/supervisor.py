@@ -5,7 +5,7 @@ its own, so Ctrl-C reaches the supervisor alone, and writes to a log file of its
 leave a draining worker hanging once its reader is gone. One that dies is started again, later each
 time, and never takes the others along.
 
-How processes are stopped, also when the supervisor is itself killed, stands in `inferno.guard`.
+`inferno.operate.guard` says how processes are stopped, also when the supervisor is itself killed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from types import FrameType
 from typing import IO
 
 from inferno.errors import ConfigurationError
-from inferno.guard import TICK_S, Event, EventKind, Level, Stage, kill_group, stop_in_order
-from inferno.ports import by_whom
+from inferno.operate.guard import TICK_S, Event, EventKind, Level, Stage, kill_group, stop_in_order
+from inferno.operate.ports import by_whom
 
 #: A process that dies is restarted after 1, 2, 4, ... seconds, never more than this.
 LONGEST_BACKOFF_S = 30.0
@@ -396,10 +396,10 @@ class Supervisor:
         if ended is not None:
             ended.communicate()
         assert self._lock_file is not None
-        root = str(Path(__file__).resolve().parents[1])
+        root = str(Path(__file__).resolve().parents[2])
         with self.log_path("supervisor").open("ab") as log:
             self._guard = subprocess.Popen(
-                [sys.executable, "-m", "inferno.guard", str(self._grace_s)],
+                [sys.executable, "-m", "inferno.operate.guard", str(self._grace_s)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -12,12 +12,12 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from inferno import embedded_redis
 from inferno.client import Client
 from inferno.errors import ConfigurationError, PackageError, ServingError
-from inferno.ports import check_port
-from inferno.project import local_url, missing_artifact, reach_broker
-from inferno.redis_status import RedisStatus, ask
+from inferno.operate import embedded_redis
+from inferno.operate.ports import check_port
+from inferno.operate.project import local_url, missing_artifact, reach_broker
+from inferno.operate.redis_status import RedisStatus, ask
 from inferno.repository import Repository
 from inferno.settings import Settings, variable
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from inferno.errors import PackageError
-from inferno.project import servable
+from inferno.operate.project import servable
 from inferno.repository import Repository
 from inferno.settings import RepositorySettings
 

@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from inferno.errors import ConfigurationError, PackageError
+from inferno.operate.supervisor import parse_procfile
 from inferno.protocol.signature import BATCH, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array
 from inferno.repository import Package, Repository
 from inferno.settings import RedisSettings, Settings, variable
-from inferno.supervisor import parse_procfile
 
 #: The sentence of the examples.
 SAMPLE_TEXT = "What a lovely day!"
@@ -47,7 +47,7 @@ def enter_project() -> Path:
     It is the nearest one upwards with a Procfile, else the one that this file belongs to.
     """
     here = Path.cwd()
-    home = Path(__file__).resolve().parents[1]
+    home = Path(__file__).resolve().parents[2]
     root = next((path for path in (here, *here.parents, home) if _is_project(path)), here)
     os.chdir(root)
     return root

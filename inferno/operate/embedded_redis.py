@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from inferno.errors import ConfigurationError
-from inferno.ports import free_port
+from inferno.operate.ports import free_port
 
 #: The oldest server whose command set the lanes use (XAUTOCLAIM, LMOVE, XGROUP MKSTREAM).
 OLDEST_VERSION = (6, 2)
