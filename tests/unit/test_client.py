@@ -12,7 +12,8 @@ from simple_websocket import Server  # type: ignore[import-untyped]
 from werkzeug.serving import make_server
 
 from inferno import errors
-from inferno.client import STREAM_WINDOW, Client, Request, rebuild
+from inferno.client import Client, Request, rebuild
+from inferno.client.client import STREAM_WINDOW
 from inferno.errors import (
     ForwardFailed,
     InfernoError,

@@ -1,0 +1,5 @@
+"""The Python client: `from inferno.client import Client`."""
+
+from inferno.client.client import DEFAULT_URL, Client, Request, Result, Task, rebuild
+
+__all__ = ["DEFAULT_URL", "Client", "Request", "Result", "Task", "rebuild"]
