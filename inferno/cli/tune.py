@@ -14,14 +14,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from inferno import tuning
 from inferno.cores import Cores
 from inferno.errors import ConfigurationError
 from inferno.operate.project import enter_project
+from inferno.packaging import tuning
+from inferno.packaging.tuning import Choice, Measured
 from inferno.repository import Package, Repository
 from inferno.settings import Settings, load
 from inferno.simulation import crowd, poisson, recorded
-from inferno.tuning import Choice, Measured
 
 out = Console(highlight=False)
 err = Console(highlight=False, stderr=True)

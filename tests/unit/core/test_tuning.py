@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inferno.batching import FlushReason
-from inferno.simulation import bursts, crowd, poisson, recorded
-from inferno.tuning import (
+from inferno.packaging.tuning import (
     FRONT_END_S,
     Choice,
     Measured,
@@ -16,6 +15,7 @@ from inferno.tuning import (
     recommend,
     simulate,
 )
+from inferno.simulation import bursts, crowd, poisson, recorded
 
 #: An accelerator: 5 ms a pass, and 0.05 ms for each row.
 MOCK = Measured("mock", 1, "cpu", 1, 2, {n: 0.005 + 0.00005 * n for n in (1, 2, 4, 8, 16, 32)})
