@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 
 from bench.workloads import Numbers, texts
-from inferno.engine import Engine
+from inferno.engine.engine import Engine
 from inferno.protocol.tensors import Array, Tensors
 from inferno.repository import Repository
 from inferno.settings import Settings

@@ -23,7 +23,7 @@ import numpy as np
 from bench.load import latency_ms
 from bench.results import Measurement
 from bench.workloads import WORKLOADS, Numbers, Workload, texts
-from inferno.engine import Engine
+from inferno.engine.engine import Engine
 from inferno.repository import Repository
 from inferno.settings import Settings
 

@@ -34,8 +34,8 @@ from kombu.asynchronous.timer import Entry
 
 from inferno import names
 from inferno.batching import BatchFormer, Flush, FlushReason, Waiting, bucket
-from inferno.cores import Cores
-from inferno.engine import Engine, count_rows
+from inferno.engine.cores import Cores
+from inferno.engine.engine import Engine, count_rows
 from inferno.errors import (
     DeadlineExceeded,
     InfernoError,

@@ -17,7 +17,7 @@ import numpy as np
 from celery.worker.request import Request
 
 from inferno.batching import FlushReason, isolate
-from inferno.engine import Engine, chunks
+from inferno.engine.engine import Engine, chunks
 from inferno.errors import ForwardFailed, InfernoError
 from inferno.latency import Pass
 from inferno.protocol.digest import digest

@@ -17,8 +17,8 @@ from threading import Lock
 from celery import Celery
 
 from inferno.batching import BatchFormer, Bucket
-from inferno.cores import Cores
-from inferno.engine import Engine, choose_device
+from inferno.engine.cores import Cores
+from inferno.engine.engine import Engine, choose_device
 from inferno.errors import ConfigurationError, ModelNotFound, PackageError
 from inferno.pace import Pace
 from inferno.repository import Model, Package, Repository, Stamp

@@ -21,8 +21,8 @@ from celery import bootsteps, signals
 from celery.apps.worker import Worker
 
 from inferno import names
-from inferno.cores import Cores
-from inferno.engine import choose_device
+from inferno.engine.cores import Cores
+from inferno.engine.engine import choose_device
 from inferno.errors import BrokerUnavailable, ConfigurationError, InfernoError
 from inferno.settings import Settings, load
 from tasks.celery import app

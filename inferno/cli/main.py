@@ -24,7 +24,7 @@ from inferno.cli import operations, versions
 from inferno.cli import tune as experiments
 from inferno.cli.operations import InOrder, platform, url_option
 from inferno.client import Client, Result
-from inferno.cores import Cores
+from inferno.engine.cores import Cores
 from inferno.errors import (
     ConfigurationError,
     InfernoError,

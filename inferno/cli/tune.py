@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from inferno.cores import Cores
+from inferno.engine.cores import Cores
 from inferno.errors import ConfigurationError
 from inferno.operate.project import enter_project
 from inferno.packaging import tuning

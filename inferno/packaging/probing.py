@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inferno.engine import choose_device
+from inferno.engine.engine import choose_device
 from inferno.errors import PackageError
 from inferno.manifest import Manifest
 from inferno.packaging.draft import Dimension, Draft, Tensor

@@ -16,7 +16,7 @@ from itertools import product
 import msgspec
 
 from inferno.batching import BatchFormer
-from inferno.engine import Engine
+from inferno.engine.engine import Engine
 from inferno.latency import LatencyCurve
 from inferno.repository import Package
 from inferno.settings import BatchingSettings, InferenceSettings

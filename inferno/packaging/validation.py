@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 
-from inferno.engine import Engine
+from inferno.engine.engine import Engine
 from inferno.errors import ForwardFailed, InfernoError, InvalidInput, PackageError, Problem
 from inferno.packaging.samples import BadInput, bad_inputs, members
 from inferno.protocol.signature import Limits

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from inferno import images
 from inferno.protocol.tensors import Array, Tensors
+from inferno.runtimes import images
 
 #: The grey beside a picture that is not square.
 _GREY = 114

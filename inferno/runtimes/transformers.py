@@ -24,10 +24,10 @@ from transformers import (
     AutoTokenizer,
 )
 
-from inferno import images
 from inferno.errors import PackageError
 from inferno.protocol.tensors import Array, Tensors
 from inferno.repository import Package
+from inferno.runtimes import images
 from inferno.runtimes.base import ModelContext
 from inferno.runtimes.modules import ModuleRunner
 

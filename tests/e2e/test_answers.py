@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from inferno.client import Client, Request
-from inferno.engine import Engine
+from inferno.engine.engine import Engine
 from inferno.protocol.signature import Limits
 from inferno.repository import Repository
 from inferno.settings import Settings

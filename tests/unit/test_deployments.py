@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from inferno.cores import Cores
+from inferno.engine.cores import Cores
 from inferno.errors import InvalidRequest, ModelNotFound
 from inferno.protocol.deployments import parse_activate, parse_load, parse_unload
 from inferno.repository import Model, Repository

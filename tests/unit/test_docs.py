@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from transformers import BertConfig, BertForSequenceClassification, pipeline
 
 from inferno import ensemble, manifest
-from inferno.engine import Engine
+from inferno.engine.engine import Engine
 from inferno.manifest import Manifest
 from inferno.operate.settings_document import environment_example, settings_markdown
 from inferno.protocol.signature import Signature, TensorSpec

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from inferno.engine import Engine
+from inferno.engine.engine import Engine
 from inferno.protocol.tensors import Array, Tensors
 from inferno.repository import Package, Repository
 from inferno.settings import BatchingSettings, InferenceSettings, RepositorySettings

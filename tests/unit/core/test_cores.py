@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from inferno.cores import Cores, idle_s
+from inferno.engine.cores import Cores, idle_s
 from inferno.errors import ConfigurationError
 
 HERE = sorted(os.sched_getaffinity(0))
@@ -105,8 +105,8 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.own_s, self.idle = 0.0, 0.0, {0: 100.0, 1: 200.0}
         clocks = SimpleNamespace(monotonic=lambda: self.now, process_time=lambda: self.own_s)
-        monkeypatch.setattr("inferno.cores.time", clocks)
-        monkeypatch.setattr("inferno.cores.idle_s", lambda: dict(self.idle))
+        monkeypatch.setattr("inferno.engine.cores.time", clocks)
+        monkeypatch.setattr("inferno.engine.cores.idle_s", lambda: dict(self.idle))
 
     def go_on(self, seconds: float, *, idle_cores: float, own_cores: float) -> None:
         self.now += seconds

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from inferno.engine import Engine
+from inferno.engine.engine import Engine
 from inferno.errors import InvalidInput, PackageError
 from inferno.processors.yolo import suppress
 from inferno.protocol.tensors import Array, Tensors

@@ -13,8 +13,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from inferno.engine import Engine
-from inferno.memory import layers_that_fit
+from inferno.engine.engine import Engine
+from inferno.engine.memory import layers_that_fit
 from inferno.repository import Package
 from inferno.settings import BatchingSettings, InferenceSettings
 from tests.unit.core.conftest import WritePackage
@@ -86,8 +86,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 CYCLE = """
 import gc, sys
 from pathlib import Path
-from inferno import memory
-from inferno.engine import Engine
+from inferno.engine import memory
+from inferno.engine.engine import Engine
 from inferno.repository import Package
 from inferno.settings import BatchingSettings, InferenceSettings
 

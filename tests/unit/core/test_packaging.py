@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from inferno.engine import Engine
+from inferno.engine.engine import Engine
 from inferno.errors import PackageError
 from inferno.manifest import TaskType
 from inferno.packaging.creation import Identity, create

@@ -17,7 +17,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from inferno.engine import Engine
+from inferno.engine.engine import Engine
 from inferno.errors import PackageError
 from inferno.protocol.tensors import Array
 from inferno.repository import Package

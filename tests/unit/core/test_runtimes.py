@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from inferno.engine import Engine
+from inferno.engine.engine import Engine
 from inferno.errors import PackageError
 from inferno.protocol.tensors import Tensors
 from inferno.repository import Package
@@ -360,7 +360,7 @@ def build(context):
 LOAD = """
 import sys
 from pathlib import Path
-from inferno.engine import Engine
+from inferno.engine.engine import Engine
 from inferno.repository import Package
 from inferno.settings import BatchingSettings, InferenceSettings
 Engine(

@@ -16,7 +16,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from inferno.engine import Engine
+from inferno.engine.engine import Engine
 from inferno.errors import PackageError
 from inferno.processors import text
 from inferno.repository import Package

@@ -32,7 +32,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from inferno.engine import Engine
+from inferno.engine.engine import Engine
 from inferno.errors import InvalidInput, PackageError
 from inferno.protocol.tensors import Array, Tensors
 from inferno.repository import Package

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from inferno.cores import Cores
-from inferno.engine import Engine
+from inferno.engine.cores import Cores
+from inferno.engine.engine import Engine
 from inferno.repository import Model, Package
 from inferno.settings import Settings
 from tests.unit.core.onnx_files import linear

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from inferno import memory
+from inferno.engine import memory
 from inferno.errors import ForwardFailed, InvalidInput, PackageError
 from inferno.latency import LatencyCurve, Pass
 from inferno.protocol.signature import BATCH, Limits, TensorSpec
