@@ -9,8 +9,8 @@ import msgspec
 import redis
 
 from inferno import names
+from inferno.batching.pace import Speed
 from inferno.errors import BrokerUnavailable
-from inferno.pace import Speed
 from inferno.settings import Settings
 from tasks.connection import translated
 

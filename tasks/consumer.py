@@ -33,7 +33,8 @@ from celery_batches import Batches
 from kombu.asynchronous.timer import Entry
 
 from inferno import names
-from inferno.batching import BatchFormer, Flush, FlushReason, Waiting, bucket
+from inferno.batching.former import BatchFormer, Flush, FlushReason, Waiting, bucket
+from inferno.batching.pace import Pace
 from inferno.engine.cores import Cores
 from inferno.engine.engine import Engine, count_rows
 from inferno.errors import (
@@ -45,7 +46,6 @@ from inferno.errors import (
     PackageError,
     TaskCancelled,
 )
-from inferno.pace import Pace
 from inferno.protocol.tasks import TaskState
 from inferno.repository import Model, Package
 from inferno.settings import EventSettings

@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 from celery.worker.request import Request
 
-from inferno.batching import FlushReason, isolate
+from inferno.batching.former import FlushReason, isolate
+from inferno.batching.latency import Pass
 from inferno.engine.engine import Engine, chunks
 from inferno.errors import ForwardFailed, InfernoError
-from inferno.latency import Pass
 from inferno.protocol.digest import digest
 from inferno.protocol.tasks import BatchInfo, StageRun
 from inferno.protocol.tensors import Tensors
@@ -163,7 +163,7 @@ def prepare(
 def answer(engine: Engine, prepared: Prepared, watch: Watch, started_at: float) -> list[Answer]:
     """Answer the members of a batch.
 
-    One that makes the forward pass fail, fails alone: see `inferno.batching.isolate`.
+    One that makes the forward pass fail, fails alone: see `inferno.batching.former.isolate`.
 
     Args:
       engine: of the members' version.

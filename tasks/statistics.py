@@ -30,7 +30,7 @@ import msgspec
 import redis
 
 from inferno import names
-from inferno.latency import Pass
+from inferno.batching.latency import Pass
 from inferno.settings import Settings
 from tasks.connection import translated
 

@@ -16,11 +16,11 @@ from threading import Lock
 
 from celery import Celery
 
-from inferno.batching import BatchFormer, Bucket
+from inferno.batching.former import BatchFormer, Bucket
+from inferno.batching.pace import Pace
 from inferno.engine.cores import Cores
 from inferno.engine.engine import Engine, choose_device
 from inferno.errors import ConfigurationError, ModelNotFound, PackageError
-from inferno.pace import Pace
 from inferno.repository import Model, Package, Repository, Stamp
 from inferno.settings import Settings
 from tasks.cluster import HeldVersion

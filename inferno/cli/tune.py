@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from inferno.batching.simulation import crowd, poisson, recorded
 from inferno.engine.cores import Cores
 from inferno.errors import ConfigurationError
 from inferno.operate.project import enter_project
@@ -21,7 +22,6 @@ from inferno.packaging import tuning
 from inferno.packaging.tuning import Choice, Measured
 from inferno.repository import Package, Repository
 from inferno.settings import Settings, load
-from inferno.simulation import crowd, poisson, recorded
 
 out = Console(highlight=False)
 err = Console(highlight=False, stderr=True)

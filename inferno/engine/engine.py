@@ -19,9 +19,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from inferno.batching.latency import LatencyCurve, Pass
 from inferno.engine import memory
 from inferno.errors import ForwardFailed, InvalidInput, PackageError
-from inferno.latency import LatencyCurve, Pass
 from inferno.protocol.signature import BATCH, Limits, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array, Tensors
 from inferno.repository import Package

@@ -15,12 +15,12 @@ from itertools import product
 
 import msgspec
 
-from inferno.batching import BatchFormer
+from inferno.batching.former import BatchFormer
+from inferno.batching.latency import LatencyCurve
+from inferno.batching.simulation import Call, Lane, Report, crowd, poisson
 from inferno.engine.engine import Engine
-from inferno.latency import LatencyCurve
 from inferno.repository import Package
 from inferno.settings import BatchingSettings, InferenceSettings
-from inferno.simulation import Call, Lane, Report, crowd, poisson
 
 #: Beginning and settling a batch, which its executor does too: measured on the platform, in
 #: seconds.

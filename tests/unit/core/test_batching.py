@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferno.batching import (
+from inferno.batching.former import (
     BatchFormer,
     Crowd,
     Flush,
@@ -24,7 +24,7 @@ from inferno.batching import (
     is_transient,
     isolate,
 )
-from inferno.simulation import Call, Lane, Report, bursts, crowd, poisson
+from inferno.batching.simulation import Call, Lane, Report, bursts, crowd, poisson
 
 WINDOW_S = 0.010
 MAX_ROWS = 32

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from inferno.batching.latency import LatencyCurve
 from inferno.engine.engine import Engine, choose_device, chunks, count_rows
 from inferno.errors import ForwardFailed, InvalidInput, PackageError
-from inferno.latency import LatencyCurve
 from inferno.protocol.tensors import Tensors
 from inferno.repository import Package
 from inferno.settings import BatchingSettings, InferenceSettings

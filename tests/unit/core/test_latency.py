@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferno.latency import LatencyCurve
+from inferno.batching.latency import LatencyCurve
 
 MOCK = {1: 0.00505, 2: 0.0051, 4: 0.0052, 8: 0.0054, 16: 0.0058, 32: 0.0066}
 

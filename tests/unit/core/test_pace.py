@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inferno.pace import Pace, Speed
+from inferno.batching.pace import Pace, Speed
 
 
 def test_nothing_is_known_before_the_first_batch():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from inferno.batching import FlushReason
+from inferno.batching.former import FlushReason
+from inferno.batching.simulation import bursts, crowd, poisson, recorded
 from inferno.packaging.tuning import (
     FRONT_END_S,
     Choice,
@@ -15,7 +16,6 @@ from inferno.packaging.tuning import (
     recommend,
     simulate,
 )
-from inferno.simulation import bursts, crowd, poisson, recorded
 
 #: An accelerator: 5 ms a pass, and 0.05 ms for each row.
 MOCK = Measured("mock", 1, "cpu", 1, 2, {n: 0.005 + 0.00005 * n for n in (1, 2, 4, 8, 16, 32)})

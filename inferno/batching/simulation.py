@@ -17,7 +17,7 @@ from statistics import fmean
 
 import numpy as np
 
-from inferno.batching import BatchFormer, Flush, FlushReason, Waiting
+from inferno.batching.former import BatchFormer, Flush, FlushReason, Waiting
 
 
 @dataclass(frozen=True)

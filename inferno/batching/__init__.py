@@ -1,0 +1,1 @@
+"""Which tasks leave together, and when. Pure: no clock, thread or queue."""
