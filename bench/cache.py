@@ -30,7 +30,7 @@ from bench.load import latency_ms
 from bench.results import Measurement, Place
 from bench.targets import Broken, Service
 from bench.workloads import Workload
-from inferno.manifest import MANIFEST
+from inferno.repository.manifest import MANIFEST
 from tests.processes import wait_until
 
 #: Different requests of a loop that is answered with kept results.

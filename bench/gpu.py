@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from inferno.engine.engine import Engine, choose_device
 from inferno.protocol import tensors
 from inferno.protocol.tensors import Tensors
-from inferno.repository import Repository
+from inferno.repository.repository import Repository
 from inferno.settings import Settings
 from tests.platform import running
 from tests.processes import ROOT

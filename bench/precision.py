@@ -19,7 +19,7 @@ import numpy as np
 from bench.workloads import Numbers, texts
 from inferno.engine.engine import Engine
 from inferno.protocol.tensors import Array, Tensors
-from inferno.repository import Repository
+from inferno.repository.repository import Repository
 from inferno.settings import Settings
 from tests.processes import ROOT
 

@@ -24,7 +24,7 @@ from bench.load import latency_ms
 from bench.results import Measurement
 from bench.workloads import WORKLOADS, Numbers, Workload, texts
 from inferno.engine.engine import Engine
-from inferno.repository import Repository
+from inferno.repository.repository import Repository
 from inferno.settings import Settings
 
 TARGET = "raw"

@@ -4,7 +4,7 @@ import flower.views as _views
 
 from inferno import names as _names
 from inferno.errors import PackageError as _PackageError
-from inferno.repository import Repository as _Repository
+from inferno.repository.repository import Repository as _Repository
 from inferno.settings import load as _load
 from monitoring.flower_broker import Broker as _Broker
 

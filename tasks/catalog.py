@@ -14,7 +14,7 @@ from contextlib import suppress
 from threading import Lock, Thread
 
 from inferno.errors import BrokerUnavailable, ModelNotFound, PackageError
-from inferno.repository import Package, Repository
+from inferno.repository.repository import Package, Repository
 from inferno.settings import Settings
 from tasks.deployments import Deployments, Desired
 

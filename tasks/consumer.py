@@ -47,7 +47,7 @@ from inferno.errors import (
     TaskCancelled,
 )
 from inferno.protocol.tasks import TaskState
-from inferno.repository import Model, Package
+from inferno.repository.repository import Model, Package
 from inferno.settings import EventSettings
 from tasks import claims
 from tasks.connection import UNAVAILABLE

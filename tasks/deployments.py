@@ -16,7 +16,7 @@ import msgspec
 import redis
 
 from inferno import names
-from inferno.repository import Model, Repository
+from inferno.repository.repository import Model, Repository
 from inferno.settings import RepositorySettings, Settings
 from tasks.connection import translated
 

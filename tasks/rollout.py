@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from msgspec.structs import replace
 
 from inferno.errors import LoadFailed, ModelUnavailable, NotInTime
-from inferno.repository import Model
+from inferno.repository.repository import Model
 from inferno.settings import RepositorySettings
 from tasks.cluster import Cluster, WorkerReport
 from tasks.deployments import Deployment, Deployments

@@ -30,10 +30,10 @@ from inferno.errors import (
     TaskCancelled,
     WorkerLost,
 )
-from inferno.manifest import Retries
 from inferno.protocol import packing, tensors
 from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import Result, TaskState, Timings
+from inferno.repository.manifest import Retries
 from inferno.settings import RetrySettings, Settings
 from tasks import notice
 from tasks.cache import Sharer

@@ -25,7 +25,7 @@ from inferno.protocol import packing, tensors
 from inferno.protocol.requests import InferRequest
 from inferno.protocol.tasks import TaskState
 from inferno.protocol.tensors import Tensors
-from inferno.repository import Package
+from inferno.repository.repository import Package
 from inferno.settings import Settings
 from tasks import claims, notice
 from tasks.cache import Sharing

@@ -43,7 +43,7 @@ from inferno.protocol.requests import (
 )
 from inferno.protocol.tasks import Answer as Answered
 from inferno.protocol.tasks import Predictions
-from inferno.repository import Package
+from inferno.repository.repository import Package
 from tasks.bridge import Waiter
 from tasks.documents import TaskView
 from tasks.records import Outcome

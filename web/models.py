@@ -20,7 +20,6 @@ from inferno.errors import (
     NotInTime,
     WrongState,
 )
-from inferno.manifest import MANIFEST
 from inferno.protocol.deployments import (
     Activate,
     Load,
@@ -29,7 +28,8 @@ from inferno.protocol.deployments import (
     parse_load,
     parse_unload,
 )
-from inferno.repository import Model, Package
+from inferno.repository.manifest import MANIFEST
+from inferno.repository.repository import Model, Package
 from inferno.settings import BatchingSettings
 from tasks.cluster import WorkerReport
 from web import documents

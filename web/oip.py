@@ -37,7 +37,7 @@ from inferno.errors import (
 from inferno.operate.project import inferno_version
 from inferno.protocol import oip
 from inferno.protocol.requests import InferRequest, decode
-from inferno.repository import Model, Package
+from inferno.repository.repository import Model, Package
 from tasks.submit import Accepted
 from web import disconnect, documents, idempotency, infer, oip_models
 from web.errors import OipError, oip_error

@@ -27,7 +27,7 @@ from werkzeug.routing import Rule
 from inferno.errors import InfernoError, PayloadTooLarge, Problem, RequestInProgress
 from inferno.operate.project import inferno_version
 from inferno.protocol.schema import schema_of
-from inferno.repository import Package
+from inferno.repository.repository import Package
 
 #: The media type object of a body that is no JSON.
 _BYTES = {"schema": {"type": "string", "format": "binary"}}

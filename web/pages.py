@@ -10,9 +10,9 @@ from typing import Any
 from flask import Blueprint, Response, make_response, render_template
 
 from inferno.errors import BrokerUnavailable
-from inferno.manifest import Manifest
 from inferno.protocol.signature import TensorSpec
-from inferno.repository import Model
+from inferno.repository.manifest import Manifest
+from inferno.repository.repository import Model
 from web.models import batching
 from web.services import Services, services
 

@@ -15,7 +15,7 @@ from inferno.protocol.requests import InferRequest
 from inferno.protocol.signature import Limits
 from inferno.protocol.tensors import Tensors
 from inferno.protocol.webhooks import check_reach
-from inferno.repository import Package, Repository
+from inferno.repository.repository import Package, Repository
 from inferno.settings import Settings
 from tasks.bridge import Bridge, Waiter
 from tasks.cache import Cache

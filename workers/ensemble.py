@@ -24,7 +24,6 @@ import msgspec
 from celery import Celery
 from celery.worker import state as worker_state
 
-from inferno.ensemble import Stage, needed
 from inferno.errors import (
     BrokerUnavailable,
     DeadlineExceeded,
@@ -37,7 +36,8 @@ from inferno.protocol import tensors
 from inferno.protocol.requests import InferRequest
 from inferno.protocol.tasks import BatchInfo, StageRun
 from inferno.protocol.tensors import Tensors
-from inferno.repository import Package
+from inferno.repository.graph import Stage, needed
+from inferno.repository.repository import Package
 from inferno.settings import Settings
 from tasks.bridge import Bridge, Subscription
 from tasks.catalog import Catalog

@@ -21,7 +21,7 @@ from inferno.batching.pace import Pace
 from inferno.engine.cores import Cores
 from inferno.engine.engine import Engine, choose_device
 from inferno.errors import ConfigurationError, ModelNotFound, PackageError
-from inferno.repository import Model, Package, Repository, Stamp
+from inferno.repository.repository import Model, Package, Repository, Stamp
 from inferno.settings import Settings
 from tasks.cluster import HeldVersion
 from tasks.consumer import InferenceTask, threads

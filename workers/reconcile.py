@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from redis.client import PubSub
 
 from inferno.errors import BrokerUnavailable, InfernoError, PackageError
-from inferno.repository import Package, Repository
+from inferno.repository.repository import Package, Repository
 from inferno.settings import Settings
 from tasks.cluster import Cluster
 from tasks.connection import UNAVAILABLE, connect

@@ -59,7 +59,7 @@ from inferno.operate.settings_document import (
 )
 from inferno.operate.supervisor import ProcessSpec, Supervisor
 from inferno.protocol.tensors import Array
-from inferno.repository import Repository
+from inferno.repository.repository import Repository
 from inferno.settings import Settings, load, variable
 
 #: What to do about an error, for those whose message does not say it already.

@@ -19,7 +19,6 @@ from rich.table import Table
 from inferno.cli.operations import InOrder, json_option
 from inferno.cli.printing import out
 from inferno.errors import ModelNotFound, PackageError
-from inferno.manifest import MANIFEST, TaskType
 from inferno.operate.project import enter_project, example_call, local_url, missing_artifact
 from inferno.packaging.creation import Identity, create
 from inferno.packaging.draft import Tensor, parse_tensor
@@ -29,7 +28,8 @@ from inferno.packaging.stores import shown
 from inferno.packaging.validation import Report
 from inferno.packaging.validation import validate as run_validation
 from inferno.protocol.signature import TensorSpec
-from inferno.repository import Package, Repository
+from inferno.repository.manifest import MANIFEST, TaskType
+from inferno.repository.repository import Package, Repository
 from inferno.settings import load
 
 

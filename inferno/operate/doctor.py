@@ -18,7 +18,7 @@ from inferno.operate import embedded_redis
 from inferno.operate.ports import check_port
 from inferno.operate.project import local_url, missing_artifact, reach_broker
 from inferno.operate.redis_status import RedisStatus, ask
-from inferno.repository import Repository
+from inferno.repository.repository import Repository
 from inferno.settings import Settings, variable
 
 State = Literal["ok", "warning", "failure"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from inferno.errors import PackageError
 from inferno.operate.project import servable
-from inferno.repository import Repository
+from inferno.repository.repository import Repository
 from inferno.settings import RepositorySettings
 
 logger = logging.getLogger(__name__)

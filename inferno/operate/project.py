@@ -20,7 +20,7 @@ from inferno.errors import ConfigurationError, PackageError
 from inferno.operate.supervisor import parse_procfile
 from inferno.protocol.signature import BATCH, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array
-from inferno.repository import Package, Repository
+from inferno.repository.repository import Package, Repository
 from inferno.settings import RedisSettings, Settings, variable
 
 #: The sentence of the examples.

@@ -17,7 +17,7 @@ from inferno.client import Client
 from inferno.errors import InfernoError
 from inferno.operate.guard import Event, EventKind
 from inferno.operate.project import example_call, inferno_version, local_url
-from inferno.repository import Repository
+from inferno.repository.repository import Repository
 from inferno.settings import Settings
 
 

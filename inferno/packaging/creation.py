@@ -19,11 +19,11 @@ from typing import Any
 import yaml
 
 from inferno.errors import PackageError
-from inferno.manifest import MANIFEST, TaskType
 from inferno.packaging import probing
 from inferno.packaging.draft import Dimension, Draft, Tensor
 from inferno.protocol.signature import BATCH
-from inferno.repository import Package
+from inferno.repository.manifest import MANIFEST, TaskType
+from inferno.repository.repository import Package
 from inferno.settings import InferenceSettings
 
 

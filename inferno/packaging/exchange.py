@@ -26,11 +26,11 @@ from msgspec import Meta
 
 from inferno import names
 from inferno.errors import PackageError
-from inferno.manifest import MANIFEST
 from inferno.packaging.creation import check_absent, publish
 from inferno.packaging.python_code import neighbours
 from inferno.packaging.stores import CHUNK, open_store, shown
-from inferno.repository import Package
+from inferno.repository.manifest import MANIFEST
+from inferno.repository.repository import Package
 
 LIST = "package.json"
 #: A list that is longer is none.

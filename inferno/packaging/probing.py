@@ -14,12 +14,12 @@ import numpy as np
 
 from inferno.engine.engine import choose_device
 from inferno.errors import PackageError
-from inferno.manifest import Manifest
 from inferno.packaging.draft import Dimension, Draft, Tensor
 from inferno.protocol import tensors
 from inferno.protocol.signature import Signature, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array
-from inferno.repository import Package
+from inferno.repository.manifest import Manifest
+from inferno.repository.repository import Package
 from inferno.runtimes import ModelContext, Runtime, find_runtime
 from inferno.settings import InferenceSettings
 

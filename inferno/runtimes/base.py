@@ -17,9 +17,9 @@ from typing import Any, Protocol, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from inferno.errors import PackageError
-from inferno.manifest import explain
 from inferno.protocol.tensors import Tensors
-from inferno.repository import Package
+from inferno.repository.manifest import explain
+from inferno.repository.repository import Package
 
 #: Where the class of each `format` is found.
 RUNTIMES = {

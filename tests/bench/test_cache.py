@@ -10,7 +10,7 @@ from bench import cache
 from bench.cache import Repository
 from bench.results import Measurement, Results
 from bench.workloads import WORKLOADS
-from inferno import repository
+from inferno.repository import repository
 from inferno.settings import RepositorySettings
 from tests.bench.test_run import HAS_WRK, bench, needs_wrk
 

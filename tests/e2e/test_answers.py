@@ -12,7 +12,7 @@ from PIL import Image
 from inferno.client import Client, Request
 from inferno.engine.engine import Engine
 from inferno.protocol.signature import Limits
-from inferno.repository import Repository
+from inferno.repository.repository import Repository
 from inferno.settings import Settings
 from tests.processes import ROOT
 

@@ -20,7 +20,7 @@ from flask.testing import FlaskClient
 
 from inferno.protocol.requests import MAX_PRIORITY, parse_submit
 from inferno.protocol.signature import Limits
-from inferno.repository import Repository as Packages
+from inferno.repository.repository import Repository as Packages
 from inferno.settings import Settings
 from tasks.connection import connect
 from tasks.control import Control

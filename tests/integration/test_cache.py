@@ -20,7 +20,7 @@ from inferno.client import Client
 from inferno.protocol.requests import parse_predict
 from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import TaskState
-from inferno.repository import Repository as Models
+from inferno.repository.repository import Repository as Models
 from tasks.cache import Cache
 from tasks.convoy import Convoy
 from tasks.lanes import Lanes

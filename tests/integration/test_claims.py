@@ -20,7 +20,7 @@ from inferno.protocol.requests import InferRequest
 from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import TaskState
 from inferno.protocol.tensors import Binary
-from inferno.repository import Repository as Packages
+from inferno.repository.repository import Repository as Packages
 from inferno.settings import Settings
 from tasks.control import Control
 from tasks.records import Outcome, Record, Records

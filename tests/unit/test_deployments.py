@@ -11,7 +11,7 @@ import yaml
 from inferno.engine.cores import Cores
 from inferno.errors import InvalidRequest, ModelNotFound
 from inferno.protocol.deployments import parse_activate, parse_load, parse_unload
-from inferno.repository import Model, Repository
+from inferno.repository.repository import Model, Repository
 from inferno.settings import RepositorySettings, Settings
 from tasks.deployments import Deployment
 from workers.hosting import HostedModel, NoRoom

@@ -16,13 +16,14 @@ import yaml
 from pydantic import BaseModel
 from transformers import BertConfig, BertForSequenceClassification, pipeline
 
-from inferno import ensemble, manifest
 from inferno.engine.engine import Engine
-from inferno.manifest import Manifest
 from inferno.operate.settings_document import environment_example, settings_markdown
 from inferno.protocol.signature import Signature, TensorSpec
 from inferno.protocol.webhooks import sign
-from inferno.repository import Repository
+from inferno.repository import graph as ensemble
+from inferno.repository import manifest
+from inferno.repository.manifest import Manifest
+from inferno.repository.repository import Repository
 from inferno.runtimes import ModelContext
 from inferno.settings import Settings
 from tests.unit.artifacts import TINY_BERT, export_bert, png, tiny_tokenizer, yolo_bytes

@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from inferno.engine.engine import Engine
 from inferno.protocol.tensors import Array, Tensors
-from inferno.repository import Package, Repository
+from inferno.repository.repository import Package, Repository
 from inferno.settings import BatchingSettings, InferenceSettings, RepositorySettings
 from tests.processes import ROOT
 

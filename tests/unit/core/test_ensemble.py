@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferno.ensemble import Stage, check_graph, needed, ordered
 from inferno.errors import PackageError
 from inferno.protocol.signature import Signature
-from inferno.repository import Package, Repository
+from inferno.repository.graph import Stage, check_graph, needed, ordered
+from inferno.repository.repository import Package, Repository
 from inferno.settings import RepositorySettings
 from tests.unit.core.conftest import WritePackage
 

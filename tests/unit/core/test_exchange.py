@@ -17,7 +17,7 @@ import pytest
 from inferno.errors import ConfigurationError, PackageError
 from inferno.packaging.exchange import Transfer, pull_version, push_version
 from inferno.packaging.stores import shown
-from inferno.repository import Package, Repository
+from inferno.repository.repository import Package, Repository
 from inferno.settings import RepositorySettings
 from tests.unit.core.conftest import WritePackage
 

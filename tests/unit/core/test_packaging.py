@@ -14,11 +14,11 @@ from onnx import TensorProto, helper
 
 from inferno.engine.engine import Engine
 from inferno.errors import PackageError
-from inferno.manifest import TaskType
 from inferno.packaging.creation import Identity, create
 from inferno.packaging.draft import Draft, parse_tensor
 from inferno.packaging.reading import read
-from inferno.repository import Package, Repository
+from inferno.repository.manifest import TaskType
+from inferno.repository.repository import Package, Repository
 from inferno.settings import BatchingSettings, InferenceSettings, RepositorySettings
 from tests.unit.core.onnx_files import linear, model, value
 

@@ -15,7 +15,7 @@ import yaml
 
 from inferno.engine.cores import Cores
 from inferno.engine.engine import Engine
-from inferno.repository import Model, Package
+from inferno.repository.repository import Model, Package
 from inferno.settings import Settings
 from tests.unit.core.onnx_files import linear
 from workers.ensemble import Ensemble

@@ -13,11 +13,12 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from inferno import ensemble, names
-from inferno.ensemble import Stage
+from inferno import names
 from inferno.errors import ModelNotFound, PackageError
-from inferno.manifest import ENSEMBLE_EXECUTORS, MANIFEST, Manifest, explain
 from inferno.protocol.signature import Signature
+from inferno.repository import graph as ensemble
+from inferno.repository.graph import Stage
+from inferno.repository.manifest import ENSEMBLE_EXECUTORS, MANIFEST, Manifest, explain
 from inferno.settings import InferenceSettings, RepositorySettings
 
 #: Path, time of the last change in ns, and size of each file of a version.

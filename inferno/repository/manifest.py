@@ -15,10 +15,11 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from inferno import ensemble, names
-from inferno.ensemble import Stage
+from inferno import names
 from inferno.protocol.signature import Signature
 from inferno.protocol.tensors import NUMERIC
+from inferno.repository import graph as ensemble
+from inferno.repository.graph import Stage
 
 MANIFEST = "model.yaml"
 

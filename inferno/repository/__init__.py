@@ -1,0 +1,1 @@
+"""What a model package says of itself, and where packages are found."""
