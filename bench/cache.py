@@ -31,7 +31,7 @@ from bench.results import Measurement, Place
 from bench.targets import Broken, Service
 from bench.workloads import Workload
 from inferno.repository.manifest import MANIFEST
-from tests.processes import wait_until
+from inferno.testing.processes import wait_until
 
 #: Different requests of a loop that is answered with kept results.
 REPEATED = 8

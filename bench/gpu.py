@@ -36,8 +36,8 @@ from inferno.protocol import tensors
 from inferno.protocol.tensors import Tensors
 from inferno.repository.repository import Repository
 from inferno.settings import Settings
-from tests.platform import running
-from tests.processes import ROOT
+from inferno.testing.platform import running
+from inferno.testing.processes import ROOT
 
 #: Different inputs of one model that clients take turns with.
 INPUTS = 16

@@ -21,7 +21,7 @@ from inferno.engine.engine import Engine
 from inferno.protocol.tensors import Array, Tensors
 from inferno.repository.repository import Repository
 from inferno.settings import Settings
-from tests.processes import ROOT
+from inferno.testing.processes import ROOT
 
 #: Version and precision; the first is what the others are compared with.
 CANDIDATES = ((2, "none"), (1, "none"), (2, "int8"))

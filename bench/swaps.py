@@ -20,8 +20,8 @@ import httpx
 import numpy as np
 import yaml
 
-from tests.platform import running
-from tests.processes import ROOT
+from inferno.testing.platform import running
+from inferno.testing.processes import ROOT
 
 MODEL = "swapped"
 #: Connections that calls take turns on; one is in use by one call at a time.

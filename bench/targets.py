@@ -20,7 +20,7 @@ from bench import environments
 from bench.peers.forward import load
 from bench.workloads import Numbers, Workload, texts
 from inferno.operate.ports import free_port
-from tests.processes import process, redis_server, wait_until
+from inferno.testing.processes import process, redis_server, wait_until
 
 #: How long a target may take to start, in seconds; Ray and a cold disk are slow.
 START_S = 120.0

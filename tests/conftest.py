@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import RABBITMQ, rabbitmq_server, redis_server
+from inferno.testing.processes import RABBITMQ, rabbitmq_server, redis_server
 
 
 @pytest.fixture(scope="session")

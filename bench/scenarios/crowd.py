@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from bench.scenarios.packages import add_mock
-from tests.platform import running
+from inferno.testing.platform import running
 
 QUESTION = "What happens when 1000 clients hit /infer?"
 

@@ -23,7 +23,7 @@ import numpy as np
 import websocket
 
 from bench.scenarios.packages import add_mock
-from tests.platform import running
+from inferno.testing.platform import running
 
 QUESTION = "Can jobs be batched without losing the latency SLA?"
 

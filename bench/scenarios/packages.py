@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tests.processes import ROOT
+from inferno.testing.processes import ROOT
 
 MOCK = ROOT / "models" / "mock" / "1"
 

@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 
 from bench.scenarios.packages import add_mock
-from tests.platform import running
+from inferno.testing.platform import running
 
 QUESTION = "Can you follow the system under pressure?"
 

@@ -21,9 +21,9 @@ from celery import Celery
 from bench.scenarios.packages import add_mock
 from inferno.client import Client
 from inferno.settings import Settings
+from inferno.testing.platform import running
+from inferno.testing.processes import wait_until
 from tasks.transport import register
-from tests.platform import running
-from tests.processes import wait_until
 
 QUESTION = "How are failed jobs retried and monitored?"
 

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from bench.processes import Process, cpu_s, kind_of, rss_bytes
-from tests.processes import ROOT
+from inferno.testing.processes import ROOT
 
 #: Starts a process whose parent ends, so that nobody else would know of it.
 ORPHAN = """
 import subprocess, sys, time
 from bench import processes
-from tests.processes import wait_until
+from inferno.testing.processes import wait_until
 processes.adopt_orphans()
 sleep = "import time; time.sleep(600)"
 start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleep!r}])"

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from bench.results import Measurement, Results
-from tests.processes import process
+from inferno.testing.processes import process
 
 HAS_WRK = shutil.which("wrk") is not None
 needs_wrk = pytest.mark.skipif(not HAS_WRK, reason="wrk is not installed: apt-get install wrk")

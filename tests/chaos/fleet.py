@@ -21,9 +21,9 @@ import yaml
 
 from inferno.operate import embedded_redis
 from inferno.operate.ports import free_port
+from inferno.testing.processes import ROOT, bin_path, wait_until
 from tests.chaos.http import CUT, Connection
 from tests.chaos.load import MODEL
-from tests.processes import ROOT, bin_path, wait_until
 
 PACKAGE = Path(__file__).with_name("model")
 #: The suite's own connections to Redis; they are never cut.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.processes import redis_server, web, worker
+from inferno.testing.processes import redis_server, web, worker
 
 CODE = """
 import time

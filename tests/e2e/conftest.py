@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.platform import Platform, running
+from inferno.testing.platform import Platform, running
 
 
 @pytest.fixture(scope="session")

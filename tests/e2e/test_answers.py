@@ -14,7 +14,7 @@ from inferno.engine.engine import Engine
 from inferno.protocol.signature import Limits
 from inferno.repository.repository import Repository
 from inferno.settings import Settings
-from tests.processes import ROOT
+from inferno.testing.processes import ROOT
 
 #: Enough words for a thousand different sentences.
 SUBJECTS = (

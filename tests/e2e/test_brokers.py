@@ -13,10 +13,10 @@ import websocket
 from inferno.client import Client, Request
 from inferno.operate.ports import free_port
 from inferno.settings import Settings
+from inferno.testing.platform import running
+from inferno.testing.processes import ROOT, wait_until
 from tasks.cluster import Cluster
 from tasks.connection import connect
-from tests.platform import running
-from tests.processes import ROOT, wait_until
 
 
 @pytest.fixture(scope="module", params=["redis", "amqp"])

@@ -11,7 +11,7 @@ import httpx
 import redis
 import websocket
 
-from tests.processes import wait_until
+from inferno.testing.processes import wait_until
 
 CLIENTS = 200
 

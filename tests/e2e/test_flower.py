@@ -12,10 +12,10 @@ from celery import Celery
 from inferno.client import Client, Request
 from inferno.operate.ports import free_port
 from inferno.settings import Settings
+from inferno.testing.processes import ROOT, bin_path, process, wait_until
 from tasks.connection import connect
 from tasks.lanes import Lanes, Message
 from tasks.transport import register
-from tests.processes import ROOT, bin_path, process, wait_until
 
 
 def test_flower_lists_the_members_of_batches(platform):

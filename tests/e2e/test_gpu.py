@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from bench.gpu import ResNet50
-from tests.processes import ROOT
+from inferno.testing.processes import ROOT
 
 
 # It starts two platforms, and torch five times.

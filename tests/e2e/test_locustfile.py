@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from inferno.client import Client
-from tests.processes import ROOT, bin_path, wait_until
+from inferno.testing.processes import ROOT, bin_path, wait_until
 
 
 def locust(

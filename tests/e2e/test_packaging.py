@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from inferno.testing.platform import running
 from tests.e2e.test_readme import run
-from tests.platform import running
 from tests.unit.core.onnx_files import linear
 from tests.unit.test_docs import NOT_RUN, PACKAGING, blocks
 

@@ -22,6 +22,7 @@ from inferno.protocol.requests import MAX_PRIORITY, parse_submit
 from inferno.protocol.signature import Limits
 from inferno.repository.repository import Repository as Packages
 from inferno.settings import Settings
+from inferno.testing.processes import wait_until, worker
 from tasks.connection import connect
 from tasks.control import Control
 from tasks.dead import DeadLetters
@@ -30,7 +31,6 @@ from tasks.statistics import Statistics
 from tasks.submit import Submitter
 from tasks.transitions import Arrival, Transitions
 from tasks.transport import register
-from tests.processes import wait_until, worker
 from web.app import create_app
 
 #: What lanes are on: Redis Streams, Celery's own lists in Redis, RabbitMQ.

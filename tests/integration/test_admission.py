@@ -9,8 +9,8 @@ from celery import Celery
 from flask.testing import FlaskClient
 
 from inferno.settings import Settings
+from inferno.testing.processes import wait_until
 from tests.integration.conftest import Repository, app_client
-from tests.processes import wait_until
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from inferno.protocol.requests import parse_predict
 from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import TaskState
 from inferno.repository.repository import Repository as Models
+from inferno.testing.processes import wait_until, web
 from tasks.cache import Cache
 from tasks.convoy import Convoy
 from tasks.lanes import Lanes
@@ -28,7 +29,6 @@ from tasks.statistics import Statistics
 from tasks.submit import Submitter
 from tasks.transitions import Idempotency
 from tests.integration.conftest import occupied, send
-from tests.processes import wait_until, web
 from web.cache import COUNTED
 
 SHARED = {"deterministic": True, "batching": {"max_batch_size": 64}}

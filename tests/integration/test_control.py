@@ -10,10 +10,10 @@ import pytest
 
 from inferno.errors import NotConfirmed, PayloadGone, TaskCancelled, TaskNotFound, WrongState
 from inferno.protocol.tasks import TaskState
+from inferno.testing.processes import wait_until
 from tasks.control import Control
 from tasks.records import Records
 from tests.integration.conftest import occupied, send
-from tests.processes import wait_until
 
 #: So long that nobody waits for it.
 LONG_PAUSE = {"max_retries": 1, "backoff_s": 600, "max_backoff_s": 600, "jitter": False}

@@ -16,11 +16,11 @@ from celery.result import AsyncResult
 from inferno.errors import DeadlineExceeded, ForwardFailed, InvalidInput, TaskCancelled
 from inferno.names import stage_task_id
 from inferno.protocol.tasks import TaskState
+from inferno.testing.processes import wait_until, worker
 from tasks import documents
 from tasks.control import Control
 from tasks.records import Record, Records
 from tests.integration.conftest import Repository
-from tests.processes import wait_until, worker
 
 #: Writes its name around what it is given, and does what that says of it.
 CODE = """

@@ -18,9 +18,9 @@ from inferno.errors import (
     ModelNotFound,
 )
 from inferno.protocol.tasks import TaskState
+from inferno.testing.processes import wait_until
 from tasks.lanes import Lanes, Message
 from tests.integration.conftest import BROKERS, occupied, send
-from tests.processes import wait_until
 
 
 @pytest.fixture(params=BROKERS)

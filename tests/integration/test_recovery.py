@@ -18,10 +18,10 @@ from celery.result import AsyncResult
 from inferno import names
 from inferno.errors import ForwardFailed, TaskNotFound, WorkerLost
 from inferno.protocol.tasks import TaskState
+from inferno.testing.processes import wait_until
 from tasks.celery import app
 from tasks.dead import DeadLetters
 from tests.integration.conftest import occupied, reserved, send
-from tests.processes import wait_until
 
 
 @pytest.fixture

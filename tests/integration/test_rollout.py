@@ -19,8 +19,8 @@ from flask.testing import FlaskClient
 
 from inferno import names
 from inferno.settings import Settings
+from inferno.testing.processes import wait_until
 from tests.integration.conftest import Repository, app_client, send
-from tests.processes import wait_until
 
 #: A model that says which version it is; its artifact decides whether it can be loaded.
 CODE = """

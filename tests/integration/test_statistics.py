@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from inferno import names
 from inferno.protocol.tasks import TaskState
+from inferno.testing.processes import wait_until
 from tasks.statistics import Duration, Statistics
 from tests.integration.conftest import occupied, send
-from tests.processes import wait_until
 
 
 def passes(statistics: Statistics, model: str) -> dict[int, int]:

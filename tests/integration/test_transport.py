@@ -20,8 +20,8 @@ import redis
 
 import tasks.transport.channel
 from inferno.operate.embedded_redis import find_program
+from inferno.testing.processes import ROOT, redis_server, wait_until
 from tasks.transport import Lane, register, scripts
-from tests.processes import ROOT, redis_server, wait_until
 
 register()
 

@@ -12,12 +12,12 @@ import msgspec
 import pytest
 
 from inferno.protocol.tasks import BatchInfo, Result, TaskState, Timings
+from inferno.testing.processes import wait_until, worker
 from tasks.lanes import Held
 from tasks.notice import message, message_id
 from tasks.records import Record, encode_outcome
 from tasks.transitions import Step, Transitions
 from tests.integration.conftest import accept, send
-from tests.processes import wait_until, worker
 from tests.receiver import Received, Receiver, receiver
 from tests.unit.test_docs import documented_verify
 

@@ -14,9 +14,9 @@ from celery.result import AsyncResult
 
 from inferno.errors import InfernoError
 from inferno.protocol.tasks import TaskState
+from inferno.testing.processes import ROOT, bin_path, wait_until
 from tasks.cluster import Cluster
 from tests.integration.conftest import CODE, occupied, reserved, send
-from tests.processes import ROOT, bin_path, wait_until
 
 
 def test_a_stopping_worker_loses_nothing_and_runs_nothing_twice(

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from inferno.cli.main import main
 from inferno.operate.ports import free_port
-from tests.processes import ROOT
+from inferno.testing.processes import ROOT
 from tests.unit.test_client import ScriptedPlatform, platform  # noqa: F401
 
 #: Stands in for the web tier: says that the models are ready whose worker has made its file.

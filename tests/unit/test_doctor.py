@@ -20,7 +20,7 @@ from inferno.operate.embedded_redis import find_program, prepare
 from inferno.operate.ports import free_port
 from inferno.operate.redis_status import RedisStatus, ask
 from inferno.settings import Settings
-from tests.processes import process, wait_until
+from inferno.testing.processes import process, wait_until
 
 Start = Callable[..., str]
 

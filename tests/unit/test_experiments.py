@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from inferno.cli.main import main
-from tests.processes import ROOT
+from inferno.testing.processes import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from inferno.engine.engine import Engine
 from inferno.protocol.tensors import Array, Tensors
 from inferno.repository.repository import Package, Repository
 from inferno.settings import BatchingSettings, InferenceSettings, RepositorySettings
-from tests.processes import ROOT
+from inferno.testing.processes import ROOT
 
 EXAMPLES = int(os.environ.get("INFERNO_TEST_EXAMPLES", "0"))
 MODELS = ROOT / "models"

@@ -23,13 +23,13 @@ from flask.testing import FlaskClient
 from inferno.errors import InfernoError
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
+from inferno.testing.processes import redis_server, wait_until
 from tasks.celery import app as celery_app
 from tasks.cluster import Cluster, WorkerReport
 from tasks.lanes import Held, Lanes
 from tasks.records import Records, encode_outcome
 from tasks.submit import Accepted, Submitter
 from tasks.transitions import Step, Transitions
-from tests.processes import redis_server, wait_until
 from tests.unit.web.conformance import CheckedClient, Conformance
 from web.app import create_app
 

@@ -11,8 +11,8 @@ from werkzeug.serving import make_server
 
 from inferno import names
 from inferno.protocol.tasks import TaskState
+from inferno.testing.processes import web
 from tasks.bridge import Waiter
-from tests.processes import web
 from web import disconnect
 from web.disconnect import has_hung_up
 

@@ -13,8 +13,8 @@ from inferno.names import stage_task_id
 from inferno.protocol.requests import InferRequest
 from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import TaskState
+from inferno.testing.processes import wait_until
 from tasks.submit import Submission
-from tests.processes import wait_until
 
 TEXTS = {"name": "text", "dtype": "string", "shape": ["batch"]}
 SIGNATURE = {"inputs": [TEXTS], "outputs": [TEXTS | {"name": "shout"}]}

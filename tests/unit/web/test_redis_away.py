@@ -14,7 +14,7 @@ import websocket
 from inferno import names
 from inferno.operate.ports import free_port
 from inferno.settings import Settings
-from tests.processes import redis_server, web
+from inferno.testing.processes import redis_server, web
 from tests.unit.web.conftest import FakeWorker
 
 NATIVE = {"model": "sentiment", "inputs": {"text": "Good."}}

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from tests.processes import ROOT
+from inferno.testing.processes import ROOT
 
 PREPARE = """
 import ctypes, logging, re, threading, time

@@ -15,7 +15,7 @@ from pathlib import Path
 from inferno.operate.embedded_redis import find_program
 from inferno.operate.ports import free_port
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: str = "") -> object:

@@ -12,7 +12,7 @@ import httpx
 
 from inferno.operate.embedded_redis import running_url
 from inferno.operate.ports import free_port
-from tests.processes import bin_path, process, wait_until
+from inferno.testing.processes import bin_path, process, wait_until
 
 
 @dataclass(frozen=True)

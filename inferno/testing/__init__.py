@@ -1,0 +1,1 @@
+"""Runs Redis, a worker and a whole platform for tests and benchmarks."""
