@@ -35,8 +35,8 @@ from inferno.protocol.digest import digest
 from inferno.protocol.tensors import Tensors
 from inferno.repository.repository import Package
 from inferno.settings import Settings
-from tasks.connection import translated
-from tasks.transport.evalsha import Script
+from tasks.broker.connection import translated
+from tasks.transport.script import Script
 
 #: Tasks that follow one leader, at most: one step settles them all.
 MOST_FOLLOWERS = 1000

@@ -12,7 +12,7 @@ from inferno import names
 from inferno.batching.pace import Speed
 from inferno.errors import BrokerUnavailable
 from inferno.settings import Settings
-from tasks.connection import translated
+from tasks.broker.connection import translated
 
 
 class HeldVersion(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -50,7 +50,8 @@ from inferno.protocol.tasks import TaskState
 from inferno.repository.repository import Model, Package
 from inferno.settings import EventSettings
 from tasks import claims
-from tasks.connection import UNAVAILABLE
+from tasks.broker.connection import UNAVAILABLE
+from tasks.broker.lanes import Held, Lanes
 from tasks.delivery import Delivery
 from tasks.events import Events
 from tasks.infer import (
@@ -64,7 +65,6 @@ from tasks.infer import (
     prepare,
     unanswered,
 )
-from tasks.lanes import Held, Lanes
 from tasks.line import Line
 from tasks.settle import UNBOUNDED, Settled, Settler
 from tasks.transitions import Begun, Verdict

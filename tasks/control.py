@@ -24,10 +24,10 @@ from inferno.errors import (
 )
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
-from tasks import notice
+from tasks.broker import webhook_message as notice
+from tasks.broker.connection import translated
+from tasks.broker.lanes import Lanes, Message, Waiting
 from tasks.cache import Sharer
-from tasks.connection import translated
-from tasks.lanes import Lanes, Message, Waiting
 from tasks.records import Record, Records, encode_outcome
 from tasks.statistics import Tally
 from tasks.submit import Accepted, Submitter

@@ -16,7 +16,7 @@ from inferno.errors import NotConfirmed, TaskNotFound
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks import claims
-from tasks.connection import translated
+from tasks.broker.connection import translated
 from tasks.listing import CHUNK, Page, Place, read_page
 from tasks.records import Record
 from tasks.submit import Accepted, Submitter

@@ -18,7 +18,7 @@ import redis
 from inferno import names
 from inferno.repository.repository import Model, Repository
 from inferno.settings import RepositorySettings, Settings
-from tasks.connection import translated
+from tasks.broker.connection import translated
 
 #: The field of the hash that holds the generation; no model can be called that.
 GENERATION = "#generation"

@@ -25,7 +25,7 @@ from inferno.protocol.tasks import BatchInfo, StageRun
 from inferno.protocol.tensors import Tensors
 from inferno.protocol.webhooks import DEFAULT_EVENTS
 from inferno.repository.repository import Package
-from tasks.lanes import Held
+from tasks.broker.lanes import Held
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar, cast
 
 import redis
 
-from tasks.connection import translated
+from tasks.broker.connection import translated
 
 T = TypeVar("T")
 

@@ -19,10 +19,10 @@ from inferno import names
 from inferno.errors import ForwardFailed, InfernoError, TaskCancelled
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
-from tasks.connection import translated
-from tasks.lanes import Held
+from tasks.broker.connection import translated
+from tasks.broker.lanes import Held
 from tasks.listing import Page, Place, read_page
-from tasks.transport.evalsha import Script
+from tasks.transport.script import Script
 
 
 class Record(msgspec.Struct, frozen=True):

@@ -35,11 +35,11 @@ from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import Result, TaskState, Timings
 from inferno.repository.manifest import Retries
 from inferno.settings import RetrySettings, Settings
-from tasks import notice
+from tasks.broker import webhook_message as notice
+from tasks.broker.connection import UNAVAILABLE, is_refusal
+from tasks.broker.lanes import Lanes, Message
 from tasks.cache import Sharer
-from tasks.connection import UNAVAILABLE, is_refusal
 from tasks.infer import Answer, Batch, Member, arguments
-from tasks.lanes import Lanes, Message
 from tasks.records import encode_outcome
 from tasks.statistics import Tally
 from tasks.transitions import Begun, Command, Rider, Step, Transitions, Verdict

@@ -32,7 +32,7 @@ import redis
 from inferno import names
 from inferno.batching.latency import Pass
 from inferno.settings import Settings
-from tasks.connection import translated
+from tasks.broker.connection import translated
 
 
 class Duration(msgspec.Struct, frozen=True):

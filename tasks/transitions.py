@@ -30,14 +30,14 @@ from inferno.errors import KeyReused, Overloaded, PayloadGone
 from inferno.protocol.tasks import TERMINAL, TaskState
 from inferno.settings import Settings
 from tasks import cache, statistics
+from tasks.broker.connection import is_refusal
+from tasks.broker.lanes import Held
 from tasks.cache import Sharing
 from tasks.claims import Claim
-from tasks.connection import is_refusal
 from tasks.deployments import GENERATION, Outdated
-from tasks.lanes import Held
 from tasks.records import Outcome, Record, decode_outcome
 from tasks.transport import consumer_name, scripts
-from tasks.transport.evalsha import Script
+from tasks.transport.script import Script
 
 #: A Redis command with its arguments, or one of these: ENQUEUE lane, priority, payload; DELAY lane,
 #: due (ms), priority, payload; END result's key, payload, its time to live, that of the record,

@@ -21,7 +21,7 @@ from inferno.errors import BrokerUnavailable, InvalidField, ResultExpired, TaskN
 from inferno.protocol.webhooks import EVENTS, parse_address, sign
 from inferno.settings import WebhookSettings
 from tasks import documents
-from tasks.notice import message_id
+from tasks.broker.webhook_message import message_id
 from tasks.outbound import NotAllowed, NotReached, Outbound
 from tasks.records import Records
 

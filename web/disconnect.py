@@ -13,7 +13,7 @@ import redis
 from inferno import names
 from inferno.errors import TaskNotFound, WrongState
 from tasks.bridge import Waiter
-from tasks.connection import translated
+from tasks.broker.connection import translated
 from tasks.control import Control
 from tasks.records import Outcome
 

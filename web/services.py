@@ -18,11 +18,11 @@ from inferno.protocol.webhooks import check_reach
 from inferno.repository.repository import Package, Repository
 from inferno.settings import Settings
 from tasks.bridge import Bridge, Waiter
+from tasks.broker.connection import connect
 from tasks.cache import Cache
 from tasks.catalog import Catalog
 from tasks.celery import app as celery_app
 from tasks.cluster import Cluster
-from tasks.connection import connect
 from tasks.control import Control
 from tasks.dead import DeadLetters
 from tasks.deadlines import Deadlines, is_late

@@ -40,8 +40,8 @@ from inferno.repository.graph import Stage, needed
 from inferno.repository.repository import Package
 from inferno.settings import Settings
 from tasks.bridge import Bridge, Subscription
+from tasks.broker.connection import connect
 from tasks.catalog import Catalog
-from tasks.connection import connect
 from tasks.control import Control
 from tasks.deadlines import Deadlines
 from tasks.deployments import Deployments, Outdated

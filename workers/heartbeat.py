@@ -10,8 +10,8 @@ from threading import Event, Thread
 import redis
 
 from inferno.settings import Settings
+from tasks.broker.connection import UNAVAILABLE, connect
 from tasks.cluster import Cluster, WorkerReport
-from tasks.connection import UNAVAILABLE, connect
 from workers.hosting import HostedModel
 
 logger = logging.getLogger(__name__)

@@ -23,11 +23,11 @@ from inferno.engine.engine import Engine, choose_device
 from inferno.errors import ConfigurationError, ModelNotFound, PackageError
 from inferno.repository.repository import Model, Package, Repository, Stamp
 from inferno.settings import Settings
+from tasks.broker.lanes import Lanes
 from tasks.cluster import HeldVersion
 from tasks.consumer import InferenceTask, threads
 from tasks.deployments import Deployment
 from tasks.infer import Batch, Member
-from tasks.lanes import Lanes
 from tasks.settle import Settler
 from workers.ensemble import Coordinator, Ensemble
 from workers.watchdog import Watchdog

@@ -25,9 +25,9 @@ from inferno.engine.cores import Cores
 from inferno.engine.engine import choose_device
 from inferno.errors import BrokerUnavailable, ConfigurationError, InfernoError
 from inferno.settings import Settings, load
+from tasks.broker.connection import connect
+from tasks.broker.lanes import Lanes
 from tasks.celery import app
-from tasks.connection import connect
-from tasks.lanes import Lanes
 from tasks.outbound import Outbound
 from tasks.records import Records
 from tasks.settle import Settler

@@ -19,8 +19,8 @@ from redis.client import PubSub
 from inferno.errors import BrokerUnavailable, InfernoError, PackageError
 from inferno.repository.repository import Package, Repository
 from inferno.settings import Settings
+from tasks.broker.connection import UNAVAILABLE, connect
 from tasks.cluster import Cluster
-from tasks.connection import UNAVAILABLE, connect
 from tasks.deployments import Deployment, Deployments, Desired
 from workers.hosting import HostedModel, NoRoom
 

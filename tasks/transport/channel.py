@@ -27,7 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tasks.transport import scripts
-from tasks.transport.evalsha import Argument, Script
+from tasks.transport.script import Argument, Script
 
 logger = get_logger(__name__)
 

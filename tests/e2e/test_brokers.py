@@ -15,8 +15,8 @@ from inferno.operate.ports import free_port
 from inferno.settings import Settings
 from inferno.testing.platform import running
 from inferno.testing.processes import ROOT, wait_until
+from tasks.broker.connection import connect
 from tasks.cluster import Cluster
-from tasks.connection import connect
 
 
 @pytest.fixture(scope="module", params=["redis", "amqp"])

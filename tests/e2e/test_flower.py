@@ -13,8 +13,8 @@ from inferno.client import Client, Request
 from inferno.operate.ports import free_port
 from inferno.settings import Settings
 from inferno.testing.processes import ROOT, bin_path, process, wait_until
-from tasks.connection import connect
-from tasks.lanes import Lanes, Message
+from tasks.broker.connection import connect
+from tasks.broker.lanes import Lanes, Message
 from tasks.transport import register
 
 

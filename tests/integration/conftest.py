@@ -23,7 +23,7 @@ from inferno.protocol.signature import Limits
 from inferno.repository.repository import Repository as Packages
 from inferno.settings import Settings
 from inferno.testing.processes import wait_until, worker
-from tasks.connection import connect
+from tasks.broker.connection import connect
 from tasks.control import Control
 from tasks.dead import DeadLetters
 from tasks.records import Record, Records

@@ -22,9 +22,9 @@ from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import TaskState
 from inferno.repository.repository import Repository as Models
 from inferno.testing.processes import wait_until, web
+from tasks.broker.lanes import Lanes
 from tasks.cache import Cache
 from tasks.convoy import Convoy
-from tasks.lanes import Lanes
 from tasks.statistics import Statistics
 from tasks.submit import Submitter
 from tasks.transitions import Idempotency

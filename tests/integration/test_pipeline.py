@@ -19,7 +19,7 @@ from inferno.errors import (
 )
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import wait_until
-from tasks.lanes import Lanes, Message
+from tasks.broker.lanes import Lanes, Message
 from tests.integration.conftest import BROKERS, occupied, send
 
 

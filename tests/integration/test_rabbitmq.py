@@ -10,7 +10,7 @@ import pytest
 from inferno.errors import BrokerUnavailable
 from inferno.operate.ports import free_port
 from inferno.testing.processes import RABBITMQ, rabbitmq_server, wait_until
-from tasks.lanes import Lanes, Message
+from tasks.broker.lanes import Lanes, Message
 from tests.integration.conftest import occupied, send
 
 pytestmark = pytest.mark.skipif(not RABBITMQ.is_file(), reason="RabbitMQ is not installed")

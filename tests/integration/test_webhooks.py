@@ -13,8 +13,8 @@ import pytest
 
 from inferno.protocol.tasks import BatchInfo, Result, TaskState, Timings
 from inferno.testing.processes import wait_until, worker
-from tasks.lanes import Held
-from tasks.notice import message, message_id
+from tasks.broker.lanes import Held
+from tasks.broker.webhook_message import message, message_id
 from tasks.records import Record, encode_outcome
 from tasks.transitions import Step, Transitions
 from tests.integration.conftest import accept, send

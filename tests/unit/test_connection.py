@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from inferno.errors import BrokerUnavailable
-from tasks.connection import translated
+from tasks.broker.connection import translated
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from celery.exceptions import Reject
 from inferno import names
 from inferno.operate.ports import free_port
 from inferno.settings import Settings
+from tasks.broker.connection import connect
+from tasks.broker.webhook_message import message
 from tasks.celery import route
-from tasks.connection import connect
-from tasks.notice import message
 from tasks.outbound import Outbound
 from tasks.records import Records
 from tasks.webhooks import Deliver

@@ -24,9 +24,9 @@ from inferno.errors import InfernoError
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from inferno.testing.processes import redis_server, wait_until
+from tasks.broker.lanes import Held, Lanes
 from tasks.celery import app as celery_app
 from tasks.cluster import Cluster, WorkerReport
-from tasks.lanes import Held, Lanes
 from tasks.records import Records, encode_outcome
 from tasks.submit import Accepted, Submitter
 from tasks.transitions import Step, Transitions

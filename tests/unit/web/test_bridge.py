@@ -17,8 +17,8 @@ from inferno import names
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks.bridge import Bridge, Waiter
-from tasks.connection import connect
-from tasks.lanes import Held
+from tasks.broker.connection import connect
+from tasks.broker.lanes import Held
 from tasks.records import Record, Records, encode_outcome
 from tasks.transitions import Arrival, Step
 
@@ -127,7 +127,7 @@ GEVENT = """
 from gevent import monkey; monkey.patch_all()
 import sys, gevent
 from inferno.settings import Settings
-from tasks.connection import connect
+from tasks.broker.connection import connect
 from tasks.records import Records
 from tasks.bridge import Bridge
 settings = Settings(redis={"url": sys.argv[1]})

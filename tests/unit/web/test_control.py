@@ -13,7 +13,7 @@ from inferno import names
 from inferno.errors import ForwardFailed
 from inferno.protocol import packing
 from inferno.protocol.tasks import TaskState
-from tasks.lanes import Held
+from tasks.broker.lanes import Held
 from tasks.listing import CHUNK, CHUNKS
 from tasks.transitions import Rider, Step
 

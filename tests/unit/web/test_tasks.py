@@ -10,8 +10,8 @@ import pytest
 from inferno import names
 from inferno.errors import DeadlineExceeded, ForwardFailed
 from inferno.protocol.tasks import TaskState
+from tasks.broker.lanes import Held
 from tasks.deadlines import LATE_S
-from tasks.lanes import Held
 from tasks.transitions import Rider
 
 

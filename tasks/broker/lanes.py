@@ -21,9 +21,9 @@ from kombu.utils.json import loads
 from inferno.errors import BrokerUnavailable, NotSupported
 from inferno.protocol.requests import MAX_PRIORITY, MIN_PRIORITY
 from inferno.settings import Settings
-from tasks.connection import translated
+from tasks.broker.connection import translated
 from tasks.transport import Lane, pack, scripts
-from tasks.transport.evalsha import Script
+from tasks.transport.script import Script
 
 #: Brokers on which 0 is the most urgent priority, as Celery documents it.
 _INVERTED = ("redis", "rediss", "sentinel")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 from inferno import names
-from tasks.lanes import Message
+from tasks.broker.lanes import Message
 
 
 def message_id(task_id: str, event: str) -> str:
