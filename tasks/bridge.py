@@ -29,8 +29,8 @@ import redis
 from redis.connection import AbstractConnection
 
 from inferno import names
-from tasks.records import Outcome, Records, decode_outcome, decode_outcomes
 from tasks.resp import Reply, ReplyReader, pack
+from tasks.state.records import Outcome, Records, decode_outcome, decode_outcomes
 from tasks.transport import consumer_name
 
 log = logging.getLogger(__name__)

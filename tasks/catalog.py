@@ -16,7 +16,7 @@ from threading import Lock, Thread
 from inferno.errors import BrokerUnavailable, ModelNotFound, PackageError
 from inferno.repository.repository import Package, Repository
 from inferno.settings import Settings
-from tasks.deployments import Deployments, Desired
+from tasks.state.deployments import Deployments, Desired
 
 logger = logging.getLogger(__name__)
 

@@ -49,7 +49,6 @@ from inferno.errors import (
 from inferno.protocol.tasks import TaskState
 from inferno.repository.repository import Model, Package
 from inferno.settings import EventSettings
-from tasks import claims
 from tasks.broker.connection import UNAVAILABLE
 from tasks.broker.lanes import Held, Lanes
 from tasks.delivery import Delivery
@@ -67,7 +66,8 @@ from tasks.infer import (
 )
 from tasks.line import Line
 from tasks.settle import UNBOUNDED, Settled, Settler
-from tasks.transitions import Begun, Verdict
+from tasks.state import claims
+from tasks.state.transitions import Begun, Verdict
 from tasks.transport import Message
 
 logger = logging.getLogger(__name__)

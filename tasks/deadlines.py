@@ -14,7 +14,7 @@ import time
 from inferno.errors import BrokerUnavailable
 from tasks.bridge import Bridge
 from tasks.control import Control
-from tasks.records import Record, Records
+from tasks.state.records import Record, Records
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from msgspec import Meta
 
 from inferno.errors import DeadlineExceeded, Problem, ResultExpired, TaskCancelled, TaskNotFound
 from inferno.protocol.tasks import Answer, BatchInfo, Cached, OutputTensor, TaskState, Timings
-from tasks.dead import DeadLetter
-from tasks.records import Outcome, Record
+from tasks.state.dead import DeadLetter
+from tasks.state.records import Outcome, Record
 
 Time = Annotated[
     str,

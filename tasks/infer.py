@@ -58,7 +58,7 @@ class Member(msgspec.Struct, frozen=True, eq=False):
     #: When this worker held the task.
     received_at: float
     webhook: Webhook | None = None
-    #: `inputs` only stand in for those that are under a key of their own; see `tasks.claims`.
+    #: `inputs` only stand in for those that are under a key of their own; see `tasks.state.claims`.
     claimed: bool = False
 
 

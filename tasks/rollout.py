@@ -19,8 +19,8 @@ from msgspec.structs import replace
 from inferno.errors import LoadFailed, ModelUnavailable, NotInTime
 from inferno.repository.repository import Model
 from inferno.settings import RepositorySettings
-from tasks.cluster import Cluster, WorkerReport
-from tasks.deployments import Deployment, Deployments
+from tasks.state.cluster import Cluster, WorkerReport
+from tasks.state.deployments import Deployment, Deployments
 
 logger = logging.getLogger(__name__)
 

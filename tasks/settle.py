@@ -1,7 +1,7 @@
 """Give each member of a batch its one outcome: result, error, or another attempt.
 
 All outcomes of a batch are written, announced and acknowledged in one round trip, each only if its
-message is still in this worker's hands; see `tasks.transitions`.
+message is still in this worker's hands; see `tasks.state.transitions`.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from inferno.settings import RetrySettings, Settings
 from tasks.broker import webhook_message as notice
 from tasks.broker.connection import UNAVAILABLE, is_refusal
 from tasks.broker.lanes import Lanes, Message
-from tasks.cache import Sharer
 from tasks.infer import Answer, Batch, Member, arguments
-from tasks.records import encode_outcome
-from tasks.statistics import Tally
-from tasks.transitions import Begun, Command, Rider, Step, Transitions, Verdict
+from tasks.state.records import encode_outcome
+from tasks.state.sharing import Sharer
+from tasks.state.statistics import Tally
+from tasks.state.transitions import Begun, Command, Rider, Step, Transitions, Verdict
 
 logger = logging.getLogger(__name__)
 

@@ -27,15 +27,15 @@ from inferno.protocol.tasks import TaskState
 from inferno.protocol.tensors import Tensors
 from inferno.repository.repository import Package
 from inferno.settings import Settings
-from tasks import claims
 from tasks.broker import webhook_message as notice
 from tasks.broker.connection import UNAVAILABLE, never_sent, translated
 from tasks.broker.lanes import Lanes, Message
-from tasks.cache import Sharing
-from tasks.claims import Claim
 from tasks.convoy import Convoy
-from tasks.records import Outcome, Record
-from tasks.transitions import Admitted, Arrival, Idempotency, Refusal, Transitions
+from tasks.state import claims
+from tasks.state.claims import Claim
+from tasks.state.records import Outcome, Record
+from tasks.state.sharing import Sharing
+from tasks.state.transitions import Admitted, Arrival, Idempotency, Refusal, Transitions
 
 logger = logging.getLogger(__name__)
 

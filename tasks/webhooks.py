@@ -23,7 +23,7 @@ from inferno.settings import WebhookSettings
 from tasks import documents
 from tasks.broker.webhook_message import message_id
 from tasks.outbound import NotAllowed, NotReached, Outbound
-from tasks.records import Records
+from tasks.state.records import Records
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from inferno.errors import (
     TaskNotFound,
 )
 from inferno.protocol.webhooks import parse_address
-from tasks.dead import DeadLetter
 from tasks.documents import DeadLetterSummary, ReplayOf
+from tasks.state.dead import DeadLetter
 from web import documents, paging
 from web.openapi import describe
 from web.parameters import read

@@ -15,7 +15,7 @@ from inferno.errors import TaskNotFound, WrongState
 from tasks.bridge import Waiter
 from tasks.broker.connection import translated
 from tasks.control import Control
-from tasks.records import Outcome
+from tasks.state.records import Outcome
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from tasks.documents import (
     task,
     time,
 )
-from tasks.records import Outcome
+from tasks.state.records import Outcome
 from tasks.submit import Accepted
 
 __all__ = [

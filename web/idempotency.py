@@ -12,7 +12,7 @@ import re
 from flask import request
 
 from inferno.errors import InvalidField, InvalidRequest
-from tasks.transitions import Idempotency
+from tasks.state.transitions import Idempotency
 from web.openapi import Header
 
 HEADER = "Idempotency-Key"

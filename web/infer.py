@@ -46,9 +46,9 @@ from inferno.protocol.tasks import Predictions
 from inferno.repository.repository import Package
 from tasks.bridge import Waiter
 from tasks.documents import TaskView
-from tasks.records import Outcome
+from tasks.state.records import Outcome
+from tasks.state.transitions import Idempotency
 from tasks.submit import Accepted, new_task_id
-from tasks.transitions import Idempotency
 from web import disconnect, documents, idempotency
 from web.documents import AcceptedTask
 from web.errors import problem

@@ -31,7 +31,7 @@ from inferno.protocol.deployments import (
 from inferno.repository.manifest import MANIFEST
 from inferno.repository.repository import Model, Package
 from inferno.settings import BatchingSettings
-from tasks.cluster import WorkerReport
+from tasks.state.cluster import WorkerReport
 from web import documents
 from web.openapi import ModelSchemas, describe
 from web.parameters import read

@@ -10,7 +10,7 @@ from msgspec import Meta
 from inferno.protocol import tensors
 from inferno.protocol.signature import TensorSpec
 from inferno.repository.repository import Package
-from tasks.statistics import BatchStatistics, Duration, VersionStatistics
+from tasks.state.statistics import BatchStatistics, Duration, VersionStatistics
 
 #: What a server of the protocol calls the runtimes.
 PLATFORMS = {

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from inferno.errors import InvalidRequest
-from tasks.listing import Page, Place
+from tasks.state.listing import Page, Place
 
 #: Items of a page, by default and at most.
 DEFAULT_LIMIT = 50

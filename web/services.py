@@ -19,19 +19,19 @@ from inferno.repository.repository import Package, Repository
 from inferno.settings import Settings
 from tasks.bridge import Bridge, Waiter
 from tasks.broker.connection import connect
-from tasks.cache import Cache
 from tasks.catalog import Catalog
 from tasks.celery import app as celery_app
-from tasks.cluster import Cluster
 from tasks.control import Control
-from tasks.dead import DeadLetters
 from tasks.deadlines import Deadlines, is_late
-from tasks.deployments import Deployments, Outdated
-from tasks.records import Outcome, Record, Records
 from tasks.rollout import Rollouts
-from tasks.statistics import Statistics
+from tasks.state.cluster import Cluster
+from tasks.state.dead import DeadLetters
+from tasks.state.deployments import Deployments, Outdated
+from tasks.state.records import Outcome, Record, Records
+from tasks.state.sharing import Cache
+from tasks.state.statistics import Statistics
+from tasks.state.transitions import Idempotency
 from tasks.submit import Accepted, Submitter
-from tasks.transitions import Idempotency
 from web.peer import Peers
 
 #: A socket that takes no data for so many ping intervals is cut off.

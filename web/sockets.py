@@ -22,7 +22,7 @@ from inferno.protocol.requests import convert_submit
 from inferno.protocol.tasks import TaskState
 from tasks.bridge import Subscription
 from tasks.documents import TaskView
-from tasks.records import Outcome
+from tasks.state.records import Outcome
 from tasks.submit import new_task_id
 from web import documents
 from web.errors import UNEXPECTED

@@ -21,7 +21,7 @@ from inferno.errors import (
 )
 from inferno.protocol.tasks import TaskState
 from tasks.documents import TaskSummary, TaskView
-from tasks.records import Record
+from tasks.state.records import Record
 from tasks.submit import Accepted
 from web import documents, paging
 from web.documents import AcceptedTask

@@ -44,9 +44,9 @@ from tasks.broker.connection import connect
 from tasks.catalog import Catalog
 from tasks.control import Control
 from tasks.deadlines import Deadlines
-from tasks.deployments import Deployments, Outdated
 from tasks.infer import Answer, Batch, Member, arguments
-from tasks.records import Outcome, Records
+from tasks.state.deployments import Deployments, Outdated
+from tasks.state.records import Outcome, Records
 from tasks.submit import Submission, Submitter
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import redis
 
 from inferno.settings import Settings
 from tasks.broker.connection import UNAVAILABLE, connect
-from tasks.cluster import Cluster, WorkerReport
+from tasks.state.cluster import Cluster, WorkerReport
 from workers.hosting import HostedModel
 
 logger = logging.getLogger(__name__)

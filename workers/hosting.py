@@ -24,11 +24,11 @@ from inferno.errors import ConfigurationError, ModelNotFound, PackageError
 from inferno.repository.repository import Model, Package, Repository, Stamp
 from inferno.settings import Settings
 from tasks.broker.lanes import Lanes
-from tasks.cluster import HeldVersion
 from tasks.consumer import InferenceTask, threads
-from tasks.deployments import Deployment
 from tasks.infer import Batch, Member
 from tasks.settle import Settler
+from tasks.state.cluster import HeldVersion
+from tasks.state.deployments import Deployment
 from workers.ensemble import Coordinator, Ensemble
 from workers.watchdog import Watchdog
 

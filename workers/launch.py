@@ -29,9 +29,9 @@ from tasks.broker.connection import connect
 from tasks.broker.lanes import Lanes
 from tasks.celery import app
 from tasks.outbound import Outbound
-from tasks.records import Records
 from tasks.settle import Settler
-from tasks.transitions import Transitions
+from tasks.state.records import Records
+from tasks.state.transitions import Transitions
 from tasks.webhooks import Deliver
 from workers.heartbeat import Heartbeat
 from workers.hosting import HostedModel, host

@@ -20,8 +20,8 @@ from inferno.errors import BrokerUnavailable, InfernoError, PackageError
 from inferno.repository.repository import Package, Repository
 from inferno.settings import Settings
 from tasks.broker.connection import UNAVAILABLE, connect
-from tasks.cluster import Cluster
-from tasks.deployments import Deployment, Deployments, Desired
+from tasks.state.cluster import Cluster
+from tasks.state.deployments import Deployment, Deployments, Desired
 from workers.hosting import HostedModel, NoRoom
 
 logger = logging.getLogger(__name__)

@@ -135,7 +135,7 @@ class Lanes:
         )
 
     def enqueue(self, message: Message) -> list[str | int | bytes]:
-        """Return the command by which `tasks.transitions` publishes a message to a stream."""
+        """Return the command by which `tasks.state.transitions` publishes a message to a stream."""
         return ["ENQUEUE", self.key(message.queue), message.priority, self.pack(message)]
 
     def send(self, message: Message) -> None:

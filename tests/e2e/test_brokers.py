@@ -16,7 +16,7 @@ from inferno.settings import Settings
 from inferno.testing.platform import running
 from inferno.testing.processes import ROOT, wait_until
 from tasks.broker.connection import connect
-from tasks.cluster import Cluster
+from tasks.state.cluster import Cluster
 
 
 @pytest.fixture(scope="module", params=["redis", "amqp"])

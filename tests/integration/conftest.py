@@ -25,11 +25,11 @@ from inferno.settings import Settings
 from inferno.testing.processes import wait_until, worker
 from tasks.broker.connection import connect
 from tasks.control import Control
-from tasks.dead import DeadLetters
-from tasks.records import Record, Records
-from tasks.statistics import Statistics
+from tasks.state.dead import DeadLetters
+from tasks.state.records import Record, Records
+from tasks.state.statistics import Statistics
+from tasks.state.transitions import Arrival, Transitions
 from tasks.submit import Submitter
-from tasks.transitions import Arrival, Transitions
 from tasks.transport import register
 from web.app import create_app
 

@@ -17,7 +17,7 @@ from inferno.errors import InvalidInput, TaskCancelled
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import ROOT, bin_path, process, wait_until
 from tasks.broker.lanes import Lanes
-from tasks.cluster import Cluster
+from tasks.state.cluster import Cluster
 from tests.integration.conftest import occupied, send
 
 

@@ -24,7 +24,7 @@ from inferno.repository.repository import Repository as Packages
 from inferno.settings import Settings
 from inferno.testing.processes import wait_until, web
 from tasks.control import Control
-from tasks.records import Outcome, Record, Records
+from tasks.state.records import Outcome, Record, Records
 from tasks.submit import Submitter
 from tests.integration.conftest import occupied, send
 from tests.integration.test_control import LONG_PAUSE

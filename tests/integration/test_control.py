@@ -12,7 +12,7 @@ from inferno.errors import NotConfirmed, PayloadGone, TaskCancelled, TaskNotFoun
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import wait_until
 from tasks.control import Control
-from tasks.records import Records
+from tasks.state.records import Records
 from tests.integration.conftest import occupied, send
 
 #: So long that nobody waits for it.

@@ -19,7 +19,7 @@ from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import wait_until, worker
 from tasks import documents
 from tasks.control import Control
-from tasks.records import Record, Records
+from tasks.state.records import Record, Records
 from tests.integration.conftest import Repository
 
 #: Writes its name around what it is given, and does what that says of it.

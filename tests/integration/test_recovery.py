@@ -20,7 +20,7 @@ from inferno.errors import ForwardFailed, TaskNotFound, WorkerLost
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import wait_until
 from tasks.celery import app
-from tasks.dead import DeadLetters
+from tasks.state.dead import DeadLetters
 from tests.integration.conftest import occupied, reserved, send
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from inferno import names
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import wait_until
-from tasks.statistics import Duration, Statistics
+from tasks.state.statistics import Duration, Statistics
 from tests.integration.conftest import occupied, send
 
 

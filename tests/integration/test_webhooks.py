@@ -15,8 +15,8 @@ from inferno.protocol.tasks import BatchInfo, Result, TaskState, Timings
 from inferno.testing.processes import wait_until, worker
 from tasks.broker.lanes import Held
 from tasks.broker.webhook_message import message, message_id
-from tasks.records import Record, encode_outcome
-from tasks.transitions import Step, Transitions
+from tasks.state.records import Record, encode_outcome
+from tasks.state.transitions import Step, Transitions
 from tests.integration.conftest import accept, send
 from tests.receiver import Received, Receiver, receiver
 from tests.unit.test_docs import documented_verify

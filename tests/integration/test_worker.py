@@ -15,7 +15,7 @@ from celery.result import AsyncResult
 from inferno.errors import InfernoError
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import ROOT, bin_path, wait_until
-from tasks.cluster import Cluster
+from tasks.state.cluster import Cluster
 from tests.integration.conftest import CODE, occupied, reserved, send
 
 

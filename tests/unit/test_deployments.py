@@ -13,7 +13,7 @@ from inferno.errors import InvalidRequest, ModelNotFound
 from inferno.protocol.deployments import parse_activate, parse_load, parse_unload
 from inferno.repository.repository import Model, Repository
 from inferno.settings import RepositorySettings, Settings
-from tasks.deployments import Deployment
+from tasks.state.deployments import Deployment
 from workers.hosting import HostedModel, NoRoom
 from workers.reconcile import Reconciler
 from workers.watchdog import Watchdog

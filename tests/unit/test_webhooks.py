@@ -15,7 +15,7 @@ from tasks.broker.connection import connect
 from tasks.broker.webhook_message import message
 from tasks.celery import route
 from tasks.outbound import Outbound
-from tasks.records import Records
+from tasks.state.records import Records
 from tasks.webhooks import Deliver
 
 

@@ -19,8 +19,8 @@ from inferno.settings import Settings
 from tasks.bridge import Bridge, Waiter
 from tasks.broker.connection import connect
 from tasks.broker.lanes import Held
-from tasks.records import Record, Records, encode_outcome
-from tasks.transitions import Arrival, Step
+from tasks.state.records import Record, Records, encode_outcome
+from tasks.state.transitions import Arrival, Step
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ from gevent import monkey; monkey.patch_all()
 import sys, gevent
 from inferno.settings import Settings
 from tasks.broker.connection import connect
-from tasks.records import Records
+from tasks.state.records import Records
 from tasks.bridge import Bridge
 settings = Settings(redis={"url": sys.argv[1]})
 client = connect(settings)

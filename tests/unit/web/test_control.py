@@ -14,8 +14,8 @@ from inferno.errors import ForwardFailed
 from inferno.protocol import packing
 from inferno.protocol.tasks import TaskState
 from tasks.broker.lanes import Held
-from tasks.listing import CHUNK, CHUNKS
-from tasks.transitions import Rider, Step
+from tasks.state.listing import CHUNK, CHUNKS
+from tasks.state.transitions import Rider, Step
 
 FORM = {"model": "sentiment", "inputs": {"text": "Good."}}
 

@@ -12,7 +12,7 @@ from inferno.errors import DeadlineExceeded, ForwardFailed
 from inferno.protocol.tasks import TaskState
 from tasks.broker.lanes import Held
 from tasks.deadlines import LATE_S
-from tasks.transitions import Rider
+from tasks.state.transitions import Rider
 
 
 @pytest.fixture

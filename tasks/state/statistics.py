@@ -7,8 +7,8 @@ and an outcome that is dropped counts for nothing.
     COUNT   a command of `Transitions.finish`: what a task that is over counts for. The numbers of
             a batch are added up, so that Redis writes them once
     passed  commands for the forward passes of a batch, if any of its outcomes was taken
-    share   counts the followers that a leader's result answers (`tasks.cache`)
-    accept  counts hits, misses and followers (`tasks.cache`)
+    share   counts the followers that a leader's result answers (`tasks.state.sharing`)
+    accept  counts hits, misses and followers (`tasks.state.sharing`)
 
 A task is *computed* if it was in a forward pass and succeeded. Others succeed with the result of
 another task: hits, followers, and twins in a batch (*deduplicated*); those of ensembles are

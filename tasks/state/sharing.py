@@ -129,7 +129,7 @@ def text_for_others(payload: bytes) -> bytes:
     """Return the beginning of a result, which scripts end with another task's own times.
 
     Args:
-      payload: the outcome of a task that succeeded, as `tasks.records.encode_outcome`.
+      payload: the outcome of a task that succeeded, as `tasks.state.records.encode_outcome`.
     """
     parts = _decode_payload(payload).result
     return (

@@ -1,7 +1,7 @@
 """What is remembered of a task: its record, which outlives its result, and the result itself.
 
-A record is a Redis hash. `tasks.transitions` writes it; here it is read. Results are in Celery's
-own format, so that `celery.result.AsyncResult` reads them.
+A record is a Redis hash. `tasks.state.transitions` writes it; here it is read. Results are in
+Celery's own format, so that `celery.result.AsyncResult` reads them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks.broker.connection import translated
 from tasks.broker.lanes import Held
-from tasks.listing import Page, Place, read_page
+from tasks.state.listing import Page, Place, read_page
 from tasks.transport.script import Script
 
 
@@ -55,7 +55,7 @@ class Record(msgspec.Struct, frozen=True):
     webhook_events: tuple[str, ...] = ()
     #: The channel of the process in which its client waits, which is told of the outcome.
     reply_to: str | None = None
-    #: What it has in common with tasks of equal inputs; see `tasks.cache`.
+    #: What it has in common with tasks of equal inputs; see `tasks.state.sharing`.
     shared: str | None = None
     #: It was answered with the result of an earlier task, which was kept.
     cached: bool = False
@@ -265,7 +265,7 @@ class Records:
         """Return records of the newest tasks, newest first; those that are forgotten are left out.
 
         Args:
-          most: records of the page; see `tasks.listing.read_page`.
+          most: records of the page; see `tasks.state.listing.read_page`.
           wanted: which.
           after: the last place of the page before.
         Raises:

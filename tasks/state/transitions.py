@@ -5,7 +5,7 @@
     finish   what else happens to a task, with the acknowledgement of its message
 
 A task whose inputs equal another one's may be over when it is accepted, or wait for that one to be
-finished; see `tasks.cache`.
+finished; see `tasks.state.sharing`.
 
 Two guards make a task's outcome its only one. The record: what is over stays as it is. The fence:
 a worker whose entries were taken over, because it was thought dead, changes nothing any more. (On
@@ -29,20 +29,21 @@ from inferno import names
 from inferno.errors import KeyReused, Overloaded, PayloadGone
 from inferno.protocol.tasks import TERMINAL, TaskState
 from inferno.settings import Settings
-from tasks import cache, statistics
 from tasks.broker.connection import is_refusal
 from tasks.broker.lanes import Held
-from tasks.cache import Sharing
-from tasks.claims import Claim
-from tasks.deployments import GENERATION, Outdated
-from tasks.records import Outcome, Record, decode_outcome
+from tasks.state import sharing as cache
+from tasks.state import statistics
+from tasks.state.claims import Claim
+from tasks.state.deployments import GENERATION, Outdated
+from tasks.state.records import Outcome, Record, decode_outcome
+from tasks.state.sharing import Sharing
 from tasks.transport import consumer_name, scripts
 from tasks.transport.script import Script
 
 #: A Redis command with its arguments, or one of these: ENQUEUE lane, priority, payload; DELAY lane,
 #: due (ms), priority, payload; END result's key, payload, its time to live, that of the record,
 #: state, time, how long its claimed inputs are still kept, and what the record says if there is
-#: none; SHARE and DISBAND, of `tasks.cache`; COUNT, of `tasks.statistics`.
+#: none; SHARE and DISBAND, of `tasks.state.sharing`; COUNT, of `tasks.state.statistics`.
 Command = Sequence[Any]
 
 
@@ -339,7 +340,7 @@ class Transitions:
           record: fields to write if there is no record.
           task_id: whose outcome it is.
           state: one of the terminal ones.
-          payload: as `tasks.records.encode_outcome`.
+          payload: as `tasks.state.records.encode_outcome`.
           keep_s: how long its claimed inputs, if there are any, are still kept, in seconds.
         """
         facts = [part for item in record.items() for part in item]

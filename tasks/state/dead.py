@@ -15,12 +15,12 @@ from inferno import names
 from inferno.errors import NotConfirmed, TaskNotFound
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
-from tasks import claims
 from tasks.broker.connection import translated
-from tasks.listing import CHUNK, Page, Place, read_page
-from tasks.records import Record
+from tasks.state import claims
+from tasks.state.listing import CHUNK, Page, Place, read_page
+from tasks.state.records import Record
+from tasks.state.transitions import Idempotency
 from tasks.submit import Accepted, Submitter
-from tasks.transitions import Idempotency
 
 #: What a list shows.
 _OUTLINE = (
@@ -106,7 +106,7 @@ class DeadLetters:
         """Return some, newest first, without what may be long: traceback and payload.
 
         Args:
-          most: letters of the page; see `tasks.listing.read_page`.
+          most: letters of the page; see `tasks.state.listing.read_page`.
           wanted: which.
           after: the last place of the page before.
         Raises:

@@ -1,0 +1,1 @@
+"""Every Redis key of a task and of the cluster, and every atomic step that changes them."""
