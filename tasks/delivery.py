@@ -2,8 +2,8 @@
 
 celery.worker reads protocols of both versions, times of several notations and bodies of any type,
 and makes promises to acknowledge each message by itself. That takes longer than all the rest of a
-short task. Here is read what `tasks.submit` and `send_task` write; whatever else comes is left to
-Celery, so that it means the same in every worker.
+short task. Here is read what `tasks.intake.submit` and `send_task` write; whatever else comes is
+left to Celery, so that it means the same in every worker.
 """
 
 from __future__ import annotations

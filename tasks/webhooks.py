@@ -20,9 +20,9 @@ from inferno import names
 from inferno.errors import BrokerUnavailable, InvalidField, ResultExpired, TaskNotFound
 from inferno.protocol.webhooks import EVENTS, parse_address, sign
 from inferno.settings import WebhookSettings
-from tasks import documents
 from tasks.broker.webhook_message import message_id
 from tasks.outbound import NotAllowed, NotReached, Outbound
+from tasks.results import views as documents
 from tasks.state.records import Records
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from inferno.errors import (
     TaskNotFound,
 )
 from inferno.protocol.webhooks import parse_address
-from tasks.documents import DeadLetterSummary, ReplayOf
+from tasks.results.views import DeadLetterSummary, ReplayOf
 from tasks.state.dead import DeadLetter
 from web import documents, paging
 from web.openapi import describe
@@ -117,7 +117,7 @@ def replay(task_id: str) -> Response:
     letter = here.dead.show(task_id)
     # Without its model, the new task would wait for ever.
     here.repository.model(letter.model)
-    return repeated(here.dead.replay(letter), task_id)
+    return repeated(here.replay.replay(letter), task_id)
 
 
 @blueprint.post("/dead/replay")
@@ -131,7 +131,7 @@ def replay_all() -> Response:
             left += 1
             continue
         try:
-            task = here.dead.replay(letter)
+            task = here.replay.replay(letter)
         except PayloadGone:
             left += 1
         else:

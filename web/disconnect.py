@@ -12,9 +12,9 @@ import redis
 
 from inferno import names
 from inferno.errors import TaskNotFound, WrongState
-from tasks.bridge import Waiter
 from tasks.broker.connection import translated
-from tasks.control import Control
+from tasks.control.tasks import Control
+from tasks.results.bridge import Waiter
 from tasks.state.records import Outcome
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from flask import Response
 from msgspec import Meta
 
 from inferno.protocol.tasks import Cached, Predictions, TaskState
-from tasks.documents import (
+from tasks.intake.submit import Accepted
+from tasks.results.views import (
     Links,
     ModelName,
     ReplayOf,
@@ -23,7 +24,6 @@ from tasks.documents import (
     time,
 )
 from tasks.state.records import Outcome
-from tasks.submit import Accepted
 
 __all__ = [
     "accepted",

@@ -44,11 +44,11 @@ from inferno.protocol.requests import (
 from inferno.protocol.tasks import Answer as Answered
 from inferno.protocol.tasks import Predictions
 from inferno.repository.repository import Package
-from tasks.bridge import Waiter
-from tasks.documents import TaskView
+from tasks.intake.submit import Accepted, new_task_id
+from tasks.results.bridge import Waiter
+from tasks.results.views import TaskView
 from tasks.state.records import Outcome
 from tasks.state.transitions import Idempotency
-from tasks.submit import Accepted, new_task_id
 from web import disconnect, documents, idempotency
 from web.documents import AcceptedTask
 from web.errors import problem

@@ -38,7 +38,7 @@ from inferno.operate.project import inferno_version
 from inferno.protocol import oip
 from inferno.protocol.requests import InferRequest, decode
 from inferno.repository.repository import Model, Package
-from tasks.submit import Accepted
+from tasks.intake.submit import Accepted
 from web import disconnect, documents, idempotency, infer, oip_models
 from web.errors import OipError, oip_error
 from web.health import missing_models

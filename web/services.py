@@ -17,13 +17,15 @@ from inferno.protocol.tensors import Tensors
 from inferno.protocol.webhooks import check_reach
 from inferno.repository.repository import Package, Repository
 from inferno.settings import Settings
-from tasks.bridge import Bridge, Waiter
 from tasks.broker.connection import connect
-from tasks.catalog import Catalog
 from tasks.celery import app as celery_app
-from tasks.control import Control
-from tasks.deadlines import Deadlines, is_late
-from tasks.rollout import Rollouts
+from tasks.control.deadlines import Deadlines, is_late
+from tasks.control.replay import Replay
+from tasks.control.rollout import Rollouts
+from tasks.control.tasks import Control
+from tasks.intake.catalog import Catalog
+from tasks.intake.submit import Accepted, Submitter
+from tasks.results.bridge import Bridge, Waiter
 from tasks.state.cluster import Cluster
 from tasks.state.dead import DeadLetters
 from tasks.state.deployments import Deployments, Outdated
@@ -31,7 +33,6 @@ from tasks.state.records import Outcome, Record, Records
 from tasks.state.sharing import Cache
 from tasks.state.statistics import Statistics
 from tasks.state.transitions import Idempotency
-from tasks.submit import Accepted, Submitter
 from web.peer import Peers
 
 #: A socket that takes no data for so many ping intervals is cut off.
@@ -61,6 +62,7 @@ class Services:
     submitter: Submitter
     control: Control
     dead: DeadLetters
+    replay: Replay
     cache: Cache
     statistics: Statistics
     cluster: Cluster
@@ -79,7 +81,8 @@ class Services:
         """
         client = connect(settings)
         deployments, cluster = Deployments(client, settings), Cluster(client, settings)
-        records = Records(client, settings)
+        records, dead = Records(client, settings), DeadLetters(client, settings)
+        submitter = Submitter(celery_app, client, settings)
         control = Control(celery_app, client, settings)
         bridge = Bridge(client, records, settings.redis.prefix, "inferno-web")
         sizes = settings.limits
@@ -89,9 +92,10 @@ class Services:
             limits=Limits(sizes.max_text_bytes, sizes.max_image_bytes, sizes.max_rows),
             client=client,
             records=records,
-            submitter=Submitter(celery_app, client, settings),
+            submitter=submitter,
             control=control,
-            dead=DeadLetters(celery_app, client, settings),
+            dead=dead,
+            replay=Replay(submitter, dead),
             cache=Cache(client, settings),
             statistics=Statistics(client, settings),
             cluster=cluster,

@@ -20,10 +20,10 @@ from simple_websocket import Server  # type: ignore[import-untyped]
 from inferno.errors import BrokerUnavailable, InfernoError, InvalidField, InvalidRequest
 from inferno.protocol.requests import convert_submit
 from inferno.protocol.tasks import TaskState
-from tasks.bridge import Subscription
-from tasks.documents import TaskView
+from tasks.intake.submit import new_task_id
+from tasks.results.bridge import Subscription
+from tasks.results.views import TaskView
 from tasks.state.records import Outcome
-from tasks.submit import new_task_id
 from web import documents
 from web.errors import UNEXPECTED
 from web.idempotency import from_field

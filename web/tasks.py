@@ -20,9 +20,9 @@ from inferno.errors import (
     WrongState,
 )
 from inferno.protocol.tasks import TaskState
-from tasks.documents import TaskSummary, TaskView
+from tasks.intake.submit import Accepted
+from tasks.results.views import TaskSummary, TaskView
 from tasks.state.records import Record
-from tasks.submit import Accepted
 from web import documents, paging
 from web.documents import AcceptedTask
 from web.infer import LOCATION, RETRY_AFTER_S

@@ -39,15 +39,15 @@ from inferno.protocol.tensors import Tensors
 from inferno.repository.graph import Stage, needed
 from inferno.repository.repository import Package
 from inferno.settings import Settings
-from tasks.bridge import Bridge, Subscription
 from tasks.broker.connection import connect
-from tasks.catalog import Catalog
-from tasks.control import Control
-from tasks.deadlines import Deadlines
+from tasks.control.deadlines import Deadlines
+from tasks.control.tasks import Control
 from tasks.infer import Answer, Batch, Member, arguments
+from tasks.intake.catalog import Catalog
+from tasks.intake.submit import Submission, Submitter
+from tasks.results.bridge import Bridge, Subscription
 from tasks.state.deployments import Deployments, Outdated
 from tasks.state.records import Outcome, Records
-from tasks.submit import Submission, Submitter
 
 logger = logging.getLogger(__name__)
 

@@ -147,7 +147,7 @@ def _plain_texts(value: Any, limits: Limits) -> list[str] | None:
     """Return texts that are surely right, or None when a closer look is needed.
 
     It looks at all of them at once, and knows the usual forms: a text, a list of texts, and the
-    tensor that `tasks.submit` writes.
+    tensor that `tasks.intake.submit` writes.
     """
     if type(value) is dict and value.keys() == {"dtype", "shape", "data"}:
         shape, texts = value["shape"], value["data"]

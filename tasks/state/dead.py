@@ -8,19 +8,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
-from celery import Celery
 from kombu.utils.json import loads
 
 from inferno import names
 from inferno.errors import NotConfirmed, TaskNotFound
-from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks.broker.connection import translated
 from tasks.state import claims
 from tasks.state.listing import CHUNK, Page, Place, read_page
-from tasks.state.records import Record
-from tasks.state.transitions import Idempotency
-from tasks.submit import Accepted, Submitter
 
 #: What a list shows.
 _OUTLINE = (
@@ -71,20 +66,18 @@ class DeadLetter:
 
 
 class DeadLetters:
-    """Lists, shows, replays and discards dead letters."""
+    """Lists, shows and discards dead letters."""
 
-    def __init__(self, app: Celery, client: redis.Redis, settings: Settings) -> None:
+    def __init__(self, client: redis.Redis, settings: Settings) -> None:
         """Store where they are.
 
         Args:
-          app: its broker takes replays.
-          client: of the Redis that holds the records.
-          settings: prefix and lifetime.
+          client: Redis that holds the records.
+          settings: key prefix and lifetime of a letter.
         """
         self._redis = client
         self._prefix = settings.redis.prefix
         self._tasks = settings.tasks
-        self._submitter = Submitter(app, client, settings)
 
     def count(self) -> int:
         """Return how many there are.
@@ -178,23 +171,6 @@ class DeadLetters:
             return letter.payload
         return claims.complete(letter.payload, cast(bytes, found))
 
-    def replay(self, letter: DeadLetter) -> Accepted:
-        """Run a dead task again, as a new task, and discard its letter.
-
-        Raises:
-          PayloadGone: its inputs have been deleted.
-          BrokerUnavailable: Redis does not answer.
-        """
-        record = Record(
-            letter.task_id, letter.model, letter.version, TaskState.FAILED, letter.accepted_at,
-            priority=letter.priority,
-        )  # fmt: skip
-        # Two who replay the same letter at once make one task.
-        once = Idempotency(f"replay:{letter.task_id}", letter.task_id)
-        accepted = self._submitter.repeat(record, letter.payload, once)
-        self._discard([letter.task_id])
-        return accepted
-
     def discard(self, task_id: str) -> None:
         """Delete a dead letter.
 
@@ -202,7 +178,7 @@ class DeadLetters:
           TaskNotFound: there is none.
           BrokerUnavailable: Redis does not answer.
         """
-        if not self._discard([task_id]):
+        if not self.delete([task_id]):
             raise TaskNotFound(f"no dead letter has the id {task_id!r}")
 
     def discard_all(self, count: int | None, model: str | None = None) -> int:
@@ -224,9 +200,14 @@ class DeadLetters:
             ids = [one.task_id for one in outlines if one is not None and one.model == model]
         if len(ids) != count:
             raise NotConfirmed(f"{len(ids)} dead letters would be discarded", "confirm")
-        return self._discard(ids) if ids else 0
+        return self.delete(ids) if ids else 0
 
-    def _discard(self, task_ids: Sequence[str]) -> int:
+    def delete(self, task_ids: Sequence[str]) -> int:
+        """Delete letters and return how many there were; the inputs follow `keep_payloads`.
+
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
         with translated(), self._redis.pipeline(transaction=False) as pipe:
             for task_id in task_ids:
                 pipe.delete(names.dead_key(self._prefix, task_id))

@@ -24,12 +24,13 @@ from inferno.repository.repository import Repository as Packages
 from inferno.settings import Settings
 from inferno.testing.processes import wait_until, worker
 from tasks.broker.connection import connect
-from tasks.control import Control
+from tasks.control.replay import Replay
+from tasks.control.tasks import Control
+from tasks.intake.submit import Submitter
 from tasks.state.dead import DeadLetters
 from tasks.state.records import Record, Records
 from tasks.state.statistics import Statistics
 from tasks.state.transitions import Arrival, Transitions
-from tasks.submit import Submitter
 from tasks.transport import register
 from web.app import create_app
 
@@ -275,6 +276,12 @@ def control(celery: Celery, client: redis.Redis, settings: Settings) -> Control:
 
 
 @pytest.fixture
-def dead(celery: Celery, client: redis.Redis, settings: Settings) -> DeadLetters:
+def dead(client: redis.Redis, settings: Settings) -> DeadLetters:
     """The dead letters of the private Redis."""
-    return DeadLetters(celery, client, settings)
+    return DeadLetters(client, settings)
+
+
+@pytest.fixture
+def replay(submitter: Submitter, dead: DeadLetters) -> Replay:
+    """What runs dead tasks again."""
+    return Replay(submitter, dead)

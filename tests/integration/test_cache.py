@@ -23,11 +23,11 @@ from inferno.protocol.tasks import TaskState
 from inferno.repository.repository import Repository as Models
 from inferno.testing.processes import wait_until, web
 from tasks.broker.lanes import Lanes
-from tasks.convoy import Convoy
+from tasks.intake.convoy import Convoy
+from tasks.intake.submit import Submitter
 from tasks.state.sharing import Cache
 from tasks.state.statistics import Statistics
 from tasks.state.transitions import Idempotency
-from tasks.submit import Submitter
 from tests.integration.conftest import occupied, send
 from web.cache import COUNTED
 

@@ -23,9 +23,9 @@ from inferno.protocol.tensors import Binary
 from inferno.repository.repository import Repository as Packages
 from inferno.settings import Settings
 from inferno.testing.processes import wait_until, web
-from tasks.control import Control
+from tasks.control.tasks import Control
+from tasks.intake.submit import Submitter
 from tasks.state.records import Outcome, Record, Records
-from tasks.submit import Submitter
 from tests.integration.conftest import occupied, send
 from tests.integration.test_control import LONG_PAUSE
 
@@ -217,7 +217,17 @@ def test_they_are_there_for_the_worker_that_takes_over(
 
 
 def test_they_are_there_for_the_replay_of_a_dead_letter(
-    repository, start_worker, control, dead, submit, claimed, result, client, settings, tmp_path
+    repository,
+    start_worker,
+    control,
+    dead,
+    replay,
+    submit,
+    claimed,
+    result,
+    client,
+    settings,
+    tmp_path,
 ):
     repository.add("dead", retries={"max_retries": 1, "backoff_s": 0.1})
     healed = tmp_path / "healed"
@@ -237,15 +247,15 @@ def test_they_are_there_for_the_replay_of_a_dead_letter(
         healed.touch()
         retried = control.retry(first).task_id
         assert texts(result(retried)) == asked
-        replayed = dead.replay(letter).task_id
+        replayed = replay.replay(letter).task_id
         assert texts(result(replayed)) == asked
         # Asked again, it says what has been made of it.
-        assert dead.replay(letter).task_id == replayed
+        assert replay.replay(letter).task_id == replayed
     assert not any(map(claimed, (first, second, retried, replayed)))
 
 
 def test_a_letter_whose_inputs_are_gone_is_not_replayed(
-    repository, start_worker, dead, submit, claimed, result, client, settings, env
+    repository, start_worker, dead, replay, submit, claimed, result, client, settings, env
 ):
     env["INFERNO_TASKS__MAX_ATTEMPTS"] = "1"
     repository.add("gone")
@@ -261,7 +271,7 @@ def test_a_letter_whose_inputs_are_gone_is_not_replayed(
     client.delete(names.claim_key(settings.redis.prefix, task_id))
     assert dead.asked(letter) == letter.payload
     with pytest.raises(PayloadGone):
-        dead.replay(letter)
+        replay.replay(letter)
     assert dead.show(task_id) == letter
 
 

@@ -11,7 +11,7 @@ import pytest
 from inferno.errors import NotConfirmed, PayloadGone, TaskCancelled, TaskNotFound, WrongState
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import wait_until
-from tasks.control import Control
+from tasks.control.tasks import Control
 from tasks.state.records import Records
 from tests.integration.conftest import occupied, send
 
@@ -127,7 +127,7 @@ def test_payload_of_a_cancelled_task_can_be_kept(
 
 
 def test_task_that_is_given_up_leaves_a_letter_and_is_replayed(
-    repository, start_worker, records, control, dead, submit, state, tmp_path
+    repository, start_worker, records, control, dead, replay, submit, state, tmp_path
 ):
     repository.add("dies", retries={"max_retries": 1, "backoff_s": 0.1})
     healed = tmp_path / "healed"
@@ -154,7 +154,7 @@ def test_task_that_is_given_up_leaves_a_letter_and_is_replayed(
         assert dead.show(retried).error == letter.error
 
         healed.touch()
-        again = dead.replay(letter).task_id
+        again = replay.replay(letter).task_id
         wait_until(lambda: state(again) is TaskState.SUCCEEDED)
     assert records.fetch(again)[0].replay_of == task_id
     assert state(task_id) is TaskState.FAILED

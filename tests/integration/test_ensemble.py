@@ -17,8 +17,8 @@ from inferno.errors import DeadlineExceeded, ForwardFailed, InvalidInput, TaskCa
 from inferno.names import stage_task_id
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import wait_until, worker
-from tasks import documents
-from tasks.control import Control
+from tasks.control.tasks import Control
+from tasks.results import views as documents
 from tasks.state.records import Record, Records
 from tests.integration.conftest import Repository
 

@@ -19,15 +19,7 @@ from inferno import names
 from inferno.errors import ForwardFailed, TaskNotFound, WorkerLost
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import wait_until
-from tasks.celery import app
-from tasks.state.dead import DeadLetters
 from tests.integration.conftest import occupied, reserved, send
-
-
-@pytest.fixture
-def dead(client, settings) -> DeadLetters:
-    """The dead letters of the private Redis."""
-    return DeadLetters(app, client, settings)
 
 
 def test_what_a_killed_worker_held_is_run_by_another_and_nothing_twice(
@@ -105,7 +97,9 @@ def test_a_worker_that_was_thought_dead_changes_nothing_when_it_returns(
     assert result["batch"]["id"] == record.batch_id
 
 
-def test_a_task_that_kills_its_worker_dies_alone(repository, start_worker, celery, dead, records):
+def test_a_task_that_kills_its_worker_dies_alone(
+    repository, start_worker, celery, dead, replay, records
+):
     """31 results, one dead letter after three attempts; mended, its replay succeeds."""
     repository.add("deadly", batching={"max_batch_size": 32})
     texts = [f"text {n}" for n in range(32)]
@@ -133,8 +127,8 @@ def test_a_task_that_kills_its_worker_dies_alone(repository, start_worker, celer
         assert letter.batch_id == record.batch_id
         assert letter.payload["inputs"] == {"text": "kill"}
         repository.mended.touch()
-        again = dead.replay(letter)
-        assert dead.replay(letter).task_id == again.task_id
+        again = replay.replay(letter)
+        assert replay.replay(letter).task_id == again.task_id
         wait_until(lambda: records.fetch(again.task_id)[1])
         record, outcome = records.fetch(again.task_id)
     assert outcome.succeeded

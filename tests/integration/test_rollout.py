@@ -265,7 +265,7 @@ def test_a_version_that_came_a_moment_ago_answers_through_every_front_end(
     with start_worker("m"):
         assert answer(other_web) == 1
         # The folder is looked at no more for what is missing, as if that had just been done.
-        monkeypatch.setattr("tasks.catalog.MISSING_S", math.inf)
+        monkeypatch.setattr("tasks.intake.catalog.MISSING_S", math.inf)
         add(repository, 2)
         assert load(web, 2, activate=activate).status_code == 200
         response = other_web.post(

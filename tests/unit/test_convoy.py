@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from inferno.testing.processes import wait_until as until
-from tasks.convoy import Convoy
+from tasks.intake.convoy import Convoy
 
 
 class Line:

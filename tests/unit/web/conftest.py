@@ -26,10 +26,10 @@ from inferno.settings import Settings
 from inferno.testing.processes import redis_server, wait_until
 from tasks.broker.lanes import Held, Lanes
 from tasks.celery import app as celery_app
+from tasks.intake.submit import Accepted, Submitter
 from tasks.state.cluster import Cluster, WorkerReport
 from tasks.state.records import Records, encode_outcome
 from tasks.state.transitions import Step, Transitions
-from tasks.submit import Accepted, Submitter
 from tests.unit.web.conformance import CheckedClient, Conformance
 from web.app import create_app
 

@@ -16,9 +16,9 @@ import redis
 from inferno import names
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
-from tasks.bridge import Bridge, Waiter
 from tasks.broker.connection import connect
 from tasks.broker.lanes import Held
+from tasks.results.bridge import Bridge, Waiter
 from tasks.state.records import Record, Records, encode_outcome
 from tasks.state.transitions import Arrival, Step
 
@@ -129,7 +129,7 @@ import sys, gevent
 from inferno.settings import Settings
 from tasks.broker.connection import connect
 from tasks.state.records import Records
-from tasks.bridge import Bridge
+from tasks.results.bridge import Bridge
 settings = Settings(redis={"url": sys.argv[1]})
 client = connect(settings)
 bridge = Bridge(client, Records(client, settings), settings.redis.prefix, "inferno-web")

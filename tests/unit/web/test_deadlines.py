@@ -8,9 +8,9 @@ import pytest
 
 from inferno.errors import BrokerUnavailable
 from inferno.protocol.tasks import TaskState
-from tasks.bridge import Waiter
-from tasks.control import Control
-from tasks.deadlines import Deadlines
+from tasks.control.deadlines import Deadlines
+from tasks.control.tasks import Control
+from tasks.results.bridge import Waiter
 
 LATE = {"model": "sentiment", "inputs": {"text": "Late."}, "timeout_ms": 1}
 

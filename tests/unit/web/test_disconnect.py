@@ -12,7 +12,7 @@ from werkzeug.serving import make_server
 from inferno import names
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import web
-from tasks.bridge import Waiter
+from tasks.results.bridge import Waiter
 from web import disconnect
 from web.disconnect import has_hung_up
 

@@ -14,7 +14,7 @@ from inferno.protocol.requests import InferRequest
 from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import wait_until
-from tasks.submit import Submission
+from tasks.intake.submit import Submission
 
 TEXTS = {"name": "text", "dtype": "string", "shape": ["batch"]}
 SIGNATURE = {"inputs": [TEXTS], "outputs": [TEXTS | {"name": "shout"}]}

@@ -9,7 +9,7 @@ import pytest
 
 from inferno import names
 from inferno.errors import BrokerUnavailable, ForwardFailed, InvalidRequest
-from tasks.submit import Submitter
+from tasks.intake.submit import Submitter
 from web.idempotency import MAX_LENGTH, parse
 
 NATIVE = {"model": "sentiment", "inputs": {"text": "Good."}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from tasks.resp import Reply, ReplyReader, pack
+from tasks.results.resp import Reply, ReplyReader, pack
 
 STREAM = (
     b">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n"

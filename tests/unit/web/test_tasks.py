@@ -11,7 +11,7 @@ from inferno import names
 from inferno.errors import DeadlineExceeded, ForwardFailed
 from inferno.protocol.tasks import TaskState
 from tasks.broker.lanes import Held
-from tasks.deadlines import LATE_S
+from tasks.control.deadlines import LATE_S
 from tasks.state.transitions import Rider
 
 

@@ -12,8 +12,8 @@ import threading
 import time
 
 from inferno.errors import BrokerUnavailable
-from tasks.bridge import Bridge
-from tasks.control import Control
+from tasks.control.tasks import Control
+from tasks.results.bridge import Bridge
 from tasks.state.records import Record, Records
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ import redis
 from redis.connection import AbstractConnection
 
 from inferno import names
-from tasks.resp import Reply, ReplyReader, pack
+from tasks.results.resp import Reply, ReplyReader, pack
 from tasks.state.records import Outcome, Records, decode_outcome, decode_outcomes
 from tasks.transport import consumer_name
 

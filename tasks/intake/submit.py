@@ -30,7 +30,7 @@ from inferno.settings import Settings
 from tasks.broker import webhook_message as notice
 from tasks.broker.connection import UNAVAILABLE, never_sent, translated
 from tasks.broker.lanes import Lanes, Message
-from tasks.convoy import Convoy
+from tasks.intake.convoy import Convoy
 from tasks.state import claims
 from tasks.state.claims import Claim
 from tasks.state.records import Outcome, Record

@@ -1,0 +1,1 @@
+"""What may be done to a task or a deployment after it was accepted."""

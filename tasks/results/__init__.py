@@ -1,0 +1,1 @@
+"""From a stored outcome to those who wait for it."""
