@@ -42,12 +42,12 @@ from inferno.settings import Settings
 from tasks.broker.connection import connect
 from tasks.control.deadlines import Deadlines
 from tasks.control.tasks import Control
-from tasks.infer import Answer, Batch, Member, arguments
 from tasks.intake.catalog import Catalog
 from tasks.intake.submit import Submission, Submitter
 from tasks.results.bridge import Bridge, Subscription
 from tasks.state.deployments import Deployments, Outdated
 from tasks.state.records import Outcome, Records
+from workers.batches.forward import Answer, Batch, Member, arguments
 
 logger = logging.getLogger(__name__)
 

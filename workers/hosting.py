@@ -24,11 +24,11 @@ from inferno.errors import ConfigurationError, ModelNotFound, PackageError
 from inferno.repository.repository import Model, Package, Repository, Stamp
 from inferno.settings import Settings
 from tasks.broker.lanes import Lanes
-from tasks.consumer import InferenceTask, threads
-from tasks.infer import Batch, Member
-from tasks.settle import Settler
 from tasks.state.cluster import HeldVersion
 from tasks.state.deployments import Deployment
+from workers.batches.consumer import InferenceTask, threads
+from workers.batches.forward import Batch, Member
+from workers.batches.settle import Settler
 from workers.ensemble import Coordinator, Ensemble
 from workers.watchdog import Watchdog
 

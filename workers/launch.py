@@ -29,10 +29,10 @@ from tasks.broker.connection import connect
 from tasks.broker.lanes import Lanes
 from tasks.celery import app
 from tasks.outbound import Outbound
-from tasks.settle import Settler
 from tasks.state.records import Records
 from tasks.state.transitions import Transitions
 from tasks.webhooks import Deliver
+from workers.batches.settle import Settler
 from workers.heartbeat import Heartbeat
 from workers.hosting import HostedModel, host
 from workers.reconcile import Reconciler

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from inferno.testing.processes import wait_until
-from tasks.line import Line
+from workers.batches.turns import Line
 
 
 def test_turns_come_in_the_order_of_joining_not_of_asking():

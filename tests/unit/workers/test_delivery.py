@@ -8,8 +8,8 @@ from celery import Celery
 from celery.worker.request import Request
 from celery_batches import Batches
 
-from tasks.delivery import Delivery
 from tasks.transport import Message, pack
+from workers.batches.celery_request import Delivery
 
 APP = Celery("unit", broker="memory://", set_as_current=False)
 

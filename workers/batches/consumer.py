@@ -51,9 +51,12 @@ from inferno.repository.repository import Model, Package
 from inferno.settings import EventSettings
 from tasks.broker.connection import UNAVAILABLE
 from tasks.broker.lanes import Held, Lanes
-from tasks.delivery import Delivery
-from tasks.events import Events
-from tasks.infer import (
+from tasks.state import claims
+from tasks.state.transitions import Begun, Verdict
+from tasks.transport import Message
+from workers.batches.celery_events import Events
+from workers.batches.celery_request import Delivery
+from workers.batches.forward import (
     Answer,
     Batch,
     Coordinator,
@@ -64,11 +67,8 @@ from tasks.infer import (
     prepare,
     unanswered,
 )
-from tasks.line import Line
-from tasks.settle import UNBOUNDED, Settled, Settler
-from tasks.state import claims
-from tasks.state.transitions import Begun, Verdict
-from tasks.transport import Message
+from workers.batches.settle import UNBOUNDED, Settled, Settler
+from workers.batches.turns import Line
 
 logger = logging.getLogger(__name__)
 

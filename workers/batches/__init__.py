@@ -1,0 +1,1 @@
+"""What a worker does with the tasks of its lanes: batch, forward, settle."""
