@@ -28,15 +28,15 @@ from inferno.settings import Settings, load
 from tasks.broker.connection import connect
 from tasks.broker.lanes import Lanes
 from tasks.celery import app
-from tasks.outbound import Outbound
 from tasks.state.records import Records
 from tasks.state.transitions import Transitions
-from tasks.webhooks import Deliver
 from workers.batches.settle import Settler
 from workers.heartbeat import Heartbeat
 from workers.hosting import HostedModel, host
 from workers.reconcile import Reconciler
 from workers.watchdog import Watchdog
+from workers.webhooks.deliver import Deliver
+from workers.webhooks.outbound import Outbound
 
 logger = logging.getLogger(__name__)
 

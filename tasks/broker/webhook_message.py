@@ -1,4 +1,4 @@
-"""The message by which a webhook is delivered; `tasks.webhooks` runs it."""
+"""The message by which a webhook is delivered; `workers.webhooks.deliver` runs it."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ import pytest
 
 from inferno.operate.ports import free_port
 from inferno.protocol.webhooks import parse_address
-from tasks.outbound import NotAllowed, NotReached, Outbound
 from tests.receiver import Receiver, receiver
+from workers.webhooks.outbound import NotAllowed, NotReached, Outbound
 
 
 @pytest.fixture

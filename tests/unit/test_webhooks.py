@@ -14,9 +14,9 @@ from inferno.settings import Settings
 from tasks.broker.connection import connect
 from tasks.broker.webhook_message import message
 from tasks.celery import route
-from tasks.outbound import Outbound
 from tasks.state.records import Records
-from tasks.webhooks import Deliver
+from workers.webhooks.deliver import Deliver
+from workers.webhooks.outbound import Outbound
 
 
 def test_webhooks_go_to_a_queue_of_their_own() -> None:

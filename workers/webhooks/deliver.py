@@ -21,9 +21,9 @@ from inferno.errors import BrokerUnavailable, InvalidField, ResultExpired, TaskN
 from inferno.protocol.webhooks import EVENTS, parse_address, sign
 from inferno.settings import WebhookSettings
 from tasks.broker.webhook_message import message_id
-from tasks.outbound import NotAllowed, NotReached, Outbound
 from tasks.results import views as documents
 from tasks.state.records import Records
+from workers.webhooks.outbound import NotAllowed, NotReached, Outbound
 
 logger = logging.getLogger(__name__)
 
