@@ -12,7 +12,7 @@ import redis
 from inferno.settings import Settings
 from tasks.broker.connection import UNAVAILABLE, connect
 from tasks.state.cluster import Cluster, WorkerReport
-from workers.hosting import HostedModel
+from workers.hosting.model import HostedModel
 
 logger = logging.getLogger(__name__)
 

@@ -32,9 +32,9 @@ from tasks.state.records import Records
 from tasks.state.transitions import Transitions
 from workers.batches.settle import Settler
 from workers.heartbeat import Heartbeat
-from workers.hosting import HostedModel, host
-from workers.reconcile import Reconciler
-from workers.watchdog import Watchdog
+from workers.hosting.model import HostedModel, host
+from workers.hosting.reconcile import Reconciler
+from workers.hosting.watchdog import Watchdog
 from workers.webhooks.deliver import Deliver
 from workers.webhooks.outbound import Outbound
 

@@ -1,9 +1,10 @@
 """What is wanted of the models: which versions answer, and which shall be loaded.
 
 It is kept in one hash of Redis, so that it is the same for every front end and worker and outlives
-them. Workers bring about what it says (`workers.reconcile`); front ends choose by it which version
-answers. Each change has the next *generation*: the script that accepts a task refuses one whose
-version was chosen by an older one, so that once a change is made, it holds for every later request.
+them. Workers bring about what it says (`workers.hosting.reconcile`); front ends choose by it which
+version answers. Each change has the next *generation*: the script that accepts a task refuses one
+whose version was chosen by an older one, so that once a change is made, it holds for every later
+request.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from inferno.protocol.deployments import parse_activate, parse_load, parse_unloa
 from inferno.repository.repository import Model, Repository
 from inferno.settings import RepositorySettings, Settings
 from tasks.state.deployments import Deployment
-from workers.hosting import HostedModel, NoRoom
-from workers.reconcile import Reconciler
-from workers.watchdog import Watchdog
+from workers.hosting.model import HostedModel, NoRoom
+from workers.hosting.reconcile import Reconciler
+from workers.hosting.watchdog import Watchdog
 
 CODE = """
 def build(context):
@@ -171,7 +171,7 @@ def test_a_version_that_has_lost_its_share_is_let_go(model):
 
 
 def test_what_was_not_used_for_longest_makes_room(model, monkeypatch):
-    monkeypatch.setattr("workers.hosting.Loaded.memory_bytes", 1000)
+    monkeypatch.setattr("workers.hosting.model.Loaded.memory_bytes", 1000)
     settings = Settings().model_copy(
         update={
             "repository": RepositorySettings(

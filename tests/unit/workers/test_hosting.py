@@ -19,8 +19,8 @@ from inferno.repository.repository import Model, Package
 from inferno.settings import Settings
 from tests.unit.core.onnx_files import linear
 from workers.ensemble import Ensemble
-from workers.hosting import HostedModel, Loaded
-from workers.watchdog import Watchdog
+from workers.hosting.model import HostedModel, Loaded
+from workers.hosting.watchdog import Watchdog
 
 X = {"name": "x", "dtype": "float32", "shape": ["batch"]}
 

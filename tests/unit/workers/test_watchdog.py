@@ -8,7 +8,7 @@ from inferno.testing.processes import ROOT
 
 PREPARE = """
 import ctypes, logging, re, threading, time
-from workers.watchdog import Watchdog
+from workers.hosting.watchdog import Watchdog
 
 logging.basicConfig()
 watchdog = Watchdog(grace_s=1.5)

@@ -30,7 +30,7 @@ from workers.batches.consumer import InferenceTask, threads
 from workers.batches.forward import Batch, Member
 from workers.batches.settle import Settler
 from workers.ensemble import Coordinator, Ensemble
-from workers.watchdog import Watchdog
+from workers.hosting.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from inferno.settings import Settings
 from tasks.broker.connection import UNAVAILABLE, connect
 from tasks.state.cluster import Cluster
 from tasks.state.deployments import Deployment, Deployments, Desired
-from workers.hosting import HostedModel, NoRoom
+from workers.hosting.model import HostedModel, NoRoom
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The models that a worker holds: loading, swapping and watching them."""
