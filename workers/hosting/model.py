@@ -29,7 +29,7 @@ from tasks.state.deployments import Deployment
 from workers.batches.consumer import InferenceTask, threads
 from workers.batches.forward import Batch, Member
 from workers.batches.settle import Settler
-from workers.ensemble import Coordinator, Ensemble
+from workers.ensembles.ensemble import Coordinator, Ensemble
 from workers.hosting.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from inferno.engine.engine import Engine
 from inferno.repository.repository import Model, Package
 from inferno.settings import Settings
 from tests.unit.core.onnx_files import linear
-from workers.ensemble import Ensemble
+from workers.ensembles.ensemble import Ensemble
 from workers.hosting.model import HostedModel, Loaded
 from workers.hosting.watchdog import Watchdog
 

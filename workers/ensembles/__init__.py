@@ -1,0 +1,1 @@
+"""Models of models: the coordinator of their stages."""
