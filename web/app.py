@@ -5,20 +5,8 @@ from __future__ import annotations
 from flask import Flask
 
 from inferno.settings import Settings, load
-from web import (
-    cache,
-    dead,
-    errors,
-    health,
-    infer,
-    lanes,
-    models,
-    oip,
-    pages,
-    reference,
-    sockets,
-    tasks,
-)
+from web import cache, dead, health, infer, lanes, models, oip, pages, reference, sockets, tasks
+from web.calls import errors
 from web.services import Services
 
 #: The families of routes.

@@ -9,9 +9,9 @@ from flask import Blueprint, Response
 from msgspec import Meta
 
 from inferno.errors import BrokerUnavailable
-from web import documents
+from web.calls import documents
+from web.calls.parameters import read
 from web.openapi import describe
-from web.parameters import read
 from web.services import services
 
 blueprint = Blueprint("cache", __name__)

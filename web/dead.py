@@ -21,9 +21,9 @@ from inferno.errors import (
 from inferno.protocol.webhooks import parse_address
 from tasks.results.views import DeadLetterSummary, ReplayOf
 from tasks.state.dead import DeadLetter
-from web import documents, paging
+from web.calls import documents, paging
+from web.calls.parameters import read
 from web.openapi import describe
-from web.parameters import read
 from web.services import services
 from web.tasks import REPEATED, repeated
 

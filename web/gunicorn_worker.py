@@ -28,8 +28,9 @@ from gunicorn.http.unreader import IterUnreader
 from gunicorn.workers.ggevent import GeventWorker
 
 from inferno.protocol.requests import is_binary, parse_predict
-from web import documents, infer
-from web.preference import Preference
+from web import infer
+from web.calls import documents
+from web.calls.preference import Preference
 
 #: Headers of requests that are not plain.
 _PARTICULAR = frozenset(

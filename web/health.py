@@ -8,7 +8,7 @@ from flask import Blueprint, Response
 from msgspec import Meta
 
 from inferno.errors import BrokerUnavailable
-from web import documents
+from web.calls import documents
 from web.openapi import Answer, describe
 from web.services import Services, services
 

@@ -49,11 +49,11 @@ from tasks.results.bridge import Waiter
 from tasks.results.views import TaskView
 from tasks.state.records import Outcome
 from tasks.state.transitions import Idempotency
-from web import disconnect, documents, idempotency
-from web.documents import AcceptedTask
-from web.errors import problem
+from web.calls import disconnect, documents, idempotency
+from web.calls.documents import AcceptedTask
+from web.calls.errors import problem
+from web.calls.preference import PREFER, PREFERENCE_APPLIED, Preference, prefer
 from web.openapi import RETRY_AFTER, Answer, Header, describe
-from web.preference import PREFER, PREFERENCE_APPLIED, Preference, prefer
 from web.schemas import predict_schemas
 from web.services import Services, services
 

@@ -14,9 +14,9 @@ from inferno.errors import (
     NotConfirmed,
     NotSupported,
 )
-from web import documents, paging
+from web.calls import documents, paging
+from web.calls.parameters import read
 from web.openapi import describe
-from web.parameters import read
 from web.services import Services, services
 
 blueprint = Blueprint("lanes", __name__)

@@ -32,9 +32,9 @@ from inferno.repository.manifest import MANIFEST
 from inferno.repository.repository import Model, Package
 from inferno.settings import BatchingSettings
 from tasks.state.cluster import WorkerReport
-from web import documents
+from web.calls import documents
+from web.calls.parameters import read
 from web.openapi import ModelSchemas, describe
-from web.parameters import read
 from web.schemas import predict_schemas
 from web.services import Services, services
 

@@ -39,11 +39,12 @@ from inferno.protocol import oip
 from inferno.protocol.requests import InferRequest, decode
 from inferno.repository.repository import Model, Package
 from tasks.intake.submit import Accepted
-from web import disconnect, documents, idempotency, infer, oip_models
-from web.errors import OipError, oip_error
+from web import infer, oip_models
+from web.calls import disconnect, documents, idempotency
+from web.calls.errors import OipError, oip_error
+from web.calls.preference import PREFERENCE_APPLIED, prefer
 from web.health import missing_models
 from web.openapi import RETRY_AFTER, Answer, ErrorForm, Header, describe
-from web.preference import PREFERENCE_APPLIED, prefer
 from web.services import Services, services
 
 blueprint = Blueprint("oip", __name__, url_prefix="/v2")

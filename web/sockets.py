@@ -24,12 +24,12 @@ from tasks.intake.submit import new_task_id
 from tasks.results.bridge import Subscription
 from tasks.results.views import TaskView
 from tasks.state.records import Outcome
-from web import documents
-from web.errors import UNEXPECTED
-from web.idempotency import from_field
-from web.parameters import read
+from web.calls import documents
+from web.calls.errors import UNEXPECTED
+from web.calls.idempotency import from_field
+from web.calls.parameters import read
+from web.calls.preference import Wait, granted_s
 from web.peer import Peer
-from web.preference import Wait, granted_s
 from web.services import Services, services
 
 blueprint = Blueprint("sockets", __name__)

@@ -23,12 +23,12 @@ from inferno.protocol.tasks import TaskState
 from tasks.intake.submit import Accepted
 from tasks.results.views import TaskSummary, TaskView
 from tasks.state.records import Record
-from web import documents, paging
-from web.documents import AcceptedTask
+from web.calls import documents, paging
+from web.calls.documents import AcceptedTask
+from web.calls.parameters import read
+from web.calls.preference import Wait, granted_s
 from web.infer import LOCATION, RETRY_AFTER_S
 from web.openapi import RETRY_AFTER, Answer, describe
-from web.parameters import read
-from web.preference import Wait, granted_s
 from web.services import Services, services
 
 blueprint = Blueprint("tasks", __name__)

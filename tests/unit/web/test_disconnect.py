@@ -13,8 +13,8 @@ from inferno import names
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import web
 from tasks.results.bridge import Waiter
-from web import disconnect
-from web.disconnect import has_hung_up
+from web.calls import disconnect
+from web.calls.disconnect import has_hung_up
 
 NATIVE = {"model": "sentiment", "inputs": {"text": "Good."}}
 

@@ -10,7 +10,7 @@ import pytest
 from inferno import names
 from inferno.errors import BrokerUnavailable, ForwardFailed, InvalidRequest
 from tasks.intake.submit import Submitter
-from web.idempotency import MAX_LENGTH, parse
+from web.calls.idempotency import MAX_LENGTH, parse
 
 NATIVE = {"model": "sentiment", "inputs": {"text": "Good."}}
 PREDICT = "/v1/models/sentiment:predict"

@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.wrappers import Response as AnyResponse
 
 from inferno.errors import InfernoError, Overloaded, PayloadTooLarge, RequestInProgress
-from web import documents
+from web.calls import documents
 
 log = logging.getLogger(__name__)
 

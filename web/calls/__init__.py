@@ -1,0 +1,1 @@
+"""How any call is read, waited for and answered, whatever route it came by."""
