@@ -11,7 +11,7 @@ from msgspec import Meta
 from inferno.errors import BrokerUnavailable
 from web.calls import documents
 from web.calls.parameters import read
-from web.openapi import describe
+from web.openapi.document import describe
 from web.services import services
 
 blueprint = Blueprint("cache", __name__)

@@ -23,7 +23,7 @@ from tasks.results.views import DeadLetterSummary, ReplayOf
 from tasks.state.dead import DeadLetter
 from web.calls import documents, paging
 from web.calls.parameters import read
-from web.openapi import describe
+from web.openapi.document import describe
 from web.services import services
 from web.tasks import REPEATED, repeated
 

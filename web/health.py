@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from inferno.errors import BrokerUnavailable
 from web.calls import documents
-from web.openapi import Answer, describe
+from web.openapi.document import Answer, describe
 from web.services import Services, services
 
 blueprint = Blueprint("health", __name__)

@@ -53,7 +53,7 @@ from web.calls import disconnect, documents, idempotency
 from web.calls.documents import AcceptedTask
 from web.calls.errors import problem
 from web.calls.preference import PREFER, PREFERENCE_APPLIED, Preference, prefer
-from web.openapi import RETRY_AFTER, Answer, Header, describe
+from web.openapi.document import RETRY_AFTER, Answer, Header, describe
 from web.schemas import predict_schemas
 from web.services import Services, services
 

@@ -16,7 +16,7 @@ from inferno.errors import (
 )
 from web.calls import documents, paging
 from web.calls.parameters import read
-from web.openapi import describe
+from web.openapi.document import describe
 from web.services import Services, services
 
 blueprint = Blueprint("lanes", __name__)

@@ -34,7 +34,7 @@ from inferno.settings import BatchingSettings
 from tasks.state.cluster import WorkerReport
 from web.calls import documents
 from web.calls.parameters import read
-from web.openapi import ModelSchemas, describe
+from web.openapi.document import ModelSchemas, describe
 from web.schemas import predict_schemas
 from web.services import Services, services
 

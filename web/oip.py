@@ -44,7 +44,7 @@ from web.calls import disconnect, documents, idempotency
 from web.calls.errors import OipError, oip_error
 from web.calls.preference import PREFERENCE_APPLIED, prefer
 from web.health import missing_models
-from web.openapi import RETRY_AFTER, Answer, ErrorForm, Header, describe
+from web.openapi.document import RETRY_AFTER, Answer, ErrorForm, Header, describe
 from web.services import Services, services
 
 blueprint = Blueprint("oip", __name__, url_prefix="/v2")

@@ -9,9 +9,9 @@ from typing import Any
 from flask import Blueprint, Response, current_app, make_response, render_template
 
 from inferno.errors import BrokerUnavailable
-from web import openapi
 from web.calls import documents
-from web.openapi import describe
+from web.openapi import document as openapi
+from web.openapi.document import describe
 from web.pages import SECURITY_HEADERS
 from web.services import services
 

@@ -6,7 +6,7 @@ import dataclasses
 
 from inferno.protocol.schema import request_schema, response_schema
 from inferno.repository.repository import Package
-from web.openapi import ModelSchemas
+from web.openapi.document import ModelSchemas
 from web.services import services
 
 

@@ -13,7 +13,7 @@ from flask import request
 
 from inferno.errors import InvalidField, InvalidRequest
 from tasks.state.transitions import Idempotency
-from web.openapi import Header
+from web.openapi.document import Header
 
 HEADER = "Idempotency-Key"
 #: Set on the answer to a request that was accepted before.

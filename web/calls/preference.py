@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from web.openapi import Header
+from web.openapi.document import Header
 
 #: Longest wait that is granted, in seconds.
 MAX_WAIT_S = 60.0

@@ -14,7 +14,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.test import TestResponse
 
-from web import openapi
+from web.openapi import document as openapi
 
 #: Nobody receives this one: its client has left.
 UNSEEN = {499}

@@ -11,8 +11,8 @@ import pytest
 
 from inferno.protocol.webhooks import EVENTS
 from inferno.settings import Settings
-from web import openapi
 from web.app import create_app
+from web.openapi import document as openapi
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -36,7 +36,7 @@ def test_every_route_is_in_the_document(app, document):
         if route.path not in PAGES | NOT_THERE
         and route.method not in document["paths"].get(route.path, {})
     }
-    assert missing == set(), "describe them beside their views; see web/openapi.py"
+    assert missing == set(), "describe them beside their views; see web/openapi/document.py"
 
 
 def test_document_has_each_route_once_and_where_the_handbook_has_it(document):

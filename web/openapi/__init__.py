@@ -1,0 +1,1 @@
+"""The OpenAPI document, and the decorators that it is made of."""
