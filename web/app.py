@@ -5,8 +5,9 @@ from __future__ import annotations
 from flask import Flask
 
 from inferno.settings import Settings, load
-from web import cache, dead, health, infer, lanes, models, oip, pages, reference, sockets, tasks
+from web import oip, sockets
 from web.calls import errors
+from web.routes import cache, dead, health, infer, lanes, models, pages, reference, tasks
 from web.services import Services
 
 #: The families of routes.

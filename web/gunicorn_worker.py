@@ -28,9 +28,9 @@ from gunicorn.http.unreader import IterUnreader
 from gunicorn.workers.ggevent import GeventWorker
 
 from inferno.protocol.requests import is_binary, parse_predict
-from web import infer
 from web.calls import documents
 from web.calls.preference import Preference
+from web.routes import infer
 
 #: Headers of requests that are not plain.
 _PARTICULAR = frozenset(

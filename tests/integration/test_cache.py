@@ -29,7 +29,7 @@ from tasks.state.sharing import Cache
 from tasks.state.statistics import Statistics
 from tasks.state.transitions import Idempotency
 from tests.integration.conftest import occupied, send
-from web.cache import COUNTED
+from web.routes.cache import COUNTED
 
 SHARED = {"deterministic": True, "batching": {"max_batch_size": 64}}
 

@@ -35,7 +35,7 @@ from tasks.state.cluster import WorkerReport
 from web.calls import documents
 from web.calls.parameters import read
 from web.openapi.document import ModelSchemas, describe
-from web.schemas import predict_schemas
+from web.routes.schemas import predict_schemas
 from web.services import Services, services
 
 blueprint = Blueprint("models", __name__)

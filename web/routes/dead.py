@@ -24,8 +24,8 @@ from tasks.state.dead import DeadLetter
 from web.calls import documents, paging
 from web.calls.parameters import read
 from web.openapi.document import describe
+from web.routes.tasks import REPEATED, repeated
 from web.services import services
-from web.tasks import REPEATED, repeated
 
 blueprint = Blueprint("dead", __name__)
 

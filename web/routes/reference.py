@@ -12,7 +12,7 @@ from inferno.errors import BrokerUnavailable
 from web.calls import documents
 from web.openapi import document as openapi
 from web.openapi.document import describe
-from web.pages import SECURITY_HEADERS
+from web.routes.pages import SECURITY_HEADERS
 from web.services import services
 
 #: Swagger UI, whose files come with a package: the page needs no other host.

@@ -27,8 +27,8 @@ from web.calls import documents, paging
 from web.calls.documents import AcceptedTask
 from web.calls.parameters import read
 from web.calls.preference import Wait, granted_s
-from web.infer import LOCATION, RETRY_AFTER_S
 from web.openapi.document import RETRY_AFTER, Answer, describe
+from web.routes.infer import LOCATION, RETRY_AFTER_S
 from web.services import Services, services
 
 blueprint = Blueprint("tasks", __name__)

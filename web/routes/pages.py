@@ -13,7 +13,7 @@ from inferno.errors import BrokerUnavailable
 from inferno.protocol.signature import TensorSpec
 from inferno.repository.manifest import Manifest
 from inferno.repository.repository import Model
-from web.models import batching
+from web.routes.models import batching
 from web.services import Services, services
 
 blueprint = Blueprint("pages", __name__)

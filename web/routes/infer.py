@@ -54,7 +54,7 @@ from web.calls.documents import AcceptedTask
 from web.calls.errors import problem
 from web.calls.preference import PREFER, PREFERENCE_APPLIED, Preference, prefer
 from web.openapi.document import RETRY_AFTER, Answer, Header, describe
-from web.schemas import predict_schemas
+from web.routes.schemas import predict_schemas
 from web.services import Services, services
 
 blueprint = Blueprint("infer", __name__)
