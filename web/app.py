@@ -5,8 +5,9 @@ from __future__ import annotations
 from flask import Flask
 
 from inferno.settings import Settings, load
-from web import oip, sockets
+from web import sockets
 from web.calls import errors
+from web.oip import infer as oip
 from web.routes import cache, dead, health, infer, lanes, models, pages, reference, tasks
 from web.services import Services
 
