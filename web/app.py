@@ -5,11 +5,12 @@ from __future__ import annotations
 from flask import Flask
 
 from inferno.settings import Settings, load
-from web import sockets
 from web.calls import errors
 from web.oip import infer as oip
 from web.routes import cache, dead, health, infer, lanes, models, pages, reference, tasks
 from web.services import Services
+from web.sockets import routes as sockets
+from web.sockets.peer import Peers
 
 #: The families of routes.
 API = (
@@ -24,6 +25,9 @@ API = (
 )
 #: All of them are found under each of these, so that clients of other servers find what they know.
 PREFIXES = ("", "/v1", "/api/v1")
+
+#: A socket that takes no data for this many ping intervals is cut off.
+STALLED_PINGS = 2
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -43,6 +47,10 @@ def create_app(settings: Settings | None = None) -> Flask:
         "receive_bytes": 65_536,
     }
     app.extensions["inferno"] = Services.build(settings)
+    app.extensions["peers"] = Peers(
+        settings.websocket.max_queued_messages,
+        STALLED_PINGS * settings.websocket.ping_interval_s,
+    )
     app.extensions["prefixes"] = PREFIXES
     errors.register(app)
     app.register_blueprint(pages.blueprint)

@@ -38,7 +38,7 @@ control_socket_disable = True
 
 def post_worker_init(worker: Any) -> None:
     """Prepare a new process: its memory, and how it stops."""
-    services = worker.wsgi.extensions["inferno"]
+    peers = worker.wsgi.extensions["peers"]
     # The app stays until the end. To look through it again and again for garbage takes 50 ms each
     # time, in which no request is answered.
     gc.collect()
@@ -48,12 +48,13 @@ def post_worker_init(worker: Any) -> None:
     def stop(number: int, frame: Any) -> None:
         worker.handle_exit(number, frame)
         # Closing takes locks, which a signal's handler must not wait for.
-        gevent.spawn(services.peers.close)
+        gevent.spawn(peers.close)
 
     signal.signal(signal.SIGTERM, stop)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Close the connections to Redis."""
+    """Close the sockets and the connections to Redis."""
     if getattr(worker, "wsgi", None) is not None:
+        worker.wsgi.extensions["peers"].close()
         worker.wsgi.extensions["inferno"].close()

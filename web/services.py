@@ -33,10 +33,6 @@ from tasks.state.records import Outcome, Record, Records
 from tasks.state.sharing import Cache
 from tasks.state.statistics import Statistics
 from tasks.state.transitions import Idempotency
-from web.peer import Peers
-
-#: A socket that takes no data for so many ping intervals is cut off.
-STALLED_PINGS = 2
 
 
 class Valid(NamedTuple):
@@ -70,7 +66,6 @@ class Services:
     rollouts: Rollouts
     bridge: Bridge
     deadlines: Deadlines
-    peers: Peers
 
     @classmethod
     def build(cls, settings: Settings) -> Services:
@@ -103,15 +98,10 @@ class Services:
             rollouts=Rollouts(deployments, cluster, settings.repository),
             bridge=bridge,
             deadlines=Deadlines(bridge, records, control),
-            peers=Peers(
-                settings.websocket.max_queued_messages,
-                STALLED_PINGS * settings.websocket.ping_interval_s,
-            ),
         )
 
     def close(self) -> None:
-        """Close every socket and connection."""
-        self.peers.close()
+        """Close every connection."""
         self.deadlines.stop()
         self.bridge.stop()
         self.client.close()

@@ -37,7 +37,7 @@ def url(app):
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield f"ws://127.0.0.1:{server.port}"
-    app.extensions["inferno"].peers.close()
+    app.extensions["peers"].close()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -177,7 +177,7 @@ def test_flood_of_messages_is_read_as_it_is_handled(connect, app, monkeypatch, u
         go_on.wait(10)
         self._say(reference, {"type": "pong"})
 
-    monkeypatch.setattr("web.sockets.Conversation._ping", slow)
+    monkeypatch.setattr("web.sockets.routes.Conversation._ping", slow)
     ws = connect("/ws")
     for reference in range(200):
         say(ws, type="ping", id=reference)
@@ -411,7 +411,7 @@ def test_slow_reader_is_closed(client, connect, worker, app, until):
     for task_id in ids:
         worker.succeed(task_id, outputs)
     # Nobody reads: the queue overflows, and then the kernel finds that nothing is taken.
-    until(lambda: not app.extensions["inferno"].peers, 30)
+    until(lambda: not app.extensions["peers"], 30)
     until(lambda: not subscribed(worker, "*"))
 
 
@@ -434,7 +434,7 @@ def test_sockets_are_told_that_the_server_stops(app, connect):
     ws = connect("/ws")
     say(ws, type="ping")
     assert hear(ws) == {"type": "pong"}
-    app.extensions["inferno"].peers.close()
+    app.extensions["peers"].close()
     assert closing(ws)[0] == 1001
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from flask import Blueprint
+from flask import Blueprint, current_app
 from flask_sock import Sock
 from simple_websocket import Server  # type: ignore[import-untyped]
 
@@ -29,8 +29,8 @@ from web.calls.errors import UNEXPECTED
 from web.calls.idempotency import from_field
 from web.calls.parameters import read
 from web.calls.preference import Wait, granted_s
-from web.peer import Peer
 from web.services import Services, services
+from web.sockets.peer import Peer, Peers
 
 blueprint = Blueprint("sockets", __name__)
 
@@ -44,10 +44,15 @@ SUBMITTING = 32
 log = logging.getLogger(__name__)
 
 
+def _peers() -> Peers:
+    peers: Peers = current_app.extensions["peers"]
+    return peers
+
+
 def one_task(ws: Server, task_id: str) -> None:
     """Tell a client how one task ended."""
     here = services()
-    with here.peers.open(ws) as peer:
+    with _peers().open(ws) as peer:
         try:
             wait_s = granted_s(read(Wait).wait, default_s=WAIT_S, most_s=WAIT_S)
             record, outcome = here.fetch(task_id)
@@ -84,7 +89,7 @@ def one_task(ws: Server, task_id: str) -> None:
 def many_tasks(ws: Server) -> None:
     """Hold a conversation about any number of tasks."""
     here = services()
-    with here.peers.open(ws) as peer:
+    with _peers().open(ws) as peer:
         conversation = Conversation(here, peer)
         try:
             while True:
