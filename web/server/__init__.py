@@ -1,0 +1,1 @@
+"""gunicorn: its worker class and the short way of plain predicts."""
