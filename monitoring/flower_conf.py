@@ -6,7 +6,7 @@ from inferno import names as _names
 from inferno.errors import PackageError as _PackageError
 from inferno.repository.repository import Repository as _Repository
 from inferno.settings import load as _load
-from monitoring.flower_broker import Broker as _Broker
+from monitoring.flower.broker import Broker as _Broker
 
 _settings = _load()
 

@@ -1,0 +1,1 @@
+"""Flower: how it reads the broker."""
