@@ -10,7 +10,7 @@ import pytest
 
 from inferno.testing.platform import running
 from tests.e2e.test_readme import run
-from tests.unit.core.onnx_files import linear
+from tests.unit.inferno.onnx_files import linear
 from tests.unit.test_docs import NOT_RUN, PACKAGING, blocks
 
 #: The commands of the guide that write into the repository.

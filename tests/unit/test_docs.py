@@ -26,7 +26,7 @@ from inferno.repository.manifest import Manifest
 from inferno.repository.repository import Repository
 from inferno.runtimes import ModelContext
 from inferno.settings import Settings
-from tests.unit.artifacts import TINY_BERT, export_bert, png, tiny_tokenizer, yolo_bytes
+from tests.unit.inferno.artifacts import TINY_BERT, export_bert, png, tiny_tokenizer, yolo_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
