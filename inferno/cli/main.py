@@ -45,7 +45,6 @@ from inferno.operate.newcomers import Newcomers
 from inferno.operate.ports import check_port
 from inferno.operate.project import (
     enter_project,
-    inferno_version,
     reach_broker,
     reach_redis,
     read_procfile,
@@ -61,6 +60,7 @@ from inferno.operate.supervisor import ProcessSpec, Supervisor
 from inferno.protocol.tensors import Array
 from inferno.repository.repository import Repository
 from inferno.settings import Settings, load, variable
+from inferno.version import inferno_version
 
 #: What to do about an error, for those whose message does not say it already.
 HINTS: dict[type[InfernoError], str] = {

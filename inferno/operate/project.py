@@ -5,7 +5,6 @@ Before anything runs, this says what could: `inferno up` starts it, `inferno doc
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shlex
@@ -31,14 +30,6 @@ _PICTURE = (
 )
 #: Examples list so many numbers of an input.
 _LISTED = 64
-
-
-def inferno_version() -> str:
-    """Return the version that is installed."""
-    try:
-        return importlib.metadata.version("inferno")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 def enter_project() -> Path:

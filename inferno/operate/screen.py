@@ -16,9 +16,10 @@ from rich.status import Status
 from inferno.client import Client
 from inferno.errors import InfernoError
 from inferno.operate.guard import Event, EventKind
-from inferno.operate.project import example_call, inferno_version, local_url
+from inferno.operate.project import example_call, local_url
 from inferno.repository.repository import Repository
 from inferno.settings import Settings
+from inferno.version import inferno_version
 
 
 class Screen:

@@ -23,7 +23,7 @@ from inferno.protocol.requests import MAX_PRIORITY, MIN_PRIORITY
 from inferno.settings import Settings
 from tasks.broker.connection import translated
 from tasks.transport import Lane, pack, scripts
-from tasks.transport.script import Script
+from tasks.transport.script import InlineScript
 
 #: Brokers on which 0 is the most urgent priority, as Celery documents it.
 _INVERTED = ("redis", "rediss", "sentinel")
@@ -115,7 +115,7 @@ class Lanes:
         self._templates: dict[str, Any] = {}
         #: Queues that the broker knows of.
         self._declared: set[str] = set()
-        self._size = Script(_SIZES)
+        self._size = InlineScript(_SIZES)
 
     def key(self, queue: str) -> str:
         """Return the key that scripts publish to, or "" when the queue is no stream."""

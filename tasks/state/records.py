@@ -228,7 +228,7 @@ class Records:
         """
         self._redis = client
         self._prefix = settings.redis.prefix
-        self._fetch = Script(_FETCH)
+        self._fetch = Script("tasks.state", "fetch")
 
     def fetch(self, task_id: str) -> tuple[Record | None, Outcome | None]:
         """Return a task's record and outcome, as far as they are there.
@@ -236,7 +236,10 @@ class Records:
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
-        keys = [names.record_key(self._prefix, task_id), names.result_key(task_id)]
+        keys = {
+            "record": names.record_key(self._prefix, task_id),
+            "result": names.result_key(task_id),
+        }
         with translated():
             flat, payload = self._fetch.run(self._redis, keys)
         return (
@@ -287,8 +290,3 @@ class Records:
                 Record.read(task_id, fields) if fields else None
                 for task_id, fields in zip(task_ids, pipe.execute(), strict=True)
             ]
-
-
-#: KEYS: record, result. Both as they are at one time; a full Redis refuses transactions, also those
-#: that only read.
-_FETCH = "return {redis.call('HGETALL', KEYS[1]), redis.call('GET', KEYS[2])}"

@@ -36,7 +36,7 @@ from inferno.protocol.tensors import Tensors
 from inferno.repository.repository import Package
 from inferno.settings import Settings
 from tasks.broker.connection import translated
-from tasks.transport.script import Script
+from tasks.transport.script import InlineScript
 
 #: Tasks that follow one leader, at most: one step settles them all.
 MOST_FOLLOWERS = 1000
@@ -213,7 +213,7 @@ class Cache:
         """Store where it is."""
         self._redis = client
         self._keys = names.cache_keys(settings.redis.prefix)
-        self._clear = Script(CLEAR)
+        self._clear = InlineScript(CLEAR)
 
     def size(self) -> tuple[int, int]:
         """Return how many results are kept, and their bytes together.

@@ -38,7 +38,7 @@ from tasks.state.deployments import GENERATION, Outdated
 from tasks.state.records import Outcome, Record, decode_outcome
 from tasks.state.sharing import Sharing
 from tasks.transport import consumer_name, scripts
-from tasks.transport.script import Script
+from tasks.transport.script import InlineScript
 
 #: A Redis command with its arguments, or one of these: ENQUEUE lane, priority, payload; DELAY lane,
 #: due (ms), priority, payload; END result's key, payload, its time to live, that of the record,
@@ -150,9 +150,9 @@ class Transitions:
         self._redis = client
         self._prefix = settings.redis.prefix
         self._tasks = settings.tasks
-        self._accept = Script(_ACCEPT)
-        self._begin = Script(_BEGIN)
-        self._finish = Script(_FINISH)
+        self._accept = InlineScript(_ACCEPT)
+        self._begin = InlineScript(_BEGIN)
+        self._finish = InlineScript(_FINISH)
         self._cache = cache.Cache(client, settings)
 
     def accept(self, arrivals: Sequence[Arrival]) -> list[Admitted | Refusal]:
@@ -309,7 +309,7 @@ class Transitions:
         keys += [names.record_key(self._prefix, step.task_id) for step in steps]
         return [Verdict(code) for code in cast(list[int], self._run(self._finish, keys, arguments))]
 
-    def _run(self, script: Script, keys: list[str], arguments: list[Any]) -> Any:
+    def _run(self, script: InlineScript, keys: list[str], arguments: list[Any]) -> Any:
         """Run a script; where Redis is full, kept results make room for it."""
         try:
             return script.run(self._redis, keys, arguments)

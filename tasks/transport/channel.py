@@ -27,7 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tasks.transport import scripts
-from tasks.transport.script import Argument, Script
+from tasks.transport.script import Argument, InlineScript
 
 logger = get_logger(__name__)
 
@@ -673,7 +673,7 @@ def _is_refusal(exc: redis.ResponseError) -> bool:
     return refused or REFUSALS.match(str(exc)) is not None
 
 
-_script = cache(Script)
+_script = cache(InlineScript)
 
 
 def _run(client: redis.Redis, script: str, keys: Sequence[str], *args: Argument) -> Any:

@@ -34,10 +34,10 @@ from inferno.errors import (
     WorkerLost,
     WrongState,
 )
-from inferno.operate.project import inferno_version
 from inferno.protocol import oip
 from inferno.protocol.requests import InferRequest, decode
 from inferno.repository.repository import Model, Package
+from inferno.version import inferno_version
 from tasks.intake.submit import Accepted
 from web.calls import disconnect, documents, idempotency
 from web.calls.errors import OipError, oip_error

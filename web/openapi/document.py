@@ -25,9 +25,9 @@ from flask import Flask
 from werkzeug.routing import Rule
 
 from inferno.errors import InfernoError, PayloadTooLarge, Problem, RequestInProgress
-from inferno.operate.project import inferno_version
 from inferno.protocol.schema import schema_of
 from inferno.repository.repository import Package
+from inferno.version import inferno_version
 
 #: The media type object of a body that is no JSON.
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
