@@ -22,12 +22,13 @@ from inferno.errors import BrokerUnavailable, NotSupported
 from inferno.protocol.requests import MAX_PRIORITY, MIN_PRIORITY
 from inferno.settings import Settings
 from tasks.broker.connection import translated
-from tasks.transport import Lane, pack, scripts
-from tasks.transport.script import InlineScript
+from tasks.transport import STREAMS, Lane, pack
+from tasks.transport.script import Script
 
 #: Brokers on which 0 is the most urgent priority, as Celery documents it.
 _INVERTED = ("redis", "rediss", "sentinel")
 
+_BACKLOG = Script("tasks.broker", "backlog")
 
 #: How long RabbitMQ may take to confirm a message, in seconds. It stops to read when it is full.
 CONFIRM_TIMEOUT_S = 10.0
@@ -115,7 +116,6 @@ class Lanes:
         self._templates: dict[str, Any] = {}
         #: Queues that the broker knows of.
         self._declared: set[str] = set()
-        self._size = InlineScript(_SIZES)
 
     def key(self, queue: str) -> str:
         """Return the key that scripts publish to, or "" when the queue is no stream."""
@@ -213,7 +213,7 @@ class Lanes:
           BrokerUnavailable: Redis does not answer.
         """
         with translated():
-            counts = self._size.run(self._redis, [self._key(queue)])
+            counts = _BACKLOG.run(self._redis, {"lane": self._key(queue)})
         return Backlog(*counts)
 
     def leave(self, queue: str) -> int:
@@ -285,7 +285,7 @@ class Lanes:
         """
         key = self._key(queue)
         yield from self._delayed(key, "-inf", "+inf")
-        for name in scripts.STREAMS:
+        for name in STREAMS:
             yield from self._waiting(f"{key}:{name}")
 
     def postponed(self, queue: str, due: float) -> Iterator[Waiting]:
@@ -361,23 +361,3 @@ def _task_id(message: bytes) -> str | None:
         return str(loads(message)["headers"]["id"])
     except (ValueError, LookupError, TypeError):
         return None  # Nothing of ours; the worker that is handed it puts it aside.
-
-
-#: KEYS: lane. Returns how many messages wait, are held, and are delayed.
-_SIZES = (
-    scripts.LIBRARY
-    + """
-local lane = KEYS[1]
-local total, held = 0, 0
-for _, name in ipairs(STREAMS) do
-  local stream = lane .. ':' .. name
-  local length = redis.call('XLEN', stream)
-  if length > 0 then
-    total = total + length
-    local pending = redis.pcall('XPENDING', stream, GROUP)
-    held = held + (pending.err and 0 or pending[1])
-  end
-end
-return {math.max(total - held, 0), held, redis.call('ZCARD', lane .. ':delayed')}
-"""
-)

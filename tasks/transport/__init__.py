@@ -62,9 +62,18 @@ from typing import Any
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as lists
 
-from tasks.transport.channel import Channel, Lane, Message, consumer_name, pack
+from tasks.transport.channel import STREAMS, Channel, Lane, Message, consumer_name, pack
 
-__all__ = ("Channel", "Lane", "Message", "Transport", "consumer_name", "pack", "register")
+__all__ = (
+    "STREAMS",
+    "Channel",
+    "Lane",
+    "Message",
+    "Transport",
+    "consumer_name",
+    "pack",
+    "register",
+)
 
 
 class Poller(lists.MultiChannelPoller):  # type: ignore[misc]

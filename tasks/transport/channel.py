@@ -6,11 +6,10 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from itertools import count
 from queue import Empty
 from time import monotonic
@@ -26,8 +25,7 @@ from kombu.utils.json import dumps, loads
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tasks.transport import scripts
-from tasks.transport.script import Argument, InlineScript
+from tasks.transport.script import Script
 
 logger = get_logger(__name__)
 
@@ -40,6 +38,22 @@ UNLIMITED_FETCH = 100
 
 #: How the errors of a Redis begin that refuses writes for a while: it is full, or cannot save them.
 REFUSALS = re.compile("OOM|MISCONF|READONLY|NOREPLICAS|MASTERDOWN|BUSY|LOADING|.*OOM command")
+
+#: Streams of a lane, in the order in which they are handed out; as in `lua/lane.lua`.
+STREAMS = ("returned", *"9876543210")
+
+_PUBLISH = Script("tasks.transport", "publish")
+_FETCH = Script("tasks.transport", "fetch")
+_HELD = Script("tasks.transport", "held")
+_TEND = Script("tasks.transport", "tend")
+_CLAIM = Script("tasks.transport", "claim")
+_RELEASE = Script("tasks.transport", "release")
+_REQUEUE = Script("tasks.transport", "requeue")
+_GIVE_BACK = Script("tasks.transport", "give_back")
+_LEAVE = Script("tasks.transport", "leave")
+_SIZE = Script("tasks.transport", "size")
+_PURGE = Script("tasks.transport", "purge")
+_DELETE = Script("tasks.transport", "delete")
 
 _process: tuple[int, str] = (0, "")
 
@@ -100,7 +114,7 @@ class Lane:
         Returns:
           how many messages were given back.
         """
-        return int(_run(client, scripts.LEAVE, [self.key], consumer_name()))
+        return int(_LEAVE.run(client, {"lane": self.key, "consumer": consumer_name()}))
 
     def give_back(self, client: redis.Redis, entries: Iterable[tuple[str, str]]) -> int:
         """Give back some messages of this process, to be handed out first.
@@ -111,8 +125,8 @@ class Lane:
         Returns:
           how many were still ours.
         """
-        flat = [part for entry in entries for part in entry]
-        return int(_run(client, scripts.GIVE_BACK, [self.key], consumer_name(), *flat))
+        fields = {"lane": self.key, "consumer": consumer_name(), "entries": list(entries)}
+        return int(_GIVE_BACK.run(client, fields))
 
 
 def pack(
@@ -203,7 +217,7 @@ class QoS(lists.QoS):  # type: ignore[misc]
         if entry is None:
             super().ack(delivery_tag)
         else:
-            self.channel.release([entry])
+            self.channel.release(*entry)
             self.forget(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -216,7 +230,7 @@ class QoS(lists.QoS):  # type: ignore[misc]
         if requeue:
             self.channel.requeue(message)
         else:
-            self.channel.release([entry])
+            self.channel.release(*entry)
         self.forget(delivery_tag)
 
     def forget(self, delivery_tag: str) -> None:
@@ -326,8 +340,8 @@ class Channel(lists.Channel):  # type: ignore[misc]
         self._client = self._commands = None
         super()._disconnect_pools()
 
-    def _run(self, script: str, keys: Sequence[str], *args: Argument) -> Any:
-        return _run(self.commands, script, keys, *args)
+    def _run(self, script: Script, **fields: Any) -> Any:
+        return script.run(self.commands, fields)
 
     # Queues
 
@@ -353,8 +367,13 @@ class Channel(lists.Channel):  # type: ignore[misc]
         if lane is None:
             super()._put(queue, message, **kwargs)
             return
-        priority = self._get_message_priority(message)
-        self._run(scripts.PUBLISH, [lane.key], priority, _due_ms(message), dumps(message))
+        self._run(
+            _PUBLISH,
+            lane=lane.key,
+            priority=self._get_message_priority(message),
+            due_ms=_due_ms(message),
+            payload=dumps(message),
+        )
 
     def _put_fanout(
         self, exchange: str, message: dict[str, Any], routing_key: str, **kwargs: Any
@@ -374,11 +393,11 @@ class Channel(lists.Channel):  # type: ignore[misc]
 
     def _size(self, queue: str) -> int:
         lane = self.lane(queue)
-        return int(super()._size(queue) if lane is None else self._run(scripts.SIZE, [lane.key]))
+        return int(super()._size(queue) if lane is None else self._run(_SIZE, lane=lane.key))
 
     def _purge(self, queue: str) -> int:
         lane = self.lane(queue)
-        return int(super()._purge(queue) if lane is None else self._run(scripts.PURGE, [lane.key]))
+        return int(super()._purge(queue) if lane is None else self._run(_PURGE, lane=lane.key))
 
     def queue_delete(
         self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
@@ -386,7 +405,7 @@ class Channel(lists.Channel):  # type: ignore[misc]
         """Delete a queue with everything in it."""
         lane = self.lane(queue)
         if lane is not None and not (if_empty and self._size(queue)):
-            self._run(scripts.DELETE, [lane.key])
+            self._run(_DELETE, lane=lane.key)
         super().queue_delete(queue, if_unused, if_empty, **kwargs)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
@@ -404,10 +423,9 @@ class Channel(lists.Channel):  # type: ignore[misc]
 
     # Messages in our hands
 
-    def release(self, entries: Iterable[tuple[str, str]]) -> int:
-        """Acknowledge and delete entries; returns how many were still ours."""
-        flat = [part for entry in entries for part in entry]
-        return int(self._run(scripts.RELEASE, [], consumer_name(), *flat))
+    def release(self, stream: str, entry: str) -> None:
+        """Acknowledge and delete an entry, if this process still holds it."""
+        self._run(_RELEASE, stream=stream, entry=entry, consumer=consumer_name())
 
     def requeue(self, message: virtual.Message) -> None:
         """Put a message at the end of its line, as redelivered, if it is still ours."""
@@ -417,13 +435,13 @@ class Channel(lists.Channel):  # type: ignore[misc]
         stream, entry = info.pop("stream"), info.pop("entry")
         info["redelivered"] = True
         self._run(
-            scripts.REQUEUE,
-            [lane.key],
-            consumer_name(),
-            stream,
-            entry,
-            self._get_message_priority(payload),
-            dumps(payload),
+            _REQUEUE,
+            lane=lane.key,
+            stream=stream,
+            entry=entry,
+            consumer=consumer_name(),
+            priority=self._get_message_priority(payload),
+            payload=dumps(payload),
         )
 
     def forget(self, delivery_tag: str) -> None:
@@ -460,19 +478,18 @@ class Channel(lists.Channel):  # type: ignore[misc]
         return found
 
     def _take(self, lane: Lane, most: int) -> list[Any]:
-        entries: list[Any] = self._careful(
-            scripts.FETCH, [lane.key], consumer_name(), self._lease_ms, most
+        return self._careful(
+            _FETCH, lane=lane.key, consumer=consumer_name(), lease_ms=self._lease_ms, limit=most
         )
-        return entries
 
-    def _careful(self, script: str, keys: Sequence[str], *args: Argument) -> list[Any]:
+    def _careful(self, script: Script, **fields: Any) -> list[Any]:
         """Run a script that hands something over to us.
 
         When the answer is lost, it is in our hands without our knowing: we look again. When Redis
         refuses writes, because it is full or cannot save them, there is nothing for now.
         """
         try:
-            entries: list[Any] = self._run(script, keys, *args)
+            entries: list[Any] = self._run(script, **fields)
         except self.connection_errors:
             self._opened.clear()
             raise
@@ -486,7 +503,7 @@ class Channel(lists.Channel):  # type: ignore[misc]
     def _open(self, queue: str, lane: Lane) -> None:
         """Begin to consume: with what is in our hands unknown to this channel, then what waits."""
         self._opened.add(queue)
-        held = self._run(scripts.HELD, [lane.key], consumer_name())
+        held = self._run(_HELD, lane=lane.key, consumer=consumer_name())
         self._hand_out(queue, lane, held, redelivered=True)
         self._fetch({queue: lane})
 
@@ -522,7 +539,7 @@ class Channel(lists.Channel):  # type: ignore[misc]
                 "A message of %s cannot be read; see %s:unreadable", lane.key, lane.key
             )
             self.commands.xadd(f"{lane.key}:unreadable", {"message": payload}, maxlen=1000)
-            self.release([(bytes_to_str(stream), bytes_to_str(entry_id))])
+            self.release(bytes_to_str(stream), bytes_to_str(entry_id))
             return None
         info["queue"] = queue
         info["stream"] = bytes_to_str(stream)
@@ -601,7 +618,7 @@ class Channel(lists.Channel):  # type: ignore[misc]
         lanes, now = self._lanes, monotonic()
         self._tended_at = now
         keys = [lane.key for lane in lanes.values()]
-        answer = self._careful(scripts.TEND, keys, consumer_name(), self._lease_ms)
+        answer = self._careful(_TEND, lanes=keys, consumer=consumer_name(), lease_ms=self._lease_ms)
         if not answer:
             return
         redis_ms, consumers = answer
@@ -655,7 +672,9 @@ class Channel(lists.Channel):  # type: ignore[misc]
         most = self.qos.prefetch_count or UNLIMITED_FETCH
         if self.qos.held(queue) > 2 * most:
             return
-        claimed = self._careful(scripts.CLAIM, [lane.key], dead, report, consumer_name(), most)
+        claimed = self._careful(
+            _CLAIM, lane=lane.key, dead=dead, report=report, consumer=consumer_name(), limit=most
+        )
         if claimed:
             logger.warning("%s is gone; %d messages of %s taken over", dead, len(claimed), queue)
         self._hand_out(queue, lane, claimed, redelivered=True)
@@ -673,23 +692,16 @@ def _is_refusal(exc: redis.ResponseError) -> bool:
     return refused or REFUSALS.match(str(exc)) is not None
 
 
-_script = cache(InlineScript)
-
-
-def _run(client: redis.Redis, script: str, keys: Sequence[str], *args: Argument) -> Any:
-    return _script(script).run(client, keys, args)
-
-
 def _entry(message: virtual.Message | None) -> tuple[str, str] | None:
     """Return the stream and id of a delivered message, or None when it came out of a list."""
     info = message.delivery_info if message is not None else {}
     return (info["stream"], info["entry"]) if "entry" in info else None
 
 
-def _due_ms(message: dict[str, Any]) -> int:
-    """Return when a message may be handed out, in milliseconds since the epoch; 0: at once."""
+def _due_ms(message: dict[str, Any]) -> int | None:
+    """Return when a message is due, in milliseconds since the epoch; None when it is due now."""
     eta = (message.get("headers") or {}).get("eta")
     if not eta:
-        return 0
+        return None
     due = datetime.fromisoformat(eta)
     return round((due if due.tzinfo else due.replace(tzinfo=UTC)).timestamp() * 1000)

@@ -11,7 +11,7 @@ import redis
 
 from inferno import names
 from inferno.settings import RedisSettings
-from tasks.transport import Lane, scripts
+from tasks.transport import STREAMS, Lane
 from tests.chaos.load import MODEL
 
 LANE = Lane.of(MODEL).key
@@ -50,10 +50,10 @@ _consumers: dict[int, str] = {}
 
 
 def _idle_ms(client: redis.Redis, consumer: str) -> Iterator[float]:
-    for name in scripts.STREAMS:
+    for name in STREAMS:
         stream = f"{LANE}:{name}"
         if client.exists(stream):
-            pending = client.xpending_range(stream, scripts.GROUP, "-", "+", 1000, consumer)
+            pending = client.xpending_range(stream, "workers", "-", "+", 1000, consumer)
             yield from (float(entry["time_since_delivered"]) for entry in pending)
 
 
@@ -64,7 +64,7 @@ def kept(client: redis.Redis) -> set[str]:
     neither place is gone.
     """
     messages = [json.loads(value)[0] for value in client.hvals("unacked")]
-    for name in scripts.STREAMS:
+    for name in STREAMS:
         entries = cast(list[tuple[bytes, dict[bytes, bytes]]], client.xrange(f"{LANE}:{name}"))
         messages += [json.loads(fields[b"message"]) for _, fields in entries]
     return {message["headers"]["id"] for message in messages}

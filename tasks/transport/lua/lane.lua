@@ -49,6 +49,13 @@ function M.release(stream, entry)
   redis.call('XDEL', stream, entry)
 end
 
+-- Entries of a stream that a consumer holds, as {id, fields}; a deleted entry has no fields.
+function M.held(stream, consumer)
+  local reply = redis.pcall('XREADGROUP', 'GROUP', GROUP, consumer, 'STREAMS', stream, '0')
+  -- An error means that the stream or its group does not exist.
+  return reply and not reply.err and reply[1][2] or {}
+end
+
 -- The number of messages that wait, are delayed, or are held by a consumer.
 function M.backlog(lane)
   local count = redis.call('ZCARD', lane .. ':delayed')

@@ -30,7 +30,8 @@ from inferno.settings import Settings
 from tasks.broker.lanes import Held, Lanes, Message
 from tasks.state.records import Record, Records, encode_outcome
 from tasks.state.transitions import Idempotency, Rider, Step, Transitions, Verdict
-from tasks.transport import Lane, scripts
+from tasks.transport import STREAMS, Lane
+from tasks.transport.script import Script
 from tests.integration.conftest import accept
 
 
@@ -39,7 +40,7 @@ def lane(client: redis.Redis) -> Iterator[str]:
     """A lane of its own."""
     key = Lane.of(f"lane-{uuid.uuid4().hex[:8]}").key
     yield key
-    client.register_script(scripts.DELETE)(keys=[key])
+    Script("tasks.transport", "delete").run(client, {"lane": key})
 
 
 def new_record(**fields: Any) -> Record:
@@ -50,7 +51,8 @@ def new_record(**fields: Any) -> Record:
 
 def take(client: redis.Redis, lane: str, consumer: str) -> list[Held]:
     """Fetch everything that waits in a lane, as a consumer."""
-    fetched: Any = client.register_script(scripts.FETCH)(keys=[lane], args=[consumer, 60_000, 100])
+    fields = {"lane": lane, "consumer": consumer, "lease_ms": 60_000, "limit": 100}
+    fetched = Script("tasks.transport", "fetch").run(client, fields)
     return [Held(stream.decode(), entry.decode()) for stream, entry, _ in fetched]
 
 
@@ -167,12 +169,12 @@ def test_of_a_batch_each_entry_is_asked_for_that_another_consumer_may_have(
     """A stream's order is not that of its entries as text, and others' stand between."""
     as_consumer(monkeypatch, "mine")
     stream = f"{lane}:3"
-    client.xgroup_create(stream, scripts.GROUP, "0", mkstream=True)
+    client.xgroup_create(stream, "workers", "0", mkstream=True)
     riders = {}
     for number in range(8, 28):
         client.xadd(stream, {"message": "{}"}, id=f"5-{number}")
         consumer = "another" if number % 5 == 0 else "mine"
-        client.xreadgroup(scripts.GROUP, consumer, {stream: ">"})
+        client.xreadgroup("workers", consumer, {stream: ">"})
         held = Held(stream, f"5-{number}")
         riders[rider(new_record(), held)] = Verdict.STALE if consumer == "another" else Verdict.DONE
     begun = transitions.begin(list(riders), "batch")
@@ -215,7 +217,7 @@ def claim(client: redis.Redis, held: Held, consumer: str) -> bool:
     """Take an entry over from whoever has it; say whether there was any."""
     if not client.exists(held.stream):
         return False
-    return bool(client.xclaim(held.stream, scripts.GROUP, consumer, 0, [held.entry]))
+    return bool(client.xclaim(held.stream, "workers", consumer, 0, [held.entry]))
 
 
 def cancelled(transitions: Transitions, task_id: str, held: Held) -> Step:
@@ -338,7 +340,7 @@ def happen(
         assert found.attempts == attempts
         assert (outcome is not None) == state.terminal
         count = client.zcard(f"{lane}:delayed") + sum(
-            client.xlen(f"{lane}:{name}") for name in scripts.STREAMS
+            client.xlen(f"{lane}:{name}") for name in STREAMS
         )
         assert count == 1 or (state.terminal and count <= 1)
     return state

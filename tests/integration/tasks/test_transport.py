@@ -21,7 +21,8 @@ import redis
 import tasks.transport.channel
 from inferno.operate.embedded_redis import find_program
 from inferno.testing.processes import ROOT, redis_server, wait_until
-from tasks.transport import Lane, register, scripts
+from tasks.transport import STREAMS, Lane, register
+from tasks.transport.script import Script
 
 register()
 
@@ -385,8 +386,8 @@ def test_a_paused_consumer_keeps_what_it_holds_until_its_lease_is_over(server, c
         assert seconds * 1000 + micros / 1000 - reported >= 2000
         # When it comes back it can no longer acknowledge what was taken from it.
         (entry,) = [m.delivery_info["entry"] for m in consumer.messages]
-        stale = channel.commands.register_script(scripts.RELEASE)
-        assert stale(args=[name, "stream:q:0", entry]) == 0
+        stale = {"consumer": name, "stream": "stream:q:0", "entry": entry}
+        assert Script("tasks.transport", "release").run(channel.commands, stale) == 0
         assert client.xlen("stream:q:0") == 1
         consumer.messages[0].ack()
         assert client.xlen("stream:q:0") == 0
@@ -445,6 +446,17 @@ def test_a_lane_is_named_after_its_queue():
     assert Lane.of("sentiment", "p:").bell == "p:stream:sentiment:bell"
 
 
+def test_a_message_is_in_the_stream_of_its_priority(connection, client):
+    for priority in range(10):
+        publish(connection, "a", priority=priority)
+    streams = {f"stream:q:{name}" for name in STREAMS}
+    assert set(client.keys("stream:q:?")) == streams - {"stream:q:returned"}
+    consumer = Consumer(connection, prefetch=1)
+    consumer.take(1)
+    Lane.of("q").leave(client)
+    assert client.exists(f"stream:q:{STREAMS[0]}")
+
+
 def test_a_full_redis_hands_out_nothing_and_ends_nobody(connection, client):
     consumer = Consumer(connection)
     publish(connection, "a")
@@ -482,9 +494,9 @@ def test_a_lost_answer_loses_no_message(connection, client, monkeypatch):
     channel = consumer.consumer.channel
     run = channel._run
 
-    def cut(script: str, keys: Any, *args: Any) -> Any:
-        answer = run(script, keys, *args)
-        if script is scripts.FETCH and answer:
+    def cut(script: Script, **fields: Any) -> Any:
+        answer = run(script, **fields)
+        if script is tasks.transport.channel._FETCH and answer:
             monkeypatch.undo()
             raise redis.ConnectionError("cut")
         return answer
