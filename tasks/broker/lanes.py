@@ -22,7 +22,7 @@ from inferno.errors import BrokerUnavailable, NotSupported
 from inferno.protocol.requests import MAX_PRIORITY, MIN_PRIORITY
 from inferno.settings import Settings
 from tasks.broker.connection import translated
-from tasks.transport import STREAMS, Lane, pack
+from tasks.transport import StreamLane, pack
 from tasks.transport.script import Script
 
 #: Brokers on which 0 is the most urgent priority, as Celery documents it.
@@ -119,7 +119,7 @@ class Lanes:
 
     def key(self, queue: str) -> str:
         """Return the key that scripts publish to, or "" when the queue is no stream."""
-        return Lane.of(queue).key if self.streams else ""
+        return StreamLane.of(queue).key if self.streams else ""
 
     def pack(self, message: Message) -> bytes:
         """Return a message as scripts publish it, or b"" when the queue is no stream."""
@@ -213,7 +213,7 @@ class Lanes:
           BrokerUnavailable: Redis does not answer.
         """
         with translated():
-            counts = _BACKLOG.run(self._redis, {"lane": self._key(queue)})
+            counts = _BACKLOG.run(self._redis, {"lane": self._lane(queue).key})
         return Backlog(*counts)
 
     def leave(self, queue: str) -> int:
@@ -230,7 +230,7 @@ class Lanes:
         if not self.streams:
             return 0
         with translated():
-            return Lane.of(queue).leave(self._redis)
+            return StreamLane.of(queue).leave(self._redis)
 
     def give_back(self, queue: str, held: Iterable[Held]) -> int:
         """Give back some messages of this process, for others to run first.
@@ -243,7 +243,7 @@ class Lanes:
         if not self.streams:
             return 0
         with translated():
-            return Lane.of(queue).give_back(self._redis, [(h.stream, h.entry) for h in held])
+            return StreamLane.of(queue).give_back(self._redis, [(h.stream, h.entry) for h in held])
 
     def pause(self, queue: str) -> None:
         """Hand out nothing more of a lane; tasks are accepted, and those in workers' hands end.
@@ -252,9 +252,9 @@ class Lanes:
           NotSupported: the lane is no stream.
           BrokerUnavailable: Redis does not answer.
         """
-        self._key(queue)
+        lane = self._lane(queue)
         with translated():
-            Lane.of(queue).pause(self._redis)
+            lane.pause(self._redis)
 
     def resume(self, queue: str) -> None:
         """Hand out a paused lane again.
@@ -263,9 +263,9 @@ class Lanes:
           NotSupported: the lane is no stream.
           BrokerUnavailable: Redis does not answer.
         """
-        self._key(queue)
+        lane = self._lane(queue)
         with translated():
-            Lane.of(queue).resume(self._redis)
+            lane.resume(self._redis)
 
     def paused(self, queue: str) -> bool:
         """Return whether a lane is paused; only streams can be.
@@ -274,7 +274,7 @@ class Lanes:
           BrokerUnavailable: Redis does not answer.
         """
         with translated():
-            return self.streams and bool(self._redis.exists(Lane.of(queue).paused))
+            return self.streams and StreamLane.of(queue).is_paused(self._redis)
 
     def waiting(self, queue: str) -> Iterator[Waiting]:
         """Yield what waits in a lane or for its time.
@@ -283,10 +283,10 @@ class Lanes:
           NotSupported: the lane is no stream.
           BrokerUnavailable: Redis does not answer.
         """
-        key = self._key(queue)
-        yield from self._delayed(key, "-inf", "+inf")
-        for name in STREAMS:
-            yield from self._waiting(f"{key}:{name}")
+        lane = self._lane(queue)
+        yield from self._delayed(lane, "-inf", "+inf")
+        for stream in lane.streams:
+            yield from self._waiting(stream)
 
     def postponed(self, queue: str, due: float) -> Iterator[Waiting]:
         """Yield what waits for that very time, in seconds since the epoch, where lanes are streams.
@@ -296,7 +296,7 @@ class Lanes:
         """
         if self.streams:
             at = round(due * 1000)
-            yield from self._delayed(self.key(queue), at, at)
+            yield from self._delayed(StreamLane.of(queue), at, at)
 
     def at(self, held: Held) -> bytes:
         """Return the message of an entry, or b"" when there is none.
@@ -310,8 +310,10 @@ class Lanes:
             found: Any = self._redis.xrange(held.stream, held.entry, held.entry)
         return found[0][1][b"message"] if found else b""
 
-    def _delayed(self, key: str, earliest: int | str, latest: int | str) -> Iterator[Waiting]:
-        delayed = f"{key}:delayed"
+    def _delayed(
+        self, lane: StreamLane, earliest: int | str, latest: int | str
+    ) -> Iterator[Waiting]:
+        delayed = lane.delayed
         with translated():
             members = cast(list[bytes], self._redis.zrangebyscore(delayed, earliest, latest))
         for member in members:
@@ -339,12 +341,12 @@ class Lanes:
                 return
             last = entries[-1][0]
 
-    def _key(self, queue: str) -> str:
+    def _lane(self, queue: str) -> StreamLane:
         if not self.streams:
             raise NotSupported(
                 "this needs lanes on Redis Streams, which INFERNO_BROKER__URL has replaced"
             )
-        return self.key(queue)
+        return StreamLane.of(queue)
 
 
 def _iso(when: float | datetime | None) -> str | None:

@@ -62,18 +62,11 @@ from typing import Any
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as lists
 
-from tasks.transport.channel import STREAMS, Channel, Lane, Message, consumer_name, pack
+from tasks.transport.channel import Channel
+from tasks.transport.lane import StreamLane, consumer_name
+from tasks.transport.message import Message, pack
 
-__all__ = (
-    "STREAMS",
-    "Channel",
-    "Lane",
-    "Message",
-    "Transport",
-    "consumer_name",
-    "pack",
-    "register",
-)
+__all__ = ("Channel", "Message", "StreamLane", "Transport", "consumer_name", "pack", "register")
 
 
 class Poller(lists.MultiChannelPoller):  # type: ignore[misc]

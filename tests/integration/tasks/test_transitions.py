@@ -22,7 +22,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from redis.client import PubSub
 
-import tasks.transport.channel
+import tasks.transport.lane
 from inferno import names
 from inferno.errors import ForwardFailed, KeyReused, Overloaded, TaskCancelled
 from inferno.protocol.tasks import TRANSITIONS, TaskState
@@ -30,7 +30,7 @@ from inferno.settings import Settings
 from tasks.broker.lanes import Held, Lanes, Message
 from tasks.state.records import Record, Records, encode_outcome
 from tasks.state.transitions import Idempotency, Rider, Step, Transitions, Verdict
-from tasks.transport import STREAMS, Lane
+from tasks.transport import StreamLane
 from tasks.transport.script import Script
 from tests.integration.conftest import accept
 
@@ -38,7 +38,7 @@ from tests.integration.conftest import accept
 @pytest.fixture
 def lane(client: redis.Redis) -> Iterator[str]:
     """A lane of its own."""
-    key = Lane.of(f"lane-{uuid.uuid4().hex[:8]}").key
+    key = StreamLane.of(f"lane-{uuid.uuid4().hex[:8]}").key
     yield key
     Script("tasks.transport", "delete").run(client, {"lane": key})
 
@@ -57,7 +57,7 @@ def take(client: redis.Redis, lane: str, consumer: str) -> list[Held]:
 
 
 def as_consumer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(tasks.transport.channel, "_process", (os.getpid(), name))
+    monkeypatch.setattr(tasks.transport.lane, "_process", (os.getpid(), name))
 
 
 def rider(record: Record, held: Held) -> Rider:
@@ -254,7 +254,7 @@ def test_no_order_of_events_breaks_the_state_machine(
     outcome, and it stays; an attempt is counted for each pass; as long as there is no outcome, the
     message is in the lane, once.
     """
-    lane = Lane.of(f"lane-{uuid.uuid4().hex[:8]}").key
+    lane = StreamLane.of(f"lane-{uuid.uuid4().hex[:8]}").key
     record = new_record()
     with client.pubsub(ignore_subscribe_messages=True) as listener:
         channel = names.result_key(record.task_id)
@@ -282,12 +282,12 @@ def happen(
     state, attempts = TaskState.QUEUED, 0
 
     def as_worker(name: str, action: Callable[[str], None]) -> None:
-        before = tasks.transport.channel._process
-        tasks.transport.channel._process = (os.getpid(), name)
+        before = tasks.transport.lane._process
+        tasks.transport.lane._process = (os.getpid(), name)
         try:
             action(name)
         finally:
-            tasks.transport.channel._process = before
+            tasks.transport.lane._process = before
 
     def finish(worker: str, commands: Callable[[], list[Any]]) -> None:
         transitions.finish([Step(task_id, held[worker], commands())])
@@ -339,9 +339,8 @@ def happen(
         state = found.state
         assert found.attempts == attempts
         assert (outcome is not None) == state.terminal
-        count = client.zcard(f"{lane}:delayed") + sum(
-            client.xlen(f"{lane}:{name}") for name in STREAMS
-        )
+        keys = StreamLane(lane)
+        count = client.zcard(keys.delayed) + sum(map(client.xlen, keys.streams))
         assert count == 1 or (state.terminal and count <= 1)
     return state
 

@@ -19,9 +19,10 @@ import pytest
 import redis
 
 import tasks.transport.channel
+import tasks.transport.lane
 from inferno.operate.embedded_redis import find_program
 from inferno.testing.processes import ROOT, redis_server, wait_until
-from tasks.transport import STREAMS, Lane, register
+from tasks.transport import StreamLane, register
 from tasks.transport.script import Script
 
 register()
@@ -165,7 +166,7 @@ def handed(popen: subprocess.Popen[str], count: int) -> list[str]:
 def as_another_process(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
     """Consume under another name."""
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.transport.channel, "_process", (os.getpid(), name))
+        patch.setattr(tasks.transport.lane, "_process", (os.getpid(), name))
         yield
 
 
@@ -298,11 +299,11 @@ def test_a_message_for_later_waits_in_redis(connection, client):
 
 def test_a_paused_queue_hands_out_nothing(connection, client):
     consumer = Consumer(connection)
-    Lane.of("q").pause(client)
+    StreamLane.of("q").pause(client)
     publish(connection, "a")
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0.3)
-    Lane.of("q").resume(client)
+    StreamLane.of("q").resume(client)
     assert consumer.take(1) == ["a"]
 
 
@@ -372,7 +373,7 @@ def test_a_paused_consumer_keeps_what_it_holds_until_its_lease_is_over(server, c
     with consumer_process(server, lease=2.0) as paused:
         channel = consumer.consumer.channel
         wait_until(lambda: client.hlen("stream:q:consumers"))
-        Lane.of("q").pause(client)
+        StreamLane.of("q").pause(client)
         publish(connection, "x")
         # Only the other process is waiting for the bell.
         channel.commands.delete("stream:q:paused")
@@ -411,7 +412,7 @@ def test_leaving_gives_back_at_once_and_first(server, connection, client, monkey
     publish(connection, "a", "b")
     consumer.take(2)
     publish(connection, "c", priority=9)
-    assert Lane.of("q").leave(client) == 2
+    assert StreamLane.of("q").leave(client) == 2
     with as_another_process(monkeypatch, "other"), connected(server) as second:
         assert Consumer(second).take(3) == ["a", "b", "c"]
 
@@ -442,19 +443,19 @@ def test_two_consumers_share_a_queue_without_overlap(server, connection):
 
 
 def test_a_lane_is_named_after_its_queue():
-    assert Lane.of("sentiment").key == "stream:sentiment"
-    assert Lane.of("sentiment", "p:").bell == "p:stream:sentiment:bell"
+    assert StreamLane.of("sentiment").key == "stream:sentiment"
+    assert StreamLane.of("sentiment", "p:").bell == "p:stream:sentiment:bell"
 
 
 def test_a_message_is_in_the_stream_of_its_priority(connection, client):
     for priority in range(10):
         publish(connection, "a", priority=priority)
-    streams = {f"stream:q:{name}" for name in STREAMS}
-    assert set(client.keys("stream:q:?")) == streams - {"stream:q:returned"}
+    returned, *streams = StreamLane.of("q").streams
+    assert set(client.keys("stream:q:?")) == set(streams)
     consumer = Consumer(connection, prefetch=1)
     consumer.take(1)
-    Lane.of("q").leave(client)
-    assert client.exists(f"stream:q:{STREAMS[0]}")
+    StreamLane.of("q").leave(client)
+    assert client.exists(returned)
 
 
 def test_a_full_redis_hands_out_nothing_and_ends_nobody(connection, client):
