@@ -36,12 +36,13 @@ from inferno.protocol.tasks import Result, TaskState, Timings
 from inferno.repository.manifest import Retries
 from inferno.settings import RetrySettings, Settings
 from tasks.broker import webhook_message as notice
-from tasks.broker.connection import UNAVAILABLE, is_refusal
+from tasks.broker.connection import UNAVAILABLE
 from tasks.broker.lanes import Lanes, Message
 from tasks.state.records import encode_outcome
 from tasks.state.sharing import Sharer
 from tasks.state.statistics import Tally
 from tasks.state.transitions import Begun, Command, Rider, Step, Transitions, Verdict
+from tasks.transport.refusals import is_refusal
 from workers.batches.forward import Answer, Batch, Member, arguments
 
 logger = logging.getLogger(__name__)
