@@ -37,7 +37,7 @@ from inferno.repository.manifest import Retries
 from inferno.settings import RetrySettings, Settings
 from tasks.broker import webhook_message as notice
 from tasks.broker.connection import UNAVAILABLE
-from tasks.broker.lanes import Lanes, Message
+from tasks.broker.lanes import Lanes, TaskMessage
 from tasks.state.records import encode_outcome
 from tasks.state.sharing import Sharer
 from tasks.state.statistics import Tally
@@ -72,7 +72,7 @@ class _Outcome(msgspec.Struct, frozen=True, eq=False):
     settled: Settled
     step: Step
     #: For brokers that cannot publish in the same step as they settle.
-    messages: tuple[Message, ...] = ()
+    messages: tuple[TaskMessage, ...] = ()
 
 
 class Settler:
@@ -225,7 +225,7 @@ class Settler:
                 settled.append(Settled(outcome.settled.member, None))
         return settled
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: TaskMessage) -> None:
         self._persist(lambda: self._lanes.send(message))
 
     def _outcome(self, answer: Answer) -> _Outcome:
@@ -263,7 +263,7 @@ class Settler:
             "task %s: retry %d in %.1f s after: %s", request.id, retries + 1, delay_s, error
         )
         due = time.time() + delay_s
-        message = Message(
+        message = TaskMessage(
             queue=member.package.name,
             name=request.type,
             task_id=request.id,
@@ -421,7 +421,7 @@ def _dead_letter(member: Member, error: InfernoError, batch_id: str) -> dict[str
     }
 
 
-def _webhooks(member: Member, event: str) -> tuple[Message, ...]:
+def _webhooks(member: Member, event: str) -> tuple[TaskMessage, ...]:
     if member.webhook is None or event not in member.webhook.events:
         return ()
     package = member.package

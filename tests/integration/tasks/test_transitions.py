@@ -27,7 +27,7 @@ from inferno import names
 from inferno.errors import ForwardFailed, KeyReused, Overloaded, TaskCancelled
 from inferno.protocol.tasks import TRANSITIONS, TaskState
 from inferno.settings import Settings
-from tasks.broker.lanes import Held, Lanes, Message
+from tasks.broker.lanes import Held, Lanes, TaskMessage
 from tasks.state.records import Record, Records, encode_outcome
 from tasks.state.transitions import Idempotency, Rider, Step, Transitions, Verdict
 from tasks.transport import StreamLane
@@ -357,7 +357,7 @@ def test_a_packed_message_is_what_celery_publishes(
     )  # fmt: skip
     (_, fields) = cast(Any, client.xrange(f"{lane}:3"))[0]
     theirs = json.loads(fields[b"message"])
-    packed = Message(queue, "infer.m", task_id, kwargs, 3, None, 60, 1, "text: [1]")
+    packed = TaskMessage(queue, "infer.m", task_id, kwargs, 3, None, 60, 1, "text: [1]")
     ours, again = (json.loads(Lanes(celery, client, settings).pack(packed)) for _ in range(2))
     assert again["properties"]["delivery_tag"] != ours["properties"]["delivery_tag"]
     for message in (theirs, ours):
