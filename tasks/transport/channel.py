@@ -1,4 +1,8 @@
-"""The channel: publishes to lanes, fetches from them, and takes over what dead consumers held."""
+"""The channel: it publishes, fetches and settles messages, and takes over from dead consumers.
+
+A consumer's event loop drives it: `_brpop_start` waits for a bell, `_brpop_read` fetches messages
+and delivers them, and `tend` runs the heartbeats.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +31,7 @@ from tasks.transport.script import Script
 
 logger = get_logger(__name__)
 
-#: Queues that are lists, as on the stock transport: for remote control, for events, and for
-#: replies, whose names are UUIDs.
+#: Queues that are lists, as on the stock transport: remote control, events and replies (UUIDs).
 LISTS = re.compile(r".*\.pidbox|celeryev\..*|[0-9a-f]{8}-[0-9a-f-]{27}")
 
 #: Maximum messages of one fetch when there is no prefetch count.
@@ -389,8 +392,7 @@ class Channel(lists.Channel):  # type: ignore[misc]
                 self._take_over(queue, lane, name, report)
 
     def _take_over(self, queue: str, lane: StreamLane, dead: str, report: bytes) -> None:
-        # These messages have waited longest, so they do not wait for credit. What is over the limit
-        # follows with later heartbeats.
+        # The oldest messages do not wait for credit. Later heartbeats claim what is over the limit.
         limit = self.qos.prefetch_count or UNLIMITED_FETCH
         if self.qos.held(queue) > 2 * limit:
             return

@@ -1,4 +1,4 @@
-"""Lanes: the Redis keys of one queue, and what a process does to them without a channel."""
+"""Lanes: the Redis keys of one queue, and the steps on them that need no channel."""
 
 from __future__ import annotations
 

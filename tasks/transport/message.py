@@ -1,4 +1,4 @@
-"""Messages: how they are stored in a stream, and how they are read."""
+"""Messages: packed to be published, and unpacked when they are fetched."""
 
 from __future__ import annotations
 

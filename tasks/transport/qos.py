@@ -1,4 +1,4 @@
-"""What a channel holds: messages that it has delivered, and that are not settled yet."""
+"""Quality of service: the messages that a channel has delivered and that are not settled yet."""
 
 from __future__ import annotations
 

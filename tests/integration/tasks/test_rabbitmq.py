@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not RABBITMQ.is_file(), reason="RabbitMQ is not 
 
 
 class Rabbit:
-    """A RabbitMQ of this test alone."""
+    """A private RabbitMQ."""
 
     def __init__(self, folder):
         self.folder = folder
