@@ -29,7 +29,9 @@ from inferno.settings import Settings
 from tests.unit.inferno.artifacts import TINY_BERT, export_bert, png, tiny_tokenizer, yolo_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+#: Longest line of a document, in characters, and longest paragraph, in lines.
+LONGEST_LINE, LONGEST_PARAGRAPH = 120, 5
 PACKAGING = ROOT / "docs" / "model-packaging.md"
 
 #: Commands of the documents that are not run as they stand, and why; the e2e tier runs the others.
@@ -315,6 +317,29 @@ def test_links_lead_somewhere(document: Path) -> None:
             titles = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
             anchors = {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
             assert anchor in anchors, f"{document.name}: {link}"
+
+
+def paragraphs(document: Path) -> Iterator[list[str]]:
+    """Yield the paragraphs and list items of a document, without tables, code and headings."""
+    text = re.sub(r"^ *```.*?^ *```$", "", document.read_text(), flags=re.M | re.S)
+    paragraph: list[str] = []
+    for line in text.splitlines():
+        is_prose = bool(line.strip()) and not re.match(r"\s*[|#]", line)
+        if paragraph and (not is_prose or re.match(r"\s*([-*]|\d+\.) ", line)):
+            yield paragraph
+            paragraph = []
+        if is_prose:
+            paragraph.append(line)
+    if paragraph:
+        yield paragraph
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_lines_and_paragraphs_are_short(document: Path) -> None:
+    found = list(paragraphs(document))
+
+    assert [line for lines in found for line in lines if len(line) > LONGEST_LINE] == []
+    assert [lines[0] for lines in found if len(lines) > LONGEST_PARAGRAPH] == []
 
 
 def test_commands_that_are_not_run_stand_in_a_document_alone() -> None:
