@@ -142,7 +142,7 @@ def kept_up_to(document: dict[str, Any], model: str) -> float:
 
 
 def answer(document: dict[str, Any]) -> list[str]:
-    """Summarise up to which rate the SLA holds with and without batches, and the cost of waiting."""
+    """Summarise up to which rate the SLA holds, with and without batches."""
     kept = {model: kept_up_to(document, model) for model in MODELS}
     batched = [point for point in document["points"] if point["model"] == "batched"]
     first = batched[0]

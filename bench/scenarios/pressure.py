@@ -143,7 +143,7 @@ def answer(document: dict[str, Any]) -> list[str]:
     others = len(calls) - count[200] - count[429] - count[504]
     after = "did not become empty" if recovered is None else f"was empty {recovered:.1f} s later"
     return [
-        f"Calls that would be late are refused; the rest is answered within {latency_ms / 1e3:.1f} s.",
+        f"Late calls are refused at once; the rest is answered within {latency_ms / 1e3:.1f} s.",
         f"{count[200]} of {len(calls)} calls were answered, 99 of a hundred of them within "
         f"{latency_ms / 1e3:.2f} s; {count[429]} were refused at once (429{hint}), {count[504]} "
         f"were accepted but did not start in time (504), {others} ended otherwise.",
