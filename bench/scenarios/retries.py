@@ -1,7 +1,8 @@
 """How are failed jobs retried and monitored?
 
-In a copy of `mock`, a fifth of the forward passes fail with a transient error. Their tasks are tried
-again after a delay; tasks that fail each time leave dead letters, which are replayed at the end.
+In a copy of `mock`, a fifth of the forward passes fail with a transient error. Their tasks are
+tried again after a delay; tasks that fail each time leave dead letters, which are replayed at the
+end.
 The scenario watches as an operator would: by Celery's events, which show each attempt, and by
 `GET /lanes`, `/tasks` and `/dead`.
 """
@@ -164,6 +165,6 @@ def answer(document: dict[str, Any]) -> list[str]:
         f"{failed_once} of {document['tasks']} tasks failed; retries saved all but {dead} of them.",
         f"Attempts: {took}. {dead} were given up and left dead letters; replayed, "
         f"{replayed.get('succeeded', 0)} of these succeeded.",
-        f"Celery's events showed each of the {attempts} attempts, and the lane every task that waited "
-        "for its next one.",
+        f"Celery's events showed each of the {attempts} attempts, and the lane every task that "
+        "waited for its next one.",
     ]

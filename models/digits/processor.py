@@ -45,7 +45,7 @@ class Processor:
     """Decodes and checks the inputs of one task; names the digits of one batch."""
 
     def __init__(self, labels: tuple[str, ...], max_pixels: int) -> None:
-        """Store the digits' names, in the order of the scores, and the limit of pixels to decode."""
+        """Store the digits' names, in the order of the scores, and the limit of pixels."""
         self._labels = np.array(labels, object)
         self._max_pixels = max_pixels
 
