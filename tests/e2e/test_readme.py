@@ -1,4 +1,4 @@
-"""What README and docs tell people to type works as it stands, against a running platform."""
+"""The commands and programs in README and docs work as they stand, on a running platform."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.test_docs import DOCUMENTS, NOT_RUN, ROOT, Block, blocks
 
-#: Where the documents say that the platform is.
+#: URL of the platform in the documents.
 DOCUMENTED_URL = "http://127.0.0.1:8000"
 
 COMMANDS = [
@@ -26,7 +26,7 @@ PROGRAMS = list(blocks(ROOT / "README.md", "python"))
 
 def run(block: Block, arguments: list[str], url: str, folder: Path, cwd: Path = ROOT) -> str:
     place = urlsplit(url)
-    # Without this, curl reports success for the platform's errors too.
+    # By default, curl reports success even if the platform answers with an error.
     (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nmax-time=60\n")
     environment = os.environ | {
         "CURL_HOME": str(folder),
