@@ -417,7 +417,7 @@ def _plot(path: Path) -> None:
 @main.command()
 @click.argument("names", type=_Names(list(PEERS)), default="all")
 def install(names: list[str]) -> None:
-    """Install peers; runs install what they need, too."""
+    """Install peers now, instead of when a run needs them."""
     failed = False
     for name in names:
         try:
