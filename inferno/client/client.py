@@ -38,7 +38,7 @@ PAGE = 100
 
 
 class Task:
-    """A submitted task: something to ask for its result."""
+    """A submitted task, whose result can be waited for."""
 
     def __init__(self, client: Client, task_id: str) -> None:
         self._client = client
@@ -48,7 +48,7 @@ class Task:
         return f"Task({self.id!r})"
 
     def status(self) -> TaskState:
-        """Ask where the task stands.
+        """Fetch the task's state.
 
         Raises:
           InfernoError: the platform does not know the task, or does not answer.
@@ -60,18 +60,18 @@ class Task:
         return self._client.result(self.id, timeout_s)
 
     def cancel(self) -> None:
-        """Take the task back; see `Client.cancel`."""
+        """Cancel the task; see `Client.cancel`."""
         self._client.cancel(self.id)
 
 
 class Client:
-    """A connection pool to one platform. Safe to share between threads."""
+    """A client of one platform. Safe to share between threads."""
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
-        """Store where the platform is; nothing is sent yet.
+        """Store the platform's URL; nothing is sent yet.
 
         Args:
-          url: of the front page, such as ``http://127.0.0.1:8000``.
+          url: URL of the front page, such as ``http://127.0.0.1:8000``.
         """
         self.url = url.rstrip("/")
         self._connection = Connection(self.url)
@@ -107,23 +107,22 @@ class Client:
         webhook: str | None = None,
         webhook_events: list[str] | None = None,
     ) -> Task:
-        """Hand in a task and return at once.
+        """Submit a task and return at once.
 
         Args:
-          model: its name.
+          model: name of the model.
           inputs: as `Request.inputs`.
-          version: of the model; default the active one.
-          outputs: those to return; default all.
-          priority: 0 to 9; higher is sooner.
-          timeout_ms: the forward pass must start within it.
-          idempotency_key: the same call with the same key makes one task, however often it is
-            repeated; printable ASCII.
-          webhook: a URL to call about the task.
-          webhook_events: what to call it for, `start` or `completed`; default `completed` alone.
+          version: model version (default: the active one).
+          outputs: names of the outputs to return (default: all).
+          priority: 0 to 9; higher runs sooner.
+          timeout_ms: the forward pass must start within this many milliseconds.
+          idempotency_key: calls with the same key make one task; printable ASCII.
+          webhook: URL to call about the task.
+          webhook_events: events to call it for, `start` or `completed` (default: `completed`).
 
         Raises:
           RequestError: the request is wrong; nothing was queued.
-          ServingError: the platform cannot take it.
+          ServingError: the platform cannot accept the task.
         """
         request = Request(
             model, inputs, version, outputs, priority, timeout_ms, None, webhook, webhook_events
@@ -133,15 +132,15 @@ class Client:
         return Task(self, answer["task_id"])
 
     def task(self, task_id: str, wait_s: float = 0.0) -> dict[str, Any]:
-        """Return what the platform knows of a task, its outputs or error included.
+        """Return a task's view, with its outputs or its error.
 
         Args:
           task_id: as `Task.id`.
-          wait_s: how long to wait for the end of a task that is still under way.
+          wait_s: how long to wait for an unfinished task, in seconds.
 
         Raises:
-          TaskNotFound: there is no such task.
-          ResultExpired: its result is no longer kept.
+          TaskNotFound: no task has this id.
+          ResultExpired: the task's result was deleted.
         """
         path = f"/tasks/{quote(task_id, safe='')}"
         params = {"wait": f"{wait_s:.3f}"} if wait_s else None
@@ -152,8 +151,8 @@ class Client:
         """Wait for a task's result.
 
         Raises:
-          TimeoutError: the task is not over yet; it goes on.
-          InfernoError: the one that the task ended with, or that the platform answers.
+          TimeoutError: the task is not finished yet; it keeps running.
+          InfernoError: the error that the task ended with, or that the platform answers.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -176,22 +175,22 @@ class Client:
         timeout_s: float = 30.0,
         idempotency_key: str | None = None,
     ) -> Result:
-        """Hand in a task and wait for its result.
+        """Submit a task and wait for its result.
 
         Args:
-          model: its name.
+          model: name of the model.
           inputs: as `Request.inputs`.
-          version: of the model; default the active one.
-          outputs: those to return; default all.
-          priority: 0 to 9; higher is sooner.
-          timeout_ms: the forward pass must start within it.
-          timeout_s: how long to wait for the result.
-          idempotency_key: the same call with the same key makes one task, and returns its result
-            again; printable ASCII.
+          version: model version (default: the active one).
+          outputs: names of the outputs to return (default: all).
+          priority: 0 to 9; higher runs sooner.
+          timeout_ms: the forward pass must start within this many milliseconds.
+          timeout_s: how long to wait for the result, in seconds.
+          idempotency_key: calls with the same key make one task and return its result; printable
+            ASCII.
 
         Raises:
           TimeoutError: the task is not over yet; it goes on.
-          RequestInProgress: the first call with this key still waits for its result.
+          RequestInProgress: the first call with this key is still waiting for its result.
           InfernoError: the one that the task ended with, or that the platform answers.
         """
         deadline = time.monotonic() + timeout_s
@@ -205,34 +204,34 @@ class Client:
         )
         body = {name: value for name, value in self._encode(request).items() if name != "model"}
         path = f"/v1/models/{quote(model, safe='')}:predict"
-        # Whole seconds are all that the header can say.
+        # The header only takes whole seconds.
         headers = {"Prefer": f"wait={min(timeout_s, POLL_S):.0f}", **key_header(idempotency_key)}
         answer = self._connection.call("POST", path, body, wait_s=POLL_S, headers=headers)
         if "outputs" in answer:
             return read_result(answer | {"status": TaskState.SUCCEEDED})
-        # The platform's patience ended before ours; the task goes on.
+        # The platform stopped waiting before we do; the task keeps running.
         return self.result(answer["task_id"], max(deadline - time.monotonic(), 0.0))
 
     def cancel(self, task_id: str) -> dict[str, Any]:
-        """Take a task back, wherever it is; if it runs, its result is discarded.
+        """Cancel a task. A running task's result is discarded; cancelling twice is harmless.
 
         Returns:
-          what the platform knows of it.
+          The task's view.
 
         Raises:
-          TaskNotFound: there is no such task.
-          WrongState: it has ended otherwise.
+          TaskNotFound: no task has this id.
+          WrongState: the task succeeded, failed or expired before.
         """
         view: dict[str, Any] = self._connection.call("DELETE", f"/tasks/{quote(task_id, safe='')}")
         return view
 
     def retry(self, task_id: str) -> Task:
-        """Run again, as a new task, what a finished one was asked.
+        """Run the request of a finished task again, as a new task.
 
         Raises:
-          TaskNotFound: there is no such task.
-          WrongState: it is not over.
-          PayloadGone: what it was asked was not kept.
+          TaskNotFound: no task has this id.
+          WrongState: the task is not finished.
+          PayloadGone: the task's request was not kept.
         """
         answer = self._connection.call("POST", f"/tasks/{quote(task_id, safe='')}/retry")
         return Task(self, answer["task_id"])
@@ -259,11 +258,11 @@ class Client:
     def tasks(
         self, *, status: Iterable[str] = (), model: str | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Yield what the platform knows of the newest tasks, newest first.
+        """Yield the views of the newest tasks, newest first.
 
         Args:
-          status: the states to choose; none for all.
-          model: whose tasks to choose.
+          status: only tasks in these states; empty for all.
+          model: only tasks of this model.
         """
         return self._pages("/tasks", "tasks", {"status": ",".join(status), "model": model})
 
@@ -277,7 +276,7 @@ class Client:
         """Return a dead letter with its `traceback` and `payload`.
 
         Raises:
-          TaskNotFound: there is none.
+          TaskNotFound: the task has no dead letter.
         """
         letter: dict[str, Any] = self._connection.call("GET", f"/dead/{quote(task_id, safe='')}")
         return letter
@@ -288,11 +287,11 @@ class Client:
         return count
 
     def replay(self, task_id: str) -> Task:
-        """Run a dead task again, as a new task, and discard its letter.
+        """Run a dead task again, as a new task, and discard its dead letter.
 
         Raises:
-          TaskNotFound: there is no such letter.
-          ModelNotFound: its model is gone.
+          TaskNotFound: the task has no dead letter.
+          ModelNotFound: the task's model is no longer in the repository.
         """
         answer = self._connection.call("POST", f"/dead/{quote(task_id, safe='')}/replay")
         return Task(self, answer["task_id"])
@@ -301,7 +300,7 @@ class Client:
         """Run all dead tasks again, or those of one model.
 
         Returns:
-          `replayed` and `left`, how many were and were not, and `tasks`, the new ones.
+          The counts `replayed` and `left`, and the new `tasks`.
         """
         params = {} if model is None else {"model": model}
         answer: dict[str, Any] = self._connection.call(
@@ -313,7 +312,7 @@ class Client:
         """Delete a dead letter.
 
         Raises:
-          TaskNotFound: there is none.
+          TaskNotFound: the task has no dead letter.
         """
         self._connection.call("DELETE", f"/dead/{quote(task_id, safe='')}")
 
@@ -321,49 +320,49 @@ class Client:
         """Delete all dead letters.
 
         Args:
-          count: how many there are.
+          count: the number of dead letters that the caller expects to delete.
 
         Raises:
-          NotConfirmed: there are more or fewer.
+          NotConfirmed: the number is different.
         """
         self._connection.call("DELETE", "/dead", params={"confirm": str(count)})
 
     # -- Lanes ------------------------------------------------------------------------------------
 
     def lanes(self) -> list[dict[str, Any]]:
-        """Return how much is in each lane: `model`, `waiting`, `held`, `delayed` and `paused`."""
+        """Return each lane's `model`, its `waiting`, `held` and `delayed` tasks, and `paused`."""
         lanes: list[dict[str, Any]] = self._connection.call("GET", "/lanes")["lanes"]
         return lanes
 
     def lane(self, model: str) -> dict[str, Any]:
-        """Return how much is in the lane of one model.
+        """Return the lane of one model, as `lanes` does.
 
         Raises:
-          ModelNotFound: there is none of this name.
+          ModelNotFound: no model has this name.
         """
         lane: dict[str, Any] = self._connection.call("GET", f"/lanes/{quote(model, safe='')}")
         return lane
 
     def pause(self, model: str) -> None:
-        """Hand out nothing more of a lane; tasks are accepted, and those in workers' hands end."""
+        """Pause a lane: tasks are still accepted, and workers finish the tasks that they hold."""
         self._connection.call("POST", f"/lanes/{quote(model, safe='')}/pause")
 
     def resume(self, model: str) -> None:
-        """Hand out a paused lane again."""
+        """Resume a paused lane."""
         self._connection.call("POST", f"/lanes/{quote(model, safe='')}/resume")
 
     def purge(self, model: str, count: int) -> int:
-        """Cancel the tasks that wait in a lane, or for their next attempt.
+        """Cancel the tasks that wait in a lane or for their next attempt.
 
         Args:
-          model: whose lane it is.
-          count: how many there are: `waiting` and `delayed`.
+          model: model of the lane.
+          count: the number of tasks that the caller expects to cancel: `waiting` plus `delayed`.
 
         Returns:
-          how many were cancelled.
+          The number of cancelled tasks.
 
         Raises:
-          NotConfirmed: there are more or fewer.
+          NotConfirmed: the number is different.
         """
         path = f"/lanes/{quote(model, safe='')}/purge"
         answer = self._connection.call("POST", path, params={"confirm": str(count)}, wait_s=MANY_S)
@@ -373,21 +372,21 @@ class Client:
     # -- The cache --------------------------------------------------------------------------------
 
     def cache(self) -> dict[str, Any]:
-        """Return how many results are kept, and what that has saved."""
+        """Return the number and size of the kept results, and the hits and misses by model."""
         found: dict[str, Any] = self._connection.call("GET", "/cache")
         return found
 
     def clear_cache(self, model: str | None = None) -> int:
-        """Forget the kept results, of one model or of all.
+        """Delete the kept results of one model, by default of all models.
 
         Returns:
-          how many there were.
+          The number of deleted results.
         """
         params = {} if model is None else {"model": model}
         cleared: int = self._connection.call("DELETE", "/cache", params=params)["cleared"]
         return cleared
 
-    # -- The platform -----------------------------------------------------------------------------
+    # -- Models --------------------------------------------------------------------------------------
 
     def models(self) -> list[dict[str, Any]]:
         """Return the models of the platform: `name`, `active`, `versions`, `ready` and more."""
@@ -395,10 +394,10 @@ class Client:
         return models
 
     def model(self, name: str) -> dict[str, Any]:
-        """Return one model.
+        """Return one model, as `models` does.
 
         Raises:
-          ModelNotFound: there is none of this name.
+          ModelNotFound: no model has this name.
         """
         model: dict[str, Any] = self._connection.call("GET", f"/v1/models/{quote(name, safe='')}")
         return model
@@ -406,10 +405,10 @@ class Client:
     # -- Versions ---------------------------------------------------------------------------------
 
     def active(self, model: str) -> dict[str, Any]:
-        """Return which versions answer who names none: `version`, `shares`, `loaded` and more.
+        """Return the active versions of a model: `version`, `shares`, `loaded` and more.
 
         Raises:
-          ModelNotFound: there is none of this name.
+          ModelNotFound: no model has this name.
         """
         active: dict[str, Any] = self._connection.call(
             "GET", f"/v1/models/{quote(model, safe='')}/active"
@@ -417,17 +416,17 @@ class Client:
         return active
 
     def activate(self, model: str, versions: int | str | Mapping[int, float]) -> dict[str, Any]:
-        """Let other versions answer who names none, as soon as all workers have loaded them.
+        """Load versions in every worker, then make them the active ones.
 
         Args:
-          model: whose versions they are.
-          versions: one, `latest`, or several with what part of the requests each answers.
+          model: model of the versions.
+          versions: a version, `latest`, or a weight for each of several versions.
 
         Returns:
-          as `active`.
+          As `active`.
 
         Raises:
-          LoadFailed: a worker cannot load one of them; nothing has changed.
+          LoadFailed: a worker could not load a version; nothing has changed.
         """
         weights = {} if isinstance(versions, int | str) else versions
         body: dict[str, Any] = {"weights": {str(v): share for v, share in weights.items()}}
@@ -442,19 +441,19 @@ class Client:
     def load(
         self, model: str, version: int | None = None, *, activate: bool = True
     ) -> dict[str, Any]:
-        """Have all workers of a model load a version, and wait until they have.
+        """Load a version in every worker of a model, and wait until that is done.
 
         Args:
-          model: whose version it is.
-          version: by default the newest.
-          activate: let it answer all requests that name none.
+          model: model of the version.
+          version: the version to load (default: the newest).
+          activate: also make it the active version.
 
         Returns:
           `version`, `active` and `workers`.
 
         Raises:
-          LoadFailed: a worker cannot load it; nothing has changed.
-          ModelUnavailable: no worker is there.
+          LoadFailed: a worker could not load the version; nothing has changed.
+          ModelUnavailable: no live worker serves the model.
         """
         body = {"name": model, "version": version or "latest", "activate": activate}
         answer: dict[str, Any] = self._connection.call(
@@ -463,7 +462,7 @@ class Client:
         return answer
 
     def unload(self, model: str, version: int | None = None) -> None:
-        """Take a version, by default all of them, out of service and of the workers' memory."""
+        """Stop serving a version, by default every version, and free the workers' memory."""
         self._connection.call(
             "POST", "/v1/models:unload", {"name": model, "version": version}, wait_s=MANY_S
         )
@@ -471,10 +470,10 @@ class Client:
     # -- The platform itself ----------------------------------------------------------------------
 
     def health(self) -> dict[str, Any]:
-        """Return how the platform is, also when it is not well.
+        """Return the health of the platform, also when it is unhealthy.
 
         Raises:
-          PlatformUnreachable: nothing answers there.
+          PlatformUnreachable: nothing answers at the URL.
         """
         health: dict[str, Any] = self._connection.get_any("/health", HEALTH_S)
         return health
