@@ -29,7 +29,8 @@ from inferno.packaging.validation import Report
 from inferno.packaging.validation import validate as run_validation
 from inferno.protocol.signature import TensorSpec
 from inferno.repository.manifest import MANIFEST, TaskType
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import load
 
 

@@ -20,7 +20,8 @@ from inferno.errors import ConfigurationError
 from inferno.operate.project import enter_project
 from inferno.packaging import tuning
 from inferno.packaging.tuning import Choice, Measured
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import Settings, load
 
 out = Console(highlight=False)

@@ -386,7 +386,7 @@ class Client:
         cleared: int = self._connection.call("DELETE", "/cache", params=params)["cleared"]
         return cleared
 
-    # -- Models --------------------------------------------------------------------------------------
+    # -- Models -----------------------------------------------------------------------------------
 
     def models(self) -> list[dict[str, Any]]:
         """Return the models of the platform: `name`, `active`, `versions`, `ready` and more."""

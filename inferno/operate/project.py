@@ -19,7 +19,8 @@ from inferno.errors import ConfigurationError, PackageError
 from inferno.operate.supervisor import parse_procfile
 from inferno.protocol.signature import BATCH, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import RedisSettings, Settings, variable
 
 #: The sentence of the examples.

@@ -23,7 +23,7 @@ from inferno.packaging import probing
 from inferno.packaging.draft import Dimension, Draft, Tensor
 from inferno.protocol.signature import BATCH
 from inferno.repository.manifest import MANIFEST, TaskType
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import InferenceSettings
 
 

@@ -30,7 +30,7 @@ from inferno.packaging.creation import check_absent, publish
 from inferno.packaging.python_code import neighbours
 from inferno.packaging.stores import CHUNK, open_store, shown
 from inferno.repository.manifest import MANIFEST
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 
 LIST = "package.json"
 #: A list that is longer is none.

@@ -19,7 +19,7 @@ from inferno.protocol import tensors
 from inferno.protocol.signature import Signature, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array
 from inferno.repository.manifest import Manifest
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.runtimes import ModelContext, Runtime, find_runtime
 from inferno.settings import InferenceSettings
 

@@ -13,7 +13,7 @@ import numpy as np
 from inferno.engine.engine import Engine, chunks
 from inferno.protocol.signature import BATCH, Limits, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array, Tensors
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 
 #: Texts of different lengths.
 TEXTS = (

@@ -19,7 +19,7 @@ from inferno.batching.former import BatchFormer
 from inferno.batching.latency import LatencyCurve
 from inferno.batching.simulation import Call, Lane, Report, crowd, poisson
 from inferno.engine.engine import Engine
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import BatchingSettings, InferenceSettings
 
 #: Beginning and settling a batch, which its executor does too: measured on the platform, in

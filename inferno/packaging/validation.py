@@ -17,7 +17,7 @@ from inferno.errors import ForwardFailed, InfernoError, InvalidInput, PackageErr
 from inferno.packaging.samples import BadInput, bad_inputs, members
 from inferno.protocol.signature import Limits
 from inferno.protocol.tensors import Array, Tensors
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import Settings
 
 #: How far outputs may differ, relative to the largest value, by dtype. Others have to be equal.

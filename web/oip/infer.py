@@ -36,7 +36,8 @@ from inferno.errors import (
 )
 from inferno.protocol import oip
 from inferno.protocol.requests import InferRequest, decode
-from inferno.repository.repository import Model, Package
+from inferno.repository.package import Package
+from inferno.repository.repository import Model
 from inferno.version import inferno_version
 from tasks.intake.submit import Accepted
 from web.calls import disconnect, documents, idempotency

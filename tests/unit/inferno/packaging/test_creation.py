@@ -18,7 +18,8 @@ from inferno.packaging.creation import Identity, create
 from inferno.packaging.draft import Draft, parse_tensor
 from inferno.packaging.reading import read
 from inferno.repository.manifest import TaskType
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import BatchingSettings, InferenceSettings, RepositorySettings
 from tests.unit.inferno.onnx_files import linear, model, value
 

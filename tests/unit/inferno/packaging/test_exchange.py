@@ -17,7 +17,8 @@ import pytest
 from inferno.errors import ConfigurationError, PackageError
 from inferno.packaging.exchange import Transfer, pull_version, push_version
 from inferno.packaging.stores import shown
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import RepositorySettings
 from tests.unit.inferno.conftest import WritePackage
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from inferno.errors import PackageError
 from inferno.protocol.signature import Signature
 from inferno.repository.graph import Stage, check_graph, needed, ordered
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import RepositorySettings
 from tests.unit.inferno.conftest import WritePackage
 

@@ -14,7 +14,8 @@ import yaml
 
 from inferno.errors import ModelNotFound, PackageError
 from inferno.repository.manifest import Manifest, TaskType
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import RepositorySettings
 from tests.unit.inferno.conftest import SIGNATURE, WritePackage
 
@@ -186,7 +187,7 @@ def test_a_manifest_is_utf_8_whatever_the_locale(write_package: WritePackage) ->
         {"name": "model", "version": 1, "format": "python", "signature": SIGNATURE,
          "description": "Übersetzt Sätze."}, allow_unicode=True))  # fmt: skip
     program = (
-        "import sys; from pathlib import Path; from inferno.repository.repository import Package; "
+        "import sys; from pathlib import Path; from inferno.repository.package import Package; "
         "print(ascii(Package.read(Path(sys.argv[1])).manifest.description))"
     )
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
