@@ -18,7 +18,8 @@ import orjson
 
 from inferno.errors import InvalidField, InvalidRequest
 from inferno.protocol import tensors
-from inferno.protocol.requests import MAX_PRIORITY, InferRequest, decode
+from inferno.protocol.decoding import decode
+from inferno.protocol.requests import MAX_PRIORITY, InferRequest
 from inferno.protocol.signature import Signature
 
 #: Says how many bytes of a body are its JSON; what follows are the binary tensors.

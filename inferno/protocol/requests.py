@@ -10,15 +10,15 @@ tensor. The query of the URL says the rest then.
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from inferno.errors import InvalidField, InvalidRequest
+from inferno.errors import InvalidField
+from inferno.protocol.decoding import convert_query, decode, explain
 from inferno.protocol.signature import Limits, Signature
 from inferno.protocol.tensors import MAX_DIMENSIONS, Binary, Tensors
 from inferno.protocol.webhooks import DEFAULT_EVENTS, MAX_URL, parse_address
@@ -225,8 +225,6 @@ class BinarySubmitQuery(BinaryPredictQuery, forbid_unknown_fields=True, kw_only=
     model: Annotated[str, Meta(description="The model's name.")]
 
 
-_T = TypeVar("_T")
-
 #: Content types of a body that is the input itself.
 _BINARY = re.compile(
     r"\s*(?:application/octet-stream|(?:image|audio)/[^;\s]+)\s*(?:;|$)", re.IGNORECASE
@@ -332,84 +330,6 @@ def parse_binary(body: bytes, query: Mapping[str, str], model: str | None = None
         given.timeout_ms,
         given.codec,
     )
-
-
-def convert_query(query: Mapping[str, Any], kind: type[_T]) -> _T:
-    """Read the parameters of a URL.
-
-    Args:
-      query: texts, or lists of them, by name.
-      kind: the struct that they make up.
-    Raises:
-      InvalidField: a parameter is wrong, missing or unknown; names it.
-    """
-    try:
-        return msgspec.convert(query, kind, strict=False)
-    except msgspec.ValidationError as exc:
-        raise explain(exc, kind) from None
-
-
-def decode(body: bytes, kind: type[_T]) -> _T:
-    """Read a body that is a JSON object of a certain form.
-
-    Raises:
-      InvalidRequest: it is not; names the field.
-    """
-    if not body:
-        raise InvalidRequest("expected a JSON object, got an empty body")
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as exc:
-        raise explain(exc, kind) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise InvalidRequest(f"the body is no valid JSON: {exc}") from None
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deeply") from None
-
-
-def explain(exc: msgspec.ValidationError, kind: type) -> InvalidRequest:
-    """Return the error that says in our words what msgspec found wrong with a struct.
-
-    Args:
-      exc: as msgspec raised it.
-      kind: the struct that was to be read.
-    """
-    # Of a mapping, it says whether a key or a value is meant.
-    text, _, path = str(exc).replace("`key` in ", "").partition(" - at `$")
-    path, member = path.rstrip("`").lstrip("."), ""
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text):
-        member, text = unknown[1], f"unknown field {unknown[1]!r}"
-    if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
-        member, text = missing[1], f"missing field {missing[1]!r}"
-    field = ".".join(filter(None, (path, member))) or None
-    if field is not None and (found := re.fullmatch(r"Invalid enum value (.*)", text, re.DOTALL)):
-        text = f"expected {_choices(kind, field.partition('[')[0])}, got {found[1]}"
-    return InvalidRequest(text) if field is None else InvalidField(text, field)
-
-
-@functools.cache
-def _choices(kind: type, field: str) -> str:
-    """Say what may stand in a field that holds one of several texts, or a list of them."""
-    info = msgspec.inspect.type_info(kind)
-    assert isinstance(info, msgspec.inspect.StructType)
-    (found,) = [one.type for one in info.fields if one.encode_name == field]
-    *others, last = _literals(found)
-    return f"{', '.join(others)} or {last}" if others else last
-
-
-def _literals(info: msgspec.inspect.Type) -> Iterator[str]:
-    match info:
-        case msgspec.inspect.LiteralType():
-            yield from map(str, info.values)
-        case msgspec.inspect.EnumType():
-            yield from (member.value for member in info.cls)
-        case msgspec.inspect.UnionType():
-            for one in info.types:
-                yield from _literals(one)
-        case msgspec.inspect.ListType():
-            yield from _literals(info.item_type)
-        case msgspec.inspect.Metadata():
-            yield from _literals(info.type)
 
 
 def _unify(body: SubmitBody) -> InferRequest:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -22,17 +23,17 @@ from inferno.protocol.signature import Signature
 from inferno.repository.manifest import ENSEMBLE_EXECUTORS, MANIFEST, Manifest, explain
 from inferno.settings import InferenceSettings
 
-#: Path, time of the last change in ns, and size of each file of a version.
+#: Path, modification time in ns and size of each file of a version.
 Stamp = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True)
 class Package:
-    """One version of a model, as it lies in the repository."""
+    """One version of a model in the repository."""
 
     path: Path
     manifest: Manifest
-    #: What its files looked like when it was read; see `stamp`.
+    #: `stamp` of the version when it was read.
     seen: Stamp = field(default=(), compare=False)
 
     @property
@@ -47,26 +48,26 @@ class Package:
 
     @property
     def signature(self) -> Signature:
-        """What it takes and gives."""
+        """The version's inputs and outputs."""
         return self.manifest.signature
 
     @property
     def is_ensemble(self) -> bool:
-        """Whether it is a graph of other models."""
+        """Whether the package is a graph of other models."""
         return bool(self.manifest.ensemble)
 
     @property
     def executors(self) -> int:
-        """Forward passes at the same time in one worker; of an ensemble, batches."""
+        """Number of concurrent forward passes in one worker; for an ensemble, of batches."""
         return self.manifest.concurrency.max_concurrency or (
             ENSEMBLE_EXECUTORS if self.is_ensemble else 1
         )
 
     def max_batch_size(self, default: int) -> int:
-        """Return the rows of one forward pass, at most.
+        """Return the maximum number of rows in one forward pass.
 
         Args:
-          default: for a package that does not say.
+          default: used when the manifest does not set it.
         """
         batching = self.manifest.batching
         largest = batching.batch_sizes[-1] if batching.batch_sizes else default
@@ -76,11 +77,11 @@ class Package:
         """Return the window, in ms.
 
         Args:
-          default: for a package that does not say.
+          default: used when the manifest does not set it.
         """
         delay_ms = self.manifest.batching.max_batch_delay_ms
         if delay_ms is None:
-            # What the members of an ensemble's batch have in common is only a thread.
+            # Members of an ensemble's batch share a thread, no forward pass: waiting gains nothing.
             return 0.0 if self.is_ensemble else default
         return delay_ms
 
@@ -88,7 +89,7 @@ class Package:
         """Return the latency objective, in ms.
 
         Args:
-          default: for a package that does not say.
+          default: used when the manifest does not set it.
         """
         return self.manifest.batching.slo_p95_ms or default
 
@@ -96,14 +97,14 @@ class Package:
         """Return the limit of one forward pass, in seconds.
 
         Args:
-          default: for a package that does not say.
+          default: used when the manifest does not set it.
         """
         return self.manifest.timeout_s or default
 
     def inference(self, settings: InferenceSettings) -> InferenceSettings:
-        """Return how its engine runs: the settings, with what the package says in their place."""
-        said = self.manifest.inference.model_dump(exclude_none=True)
-        return settings.model_copy(update=said)
+        """Return the inference settings, overridden by the manifest's `inference` section."""
+        overrides = self.manifest.inference.model_dump(exclude_none=True)
+        return settings.model_copy(update=overrides)
 
     @property
     def keeps_results(self) -> bool:
@@ -125,20 +126,20 @@ class Package:
 
     @cached_property
     def digest(self) -> str:
-        """Of the content of the version's files; another one when any of them has changed.
+        """Digest of the version's files, as 16 hexadecimal digits.
 
-        Code that these import from elsewhere is not part of it.
+        Code that these files import from elsewhere does not count.
         """
         found, folder = hashlib.sha256(), self.path.resolve()
         for file in sorted(self._files()):
             with file.open("rb") as content:
                 inner = hashlib.file_digest(content, "sha256").hexdigest()
-            # Relative, because the repository may lie elsewhere on another machine.
+            # Relative, so that the digest is the same on a machine with another repository path.
             found.update(f"{os.path.relpath(file, folder)}\0{inner}\n".encode())
         return found.hexdigest()[:16]
 
     def stamp(self) -> Stamp:
-        """Return what the version's files look like now: another value when one was changed."""
+        """Return the present stamp of the version's files; it changes when a file changes."""
         found = []
         for file in sorted(self._files()):
             with suppress(FileNotFoundError):
@@ -163,25 +164,18 @@ class Package:
         """Read and validate the manifest in a version's folder.
 
         Raises:
-          PackageError: names the file, the field, the value and the expectation.
+          PackageError: the manifest is wrong; names the file, the field, the value and what is
+            expected.
         """
         file = path / MANIFEST
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as exc:
-            raise PackageError(f"{file}: cannot be read: {exc.strerror}") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as exc:
-            # PyYAML lets pass what Python says of a date such as 2024-13-01.
-            raise PackageError(f"{file}: no valid YAML: {' '.join(str(exc).split())}") from None
-        if not isinstance(content, dict):
-            raise PackageError(f"{file}: expected a mapping of fields")
+        content = _read_yaml(file)
         try:
             manifest = Manifest.model_validate(content)
         except ValidationError as exc:
             raise PackageError("; ".join(f"{file}: {explain(e)}" for e in exc.errors())) from None
         if names.RESERVED.fullmatch(manifest.name):
             raise PackageError(
-                f"{file}: name: expected another name; the queue {manifest.name} is not a lane"
+                f"{file}: name: {manifest.name!r} is reserved for a queue; choose another name"
             )
         expected = {"name": path.parent.name, "version": path.name}
         for name, folder in expected.items():
@@ -192,3 +186,16 @@ class Package:
                 )
         package = cls(path, manifest)
         return replace(package, seen=package.stamp())
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise PackageError(f"{file}: cannot be read: {exc.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
+        # For a date such as 2024-13-01, PyYAML raises the ValueError of `datetime`.
+        raise PackageError(f"{file}: not valid YAML: {' '.join(str(exc).split())}") from None
+    if not isinstance(content, dict):
+        raise PackageError(f"{file}: expected a mapping of fields")
+    return content

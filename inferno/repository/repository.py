@@ -19,18 +19,20 @@ from inferno.settings import RepositorySettings
 
 @dataclass(frozen=True)
 class Model:
-    """All versions of one model, which of them answer, and what is wrong with the others."""
+    """All versions of one model: the sound ones, the active ones, and why others are broken."""
 
     name: str
     versions: Mapping[int, Package]
-    #: The version that answers who names none, or most of those; None where nothing does.
+    #: Active version: it answers requests that name no version, or most of them if there are
+    #: `shares`. None when no version is active.
     active: int | None
+    #: Why a version cannot be served, by the name of its folder.
     errors: Mapping[str, str] = field(default_factory=dict)
-    #: What part of the requests that name no version each version answers, where there are several.
+    #: Weight of each version in answering requests that name none; empty for `active` only.
     shares: Mapping[int, float] = field(default_factory=dict)
-    #: Versions that are taken out of service.
+    #: Versions that were unloaded and must not answer.
     withdrawn: frozenset[int] = frozenset()
-    #: `active` is to be the newest version, whichever that is.
+    #: Whether `active` moves to each newer version.
     follows_latest: bool = False
 
     @property
@@ -40,14 +42,14 @@ class Model:
 
     @property
     def described(self) -> Package:
-        """The version that says what the model is: the active one, if there is one."""
+        """The version that documents the model: the active one, else the newest."""
         return self.newest if self.active is None else self.package()
 
     def package(self, version: int | None = None) -> Package:
         """Return one version, by default the active one.
 
         Raises:
-          ModelNotFound: there is no such version, or none is active.
+          ModelNotFound: the version does not exist, or no version is active.
         """
         if version is None:
             version = self.active
@@ -64,16 +66,17 @@ class Model:
             ) from None
 
     def served(self, version: int | None, point: float) -> Package:
-        """Return the version that shall answer a request.
+        """Return the version that answers a request.
 
         Args:
-          version: that it names, if it does.
-          point: from 0 to 1, evenly spread over the requests: which version's share it falls into.
+          version: version that the request names; None when it names none.
+          point: a number from 0 to 1, spread evenly over the requests; it falls into one version's
+            share.
         Raises:
-          ModelNotFound: there is no such version, it is out of service, or none is active.
+          ModelNotFound: the version does not exist or was unloaded, or no version is active.
         """
         if version is None:
-            return self.package(self._at(point) if self.shares else None)
+            return self.package(self._version_at(point) if self.shares else None)
         package = self.package(version)
         if version in self.withdrawn:
             raise ModelNotFound(
@@ -82,7 +85,7 @@ class Model:
             )
         return package
 
-    def _at(self, point: float) -> int:
+    def _version_at(self, point: float) -> int:
         point *= sum(self.shares.values())
         for version, share in sorted(self.shares.items()):
             point -= share
@@ -93,21 +96,21 @@ class Model:
 
 @dataclass(frozen=True)
 class Repository:
-    """The models of one folder, as they were when it was read."""
+    """The models of one folder at the time when it was read."""
 
     models: Mapping[str, Model]
-    #: What is wrong, by model, where no version of it can be served.
+    #: Why a model cannot be served, by its name.
     errors: Mapping[str, str]
 
     @classmethod
     def read(cls, settings: RepositorySettings, before: Repository | None = None) -> Repository:
-        """Read every package; a broken one is listed with its error and takes nothing else down.
+        """Read every package. A broken package is listed in `errors`; the others are served.
 
         Args:
-          settings: where it is, and which versions are active.
-          before: an earlier reading; what has not changed since is taken from it.
+          settings: the repository's folder and the active versions.
+          before: an earlier reading, whose unchanged packages are reused.
         Raises:
-          PackageError: the folder itself cannot be read.
+          PackageError: the folder does not exist.
         """
         if not settings.root.is_dir():
             raise PackageError(
@@ -124,34 +127,14 @@ class Repository:
             for folder in sorted(settings.root.iterdir())
             if any(_version_folders(folder))
         }
-        _sort_out_ensembles(found, settings.active)
-        models: dict[str, Model] = {}
-        errors: dict[str, str] = {}
-        for name, (versions, broken) in found.items():
-            active = settings.active.get(name, max(versions, default=0))
-            if active in versions:
-                models[name] = Model(
-                    name,
-                    versions,
-                    active,
-                    broken,
-                    follows_latest=name not in settings.active,
-                )
-            elif not versions:
-                errors[name] = "; ".join(broken.values())
-            else:
-                errors[name] = broken.get(str(active)) or (
-                    f"INFERNO_REPOSITORY__ACTIVE: {name} has no version {active}"
-                )
-        for name in settings.active.keys() - found.keys():
-            errors[name] = f"INFERNO_REPOSITORY__ACTIVE: there is no model {name!r}"
-        return cls(models, errors)
+        _reject_broken_ensembles(found, settings.active)
+        return cls(*_choose_active(found, settings.active))
 
     def model(self, name: str) -> Model:
         """Return a model by its name.
 
         Raises:
-          ModelNotFound: there is none.
+          ModelNotFound: no model has this name.
         """
         try:
             return self.models[name]
@@ -159,21 +142,21 @@ class Repository:
             raise ModelNotFound(f"model not found or not loaded: {name!r}", "model") from None
 
     def ready(self, serves: Callable[[str], bool]) -> set[str]:
-        """Return the models that can answer: an ensemble only with those of its stages.
+        """Return the names of the models that can answer: for an ensemble, every stage must.
 
         Args:
-          serves: whether a worker serves the model of a name.
+          serves: tells whether a worker serves a model, by the model's name.
         """
         return {
             name for name, model in self.models.items() if not self.missing(model.described, serves)
         }
 
     def missing(self, package: Package, serves: Callable[[str], bool]) -> list[str]:
-        """Return the models for want of which a version cannot answer: its own, or its stages'.
+        """Return the models that must be served first: the version's own, and its stages'.
 
         Args:
-          package: the version.
-          serves: whether a worker serves the model of a name.
+          package: the version that is to answer.
+          serves: tells whether a worker serves a model, by the model's name.
         """
         found = {} if serves(package.name) else {package.name: None}
         for stage in package.manifest.ensemble:
@@ -190,7 +173,7 @@ class Repository:
 
 
 def _version_folders(folder: Path) -> Iterator[Path]:
-    # Hidden folders are packages that are still being written.
+    # A hidden folder is a package that is still being written.
     if folder.is_dir() and not folder.name.startswith("."):
         for path in folder.iterdir():
             if not path.name.startswith(".") and (path / MANIFEST).is_file():
@@ -213,12 +196,12 @@ def _read_versions(
     return versions, broken
 
 
-#: By model, its versions that can be read, and by the names of their folders why others cannot.
+#: By model: its sound versions, and why others are broken by the names of their folders.
 _Found = Mapping[str, tuple[dict[int, Package], dict[str, str]]]
 
 
-def _sort_out_ensembles(found: _Found, active: Mapping[str, int]) -> None:
-    """Put the ensembles that do not fit their stages among what is broken."""
+def _reject_broken_ensembles(found: _Found, active: Mapping[str, int]) -> None:
+    """Move ensembles that do not fit their stages from the sound to the broken versions."""
     check = _EnsembleCheck({name: dict(versions) for name, (versions, _) in found.items()}, active)
     for versions, broken in found.values():
         for package in list(versions.values()):
@@ -227,8 +210,29 @@ def _sort_out_ensembles(found: _Found, active: Mapping[str, int]) -> None:
                 broken[str(package.version)] = fault
 
 
+def _choose_active(
+    found: _Found, active: Mapping[str, int]
+) -> tuple[dict[str, Model], dict[str, str]]:
+    """Return the models that have an active version, and why the others have none."""
+    models: dict[str, Model] = {}
+    errors: dict[str, str] = {}
+    for name, (versions, broken) in found.items():
+        version = active.get(name, max(versions, default=0))
+        if version in versions:
+            models[name] = Model(name, versions, version, broken, follows_latest=name not in active)
+        elif not versions:
+            errors[name] = "; ".join(broken.values())
+        else:
+            errors[name] = broken.get(str(version)) or (
+                f"INFERNO_REPOSITORY__ACTIVE: {name} has no version {version}"
+            )
+    for name in active.keys() - found.keys():
+        errors[name] = f"INFERNO_REPOSITORY__ACTIVE: model {name!r} does not exist"
+    return models, errors
+
+
 class _EnsembleCheck:
-    """Finds out what is wrong with ensembles; those that they contain are looked at first."""
+    """Finds faults of ensembles, after those of the ensembles that they contain."""
 
     def __init__(
         self, models: Mapping[str, Mapping[int, Package]], active: Mapping[str, int]
@@ -249,16 +253,17 @@ class _EnsembleCheck:
         return self._faults[package.path]
 
     def _check(self, package: Package) -> None:
-        if circle := self._way([package.name], package.manifest.ensemble, set()):
-            raise ValueError(f"it would contain its own model: {' -> '.join(circle)}")
+        if circle := self._cycle([package.name], package.manifest.ensemble, set()):
+            raise ValueError(f"it contains its own model: {' -> '.join(circle)}")
         stages = package.manifest.ensemble
         signatures = {stage.name: self._package(stage).signature for stage in stages}
         ensemble.check_types(stages, package.signature, signatures)
 
-    def _way(self, path: list[str], stages: Iterable[Stage], seen: set[str]) -> list[str] | None:
-        """Return how a path of models can lead back to its beginning, by whichever versions.
+    def _cycle(self, path: list[str], stages: Iterable[Stage], seen: set[str]) -> list[str] | None:
+        """Return a path of models that leads back to its first model, or None.
 
-        Any may become active. And versions share a lane, whose executors would wait for themselves.
+        Every version of a model counts: each may become active, and all share one lane, whose
+        executors would wait for themselves.
         """
         for name in sorted({stage.model for stage in stages} - seen):
             if name == path[0]:
@@ -266,14 +271,16 @@ class _EnsembleCheck:
             seen.add(name)
             versions = self._models.get(name, {}).values()
             inner = [stage for one in versions for stage in one.manifest.ensemble]
-            if way := self._way([*path, name], inner, seen):
-                return way
+            if cycle := self._cycle([*path, name], inner, seen):
+                return cycle
         return None
 
     def _package(self, stage: Stage) -> Package:
         versions = self._models.get(stage.model)
         if not versions:
-            raise ValueError(f"stage {stage.name}: model: there is no sound model {stage.model!r}")
+            raise ValueError(
+                f"stage {stage.name}: model: {stage.model!r} does not exist or is broken"
+            )
         version = stage.version or self._active.get(stage.model) or self._newest(versions)
         package = versions.get(version)
         if package is None:

@@ -252,7 +252,9 @@ def test_numbers_go_to_the_numeric_input(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["text", None, [], [[]], {"a": 1}, [None]])
 def test_what_no_input_can_hold_is_refused(value: Any) -> None:
-    with pytest.raises(InvalidInput, match=r"no input can hold this value; name it: x \(float32\)"):
+    with pytest.raises(
+        InvalidInput, match=r"no input can hold this value; give it by name: x \(float32\)"
+    ):
         VECTOR.assign(value)
 
 
