@@ -21,10 +21,10 @@ def convert_query(query: Mapping[str, Any], kind: type[_T]) -> _T:
     """Read the parameters of a URL.
 
     Args:
-      query: texts, or lists of them, by name.
-      kind: the struct that they make up.
+      query: a text or a list of texts by parameter name.
+      kind: the struct to return.
     Raises:
-      InvalidField: a parameter is wrong, missing or unknown; names it.
+      InvalidField: a parameter is wrong, missing or unknown; names the parameter.
     """
     try:
         return msgspec.convert(query, kind, strict=False)
@@ -33,10 +33,13 @@ def convert_query(query: Mapping[str, Any], kind: type[_T]) -> _T:
 
 
 def decode(body: bytes, kind: type[_T]) -> _T:
-    """Read a body that is a JSON object of a certain form.
+    """Read a body that is a JSON object.
 
+    Args:
+      body: the bytes of the body.
+      kind: the struct to return.
     Raises:
-      InvalidRequest: it is not; names the field.
+      InvalidRequest: the body does not decode to the struct; names the field.
     """
     if not body:
         raise InvalidRequest("expected a JSON object, got an empty body")
@@ -45,19 +48,19 @@ def decode(body: bytes, kind: type[_T]) -> _T:
     except msgspec.ValidationError as exc:
         raise explain(exc, kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise InvalidRequest(f"the body is no valid JSON: {exc}") from None
+        raise InvalidRequest(f"the body is not valid JSON: {exc}") from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
 
 
 def explain(exc: msgspec.ValidationError, kind: type) -> InvalidRequest:
-    """Return the error that says in our words what msgspec found wrong with a struct.
+    """Reword an error of msgspec for clients.
 
     Args:
-      exc: as msgspec raised it.
-      kind: the struct that was to be read.
+      exc: the error that msgspec raised.
+      kind: the struct that msgspec tried to decode.
     """
-    # Of a mapping, it says whether a key or a value is meant.
+    # For mappings, msgspec also tells whether the key or the value is wrong.
     text, _, path = str(exc).replace("`key` in ", "").partition(" - at `$")
     path, member = path.rstrip("`").lstrip("."), ""
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text):
@@ -72,7 +75,7 @@ def explain(exc: msgspec.ValidationError, kind: type) -> InvalidRequest:
 
 @functools.cache
 def _choices(kind: type, field: str) -> str:
-    """Say what may stand in a field that holds one of several texts, or a list of them."""
+    """Describe the allowed values of a field that holds one of several texts, or a list of them."""
     info = msgspec.inspect.type_info(kind)
     assert isinstance(info, msgspec.inspect.StructType)
     (found,) = [one.type for one in info.fields if one.encode_name == field]

@@ -332,13 +332,13 @@ def test_a_binary_body_is_one_image() -> None:
             Binary(b"\xff" * 12, (3,)),
             "expected finite float32 values, got NaN, infinity or a number out of range",
         ),
-        (TEXT, Binary(b"x"), "a string tensor is sent as JSON, not as a binary body"),
+        (TEXT, Binary(b"x"), "a string tensor must be sent as JSON, not as a binary body"),
         (IMAGE, Binary(WAV), "expected an image (PNG, JPEG, GIF, WebP), got other bytes"),
         (IMAGE, Binary(b"", None), "expected base64 of at least one byte, got nothing"),
         (
             IMAGE,
             Binary(PNG, (1,)),
-            "a binary body is one element of a bytes tensor, without shape",
+            "a binary body is one element of a bytes tensor and has no shape",
         ),
     ],
 )
