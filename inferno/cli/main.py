@@ -39,17 +39,12 @@ from inferno.errors import (
     WrongState,
 )
 from inferno.operate import embedded_redis
+from inferno.operate.addresses import reach_broker, reach_redis
 from inferno.operate.doctor import examine
 from inferno.operate.guard import Stage
-from inferno.operate.newcomers import Newcomers
+from inferno.operate.newcomers import Newcomers, servable
 from inferno.operate.ports import check_port
-from inferno.operate.project import (
-    enter_project,
-    reach_broker,
-    reach_redis,
-    read_procfile,
-    servable,
-)
+from inferno.operate.procfile import enter_project, read_procfile
 from inferno.operate.screen import Screen, own_terminal
 from inferno.operate.settings_document import (
     documented_settings,

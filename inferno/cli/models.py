@@ -19,7 +19,9 @@ from rich.table import Table
 from inferno.cli.operations import InOrder, json_option
 from inferno.cli.printing import out
 from inferno.errors import ModelNotFound, PackageError
-from inferno.operate.project import enter_project, example_call, local_url, missing_artifact
+from inferno.operate.addresses import local_url
+from inferno.operate.examples import example_call
+from inferno.operate.procfile import enter_project
 from inferno.packaging.creation import Identity, create
 from inferno.packaging.draft import Tensor, parse_tensor
 from inferno.packaging.exchange import Transfer, pull_version, push_version
@@ -73,7 +75,7 @@ def models(ctx: click.Context) -> None:
             f"[bold]{v}[/]" if v == model.active else str(v) for v in sorted(model.versions)
         ]
         description = escape(manifest.description)
-        if missing_artifact(model.package()):
+        if model.package().missing_artifact:
             description = "[yellow]not prepared;[/] " + description
         table.add_row(
             f"[bold]{model.name}[/]",
@@ -137,7 +139,7 @@ def show(name: str) -> None:
         "task": manifest.task,
         "format": manifest.format,
         "package": str(package.path),
-        "artifact": "missing" if missing_artifact(package) else manifest.artifact or "none needed",
+        "artifact": "missing" if package.missing_artifact else manifest.artifact or "none needed",
         "batches": f"up to {size} rows, the first of which waits at most {delay_ms:g} ms",
         "labels": ", ".join(manifest.labels),
     }

@@ -21,7 +21,7 @@ from inferno.cli.printing import (
     when,
 )
 from inferno.client import Client
-from inferno.operate.project import local_url
+from inferno.operate.addresses import local_url
 from inferno.protocol.tasks import TaskState
 from inferno.settings import load
 

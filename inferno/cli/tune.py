@@ -17,7 +17,7 @@ from rich.table import Table
 from inferno.batching.simulation import crowd, poisson, recorded
 from inferno.engine.cores import Cores
 from inferno.errors import ConfigurationError
-from inferno.operate.project import enter_project
+from inferno.operate.procfile import enter_project
 from inferno.packaging import tuning
 from inferno.packaging.tuning import Choice, Measured
 from inferno.repository.package import Package

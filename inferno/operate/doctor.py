@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 from inferno.client import Client
 from inferno.errors import ConfigurationError, PackageError, ServingError
 from inferno.operate import embedded_redis
+from inferno.operate.addresses import local_url, reach_broker
 from inferno.operate.ports import check_port
-from inferno.operate.project import local_url, missing_artifact, reach_broker
 from inferno.operate.redis_status import RedisStatus, ask
 from inferno.repository.repository import Repository
 from inferno.settings import Settings, variable
@@ -225,7 +225,7 @@ def _check_models(settings: Settings) -> Iterator[Finding]:
         for version, reason in model.errors.items():
             yield Finding("warning", "Models", f"{name} version {version}: {reason}")
         for package in model.versions.values():
-            if missing := missing_artifact(package):
+            if missing := package.missing_artifact:
                 advice = f"make it with `inferno models prepare {name}`"
                 yield Finding("failure", "Models", f"{missing} is missing; {advice}")
     yield Finding("ok", "Models", ", ".join(repository.models) or "the repository is empty")

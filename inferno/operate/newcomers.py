@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterable
 
 from inferno.errors import PackageError
-from inferno.operate.project import servable
 from inferno.repository.repository import Repository
 from inferno.settings import RepositorySettings
 
@@ -54,3 +53,31 @@ class Newcomers:
                 if name not in self._known:
                     self._known.add(name)
                     self._found(name)
+
+
+def servable(repository: Repository, wanted: str | None) -> tuple[list[str], dict[str, str]]:
+    """Choose the models to start workers for.
+
+    Args:
+      repository: the models that there are.
+      wanted: names with commas; None for all.
+
+    Returns:
+      The names, and what is wrong with the other models.
+
+    Raises:
+      InfernoError: one that was asked for by name cannot be served.
+    """
+    broken = dict(repository.errors)
+    for name, model in repository.models.items():
+        path = model.package().missing_artifact
+        if path is not None:
+            broken[name] = f"{path} is missing; make it with `inferno models prepare {name}`"
+    if wanted is None:
+        return [name for name in repository.models if name not in broken], broken
+    names = list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
+    for name in names:
+        if name in broken:
+            raise PackageError(broken[name])
+        repository.model(name)
+    return names, {}

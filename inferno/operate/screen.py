@@ -15,8 +15,9 @@ from rich.status import Status
 
 from inferno.client import Client
 from inferno.errors import InfernoError
+from inferno.operate.addresses import local_url
+from inferno.operate.examples import example_call
 from inferno.operate.guard import Event, EventKind
-from inferno.operate.project import example_call, local_url
 from inferno.repository.repository import Repository
 from inferno.settings import Settings
 from inferno.version import inferno_version

@@ -94,25 +94,6 @@ class _Process:
         return self.popen is not None and self.popen.poll() is None
 
 
-def parse_procfile(text: str) -> dict[str, str]:
-    """Return the commands of a Procfile by process name, in the file's order.
-
-    Raises:
-      ConfigurationError: a line is neither ``name: command``, a comment nor empty.
-    """
-    commands: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        found = re.fullmatch(r"([A-Za-z0-9_-]+):\s*(\S.*?)\s*", line)
-        if found is None:
-            raise ConfigurationError(f"Procfile, line {number}: expected `name: command`: {line}")
-        if found[1] in commands:
-            raise ConfigurationError(f"Procfile, line {number}: {found[1]} is there twice.")
-        commands[found[1]] = found[2]
-    return commands
-
-
 class Supervisor:
     """Keeps processes running until it is asked to stop, then leaves none behind."""
 

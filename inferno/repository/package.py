@@ -63,6 +63,14 @@ class Package:
             ENSEMBLE_EXECUTORS if self.is_ensemble else 1
         )
 
+    @property
+    def missing_artifact(self) -> Path | None:
+        """Path of the artifact if it does not exist; None if it does, or none is needed."""
+        artifact = self.manifest.artifact
+        if artifact is None or (self.path / artifact).exists():
+            return None
+        return self.path / artifact
+
     def max_batch_size(self, default: int) -> int:
         """Return the maximum number of rows in one forward pass.
 

@@ -19,7 +19,8 @@ from inferno.errors import ConfigurationError
 from inferno.operate import guard, supervisor
 from inferno.operate.guard import Event, EventKind, Stage
 from inferno.operate.ports import check_port
-from inferno.operate.supervisor import ProcessSpec, Supervisor, parse_procfile
+from inferno.operate.procfile import parse_procfile
+from inferno.operate.supervisor import ProcessSpec, Supervisor
 
 # Prints "up", drains for some seconds on SIGTERM, then adds its name to a file. Its child, as of a
 # prefork pool, does the same and is told to only through the leader.
