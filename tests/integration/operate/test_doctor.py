@@ -148,7 +148,11 @@ def test_password_is_used_and_never_shown(start: Start) -> None:
     unescaped = examine("redis://user:sec/ret@127.0.0.1:6379")
 
     assert found(right, "is version").state != "failure"
-    for findings, reason in ((wrong, "WRONGPASS"), (missing, "NOAUTH"), (unescaped, "escaped")):
+    for findings, reason in (
+        (wrong, "invalid username-password"),
+        (missing, "Authentication required"),
+        (unescaped, "escaped"),
+    ):
         assert found(findings, reason).state == "failure"
         assert "other" not in found(findings, reason).detail
         assert "sec" not in found(findings, reason).detail
@@ -217,7 +221,7 @@ def test_what_is_no_redis_is_said() -> None:
         findings = examine(f"redis://127.0.0.1:{listener.getsockname()[1]}")
         thread.join()
 
-    assert found(findings, "it does not answer as a Redis does").state == "failure"
+    assert found(findings, "it does not answer as a Redis server does").state == "failure"
 
 
 def test_running_embedded_server_is_examined(tmp_path: Path) -> None:
