@@ -257,16 +257,14 @@ def _write_private(path: Path, text: str) -> None:
 
 def _state(port: int, config_path: Path) -> State:
     """Return the state of the server of this configuration on a port."""
-    from redis import BusyLoadingError, RedisError
+    from redis import RedisError
 
     try:
         with connect(f"redis://{HOST}:{port}/0", timeout_s=1) as client:
-            # Another server may listen on the port.
-            if client.info("server").get("config_file") != str(config_path):
-                return "absent"
-            client.ping()
-    except BusyLoadingError:
-        return "loading"
+            info = client.info()
     except (RedisError, ValueError):
         return "absent"
-    return "ready"
+    # Another server may listen on the port.
+    if info.get("config_file") != str(config_path):
+        return "absent"
+    return "loading" if info.get("loading") == "1" else "ready"

@@ -58,8 +58,9 @@ def connect(url: str, timeout_s: float) -> Redis:
         retry=Retry(NoBackoff(), 0),
         decode_responses=True,
         encoding_errors="replace",
-        # Servers older than 6 do not know RESP 3, and are to be told apart from broken ones.
+        # No greeting: servers older than 6 do not know RESP 3, and one that is loading is slow.
         protocol=2,
+        driver_info=None,
     )
     # redis-py guesses types: a path with "=" in it would become a mapping.
     client.set_response_callback("INFO", _fields)
