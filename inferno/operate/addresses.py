@@ -10,7 +10,7 @@ from inferno.settings import RedisSettings, Settings, variable
 
 
 def local_url(settings: Settings) -> str:
-    """Return where the platform of these settings is reached from this machine."""
+    """Return the URL at which this machine reaches the platform of these settings."""
     host = settings.server.host
     if host in ("0.0.0.0", "::", ""):
         host = "127.0.0.1"
@@ -19,24 +19,27 @@ def local_url(settings: Settings) -> str:
     return f"http://{host}:{settings.server.port}"
 
 
-#: Where brokers listen that name no port, by scheme.
+#: Default ports of brokers, by scheme.
 _BROKER_PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379}
 
 
 def reach_redis(settings: RedisSettings) -> str:
-    """Return the address of the Redis that the settings name.
+    """Connect to the Redis server of the settings and return its address.
 
     Raises:
-      ConfigurationError: nothing listens there.
+      ConfigurationError: the server cannot be reached.
     """
     return _reach(settings.url or "", 6379, settings.connect_timeout_s, variable("redis", "url"))
 
 
 def reach_broker(settings: Settings) -> str | None:
-    """Return the address of the broker that the settings name; None for one we know nothing of.
+    """Connect to the broker of the settings and return its address.
+
+    Returns:
+      Host and port; None for a broker that is unset or of an unknown kind.
 
     Raises:
-      ConfigurationError: nothing listens there.
+      ConfigurationError: the broker cannot be reached.
     """
     port = _BROKER_PORTS.get(settings.broker.scheme)
     if settings.broker.url is None or port is None:
@@ -51,6 +54,6 @@ def _reach(url: str, default_port: int, timeout_s: float, name: str) -> str:
         address = (parts.hostname or "127.0.0.1", parts.port or default_port)
         socket.create_connection(address, timeout=timeout_s).close()
     except (OSError, ValueError) as exc:
-        # The whole URL may hold a password.
+        # Do not show the URL, which may hold a password.
         raise ConfigurationError(f"{name}: {parts.hostname} cannot be reached: {exc}") from None
     return f"{address[0]}:{address[1]}"

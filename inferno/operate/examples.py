@@ -1,4 +1,4 @@
-"""Example calls: a shell command that asks a model for something, with fitting inputs."""
+"""Example calls: shell commands that call a model with fitting inputs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from inferno.protocol.signature import BATCH, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array
 from inferno.repository.package import Package
 
-#: The sentence of the examples.
+#: Text in examples.
 SAMPLE_TEXT = "What a lovely day!"
-#: The picture of the examples, a grey pixel as PNG in base64.
+#: Image in examples: a grey pixel, as PNG in base64.
 _PICTURE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 )
-#: Examples list so many numbers of an input.
+#: Maximum number of elements that an example writes out.
 _LISTED = 64
 
 
 def example_call(url: str, package: Package) -> str:
-    """Return a shell command that asks a platform's model for something."""
+    """Return a shell command that calls a model.
+
+    Args:
+      url: URL of the platform.
+      package: the model's package.
+    """
     inputs = sample_inputs(package)
     target = f"{url}/v1/models/{package.name}:predict"
     if all(value.size <= _LISTED for value in inputs.values() if isinstance(value, np.ndarray)):
@@ -32,7 +37,7 @@ def example_call(url: str, package: Package) -> str:
             for name, value in inputs.items()
         }
         return f"curl {target} -d {shlex.quote(json.dumps({'inputs': plain}))}"
-    # Nobody wants to see a picture's numbers.
+    # A program makes large arrays, such as images, instead of writing them out.
     tensors = ", ".join(
         f"{name!r}: {_expression(value) if isinstance(value, np.ndarray) else repr(value)}"
         for name, value in inputs.items()
@@ -42,25 +47,25 @@ def example_call(url: str, package: Package) -> str:
 
 
 def _expression(array: Array) -> str:
-    """Write an array of equal numbers as a tensor of the wire, in Python."""
+    """Return a Python expression of an explicit tensor, for an array of equal numbers."""
     return f"{{'shape': {list(array.shape)}, 'data': [{array.flat[0]!s}] * {array.size}}}"
 
 
 def sample_inputs(package: Package) -> dict[str, Any]:
-    """Return inputs for an example: a text where that will do, else those of the warm-up.
+    """Return example inputs: a text if that suffices, else the manifest's warm-up inputs.
 
-    Where there are none, they are made up: numbers are arrays of zeros.
+    Without warm-up inputs, they are made up; numeric inputs are zeros.
     """
     signature = package.signature
-    wanted = [spec for spec in signature.inputs if not spec.optional]
+    needed = [spec for spec in signature.inputs if not spec.optional]
     for spec in signature.inputs:
-        if spec.dtype == "string" and wanted in ([], [spec]):
+        if spec.dtype == "string" and needed in ([], [spec]):
             return {spec.name: SAMPLE_TEXT}
     given = package.manifest.warm_up.inputs
     if given is not None:
         return given
-    wanted += map(signature.input, signature.one_of[:1])
-    return {spec.name: _sample(spec) for spec in wanted or signature.inputs[:1]}
+    needed += map(signature.input, signature.one_of[:1])
+    return {spec.name: _sample(spec) for spec in needed or signature.inputs[:1]}
 
 
 def _sample(spec: TensorSpec) -> Any:

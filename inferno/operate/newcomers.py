@@ -1,4 +1,4 @@
-"""Finds models that come into the repository while the platform runs, so that they get a worker."""
+"""Which models get a worker: at the start, and when they are added while the platform runs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ logger = logging.getLogger(__name__)
 
 
 class Newcomers:
-    """A thread that looks at the repository every few seconds, in a `with` block."""
+    """Watches the repository for new models, on a thread that runs during a `with` block."""
 
     def __init__(
         self, settings: RepositorySettings, known: Iterable[str], found: Callable[[str], None]
     ) -> None:
-        """Store what to do.
+        """Store the configuration.
 
         Args:
-          settings: where the repository is, and how often it is looked at.
+          settings: the repository's folder, and how often to read it.
           known: names of the models that have a worker.
-          found: called with the name of each other model that can be served, once.
+          found: called once with the name of each new model that can be served.
         """
         self._settings = settings
         self._known = set(known)
@@ -55,27 +55,27 @@ class Newcomers:
                     self._found(name)
 
 
-def servable(repository: Repository, wanted: str | None) -> tuple[list[str], dict[str, str]]:
+def servable(repository: Repository, chosen: str | None) -> tuple[list[str], dict[str, str]]:
     """Choose the models to start workers for.
 
     Args:
-      repository: the models that there are.
-      wanted: names with commas; None for all.
+      repository: the model repository.
+      chosen: names separated by commas; None for all models.
 
     Returns:
-      The names, and what is wrong with the other models.
+      The names, and why other models cannot be served, by name.
 
     Raises:
-      InfernoError: one that was asked for by name cannot be served.
+      InfernoError: a chosen model cannot be served.
     """
     broken = dict(repository.errors)
     for name, model in repository.models.items():
         path = model.package().missing_artifact
         if path is not None:
-            broken[name] = f"{path} is missing; make it with `inferno models prepare {name}`"
-    if wanted is None:
+            broken[name] = f"{path} is missing; run `inferno models prepare {name}` to make it"
+    if chosen is None:
         return [name for name in repository.models if name not in broken], broken
-    names = list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
+    names = list(dict.fromkeys(name.strip() for name in chosen.split(",") if name.strip()))
     for name in names:
         if name in broken:
             raise PackageError(broken[name])

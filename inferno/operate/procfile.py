@@ -10,9 +10,12 @@ from inferno.errors import ConfigurationError
 
 
 def enter_project() -> Path:
-    """Go to the project's directory, which relative paths of settings start from.
+    """Change to the project's directory, from which relative paths in settings start.
 
-    It is the nearest one upwards with a Procfile, else the one that this file belongs to.
+    It is the nearest directory upwards that has a Procfile, else the one of this installation.
+
+    Returns:
+      The directory.
     """
     here = Path.cwd()
     home = Path(__file__).resolve().parents[2]
@@ -29,11 +32,11 @@ def read_procfile(root: Path) -> dict[str, str]:
     """Return the commands of the platform's processes, by name.
 
     Raises:
-      ConfigurationError: there is no Procfile.
+      ConfigurationError: the Procfile is missing or wrong.
     """
     file = root / "Procfile"
     if not file.is_file():
-        raise ConfigurationError(f"{root} has no Procfile; run this in Inferno's own directory.")
+        raise ConfigurationError(f"{root} has no Procfile; run this in Inferno's directory.")
     return parse_procfile(file.read_text())
 
 
@@ -51,6 +54,6 @@ def parse_procfile(text: str) -> dict[str, str]:
         if found is None:
             raise ConfigurationError(f"Procfile, line {number}: expected `name: command`: {line}")
         if found[1] in commands:
-            raise ConfigurationError(f"Procfile, line {number}: {found[1]} is there twice.")
+            raise ConfigurationError(f"Procfile, line {number}: {found[1]} is defined twice.")
         commands[found[1]] = found[2]
     return commands

@@ -224,7 +224,7 @@ def test_procfile_lines_are_read_in_order_without_comments() -> None:
     [
         ("web gunicorn", "line 1: expected `name: command`"),
         ("web:", "line 1"),
-        ("a: b\na: c", "line 2: a is there twice"),
+        ("a: b\na: c", "line 2: a is defined twice"),
     ],
 )
 def test_wrong_procfile_line_is_named(text: str, complaint: str) -> None:
