@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from inferno.cli.operations import InOrder, json_option
+from inferno.cli.options import InOrder, json_option
 from inferno.cli.printing import out
 from inferno.errors import ModelNotFound, PackageError
 from inferno.operate.addresses import local_url

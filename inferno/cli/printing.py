@@ -15,6 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 out = Console(highlight=False)
+err = Console(highlight=False, stderr=True)
 
 
 def print_lines(documents: Iterable[Mapping[str, Any]]) -> None:

@@ -11,10 +11,10 @@ from typing import TextIO
 import click
 import msgspec
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from inferno.batching.simulation import crowd, poisson, recorded
+from inferno.cli.printing import err, out
 from inferno.engine.cores import Cores
 from inferno.errors import ConfigurationError
 from inferno.operate.procfile import enter_project
@@ -23,9 +23,6 @@ from inferno.packaging.tuning import Choice, Measured
 from inferno.repository.package import Package
 from inferno.repository.repository import Repository
 from inferno.settings import Settings, load
-
-out = Console(highlight=False)
-err = Console(highlight=False, stderr=True)
 
 
 def _package(name: str, version: int | None, settings: Settings) -> Package:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from inferno.cli.operations import InOrder, json_option, platform, url_option
+from inferno.cli.options import InOrder, json_option, platform, url_option
 from inferno.cli.printing import new_table, out, print_lines, print_table
 
 _COLOURS = {"ready": "green", "loading": "cyan", "failed": "red"}
