@@ -25,11 +25,13 @@ inferno submit digits @seven.png --wait --json"""
 @click.argument("model")
 @click.argument("value", metavar="TEXT|@FILE|-")
 @click.option("--wait", is_flag=True, help="Wait for the result and print it.")
-@click.option("--version", type=int, help="Of the model; default: the active one.")
-@click.option("--priority", type=click.IntRange(0, 9), default=0, help="Higher is sooner.")
-@click.option("--timeout-ms", type=float, help="The forward pass must start within it.")
-@click.option("--webhook", metavar="URL", help="To be called when the task is over.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON as the platform sent it.")
+@click.option("--version", type=int, help="Model version (default: the active one).")
+@click.option("--priority", type=click.IntRange(0, 9), default=0, help="Higher runs sooner.")
+@click.option(
+    "--timeout-ms", type=float, help="The forward pass must start within this many milliseconds."
+)
+@click.option("--webhook", metavar="URL", help="URL to call when the task has finished.")
+@click.option("--json", "as_json", is_flag=True, help="Print the platform's JSON.")
 @url_option
 def submit(
     model: str,
@@ -44,8 +46,8 @@ def submit(
 ) -> None:
     """Submit one task to MODEL and print its id.
 
-    The input is the TEXT itself, the content of a file (@FILE) or of the standard input (-). JSON
-    objects are inputs by name, JSON lists are numbers; what is no text is sent as an image.
+    The input is the TEXT itself, the content of a file (@FILE) or the standard input (-). A JSON
+    object gives inputs by name, a JSON list numbers. Content that is not text is sent as an image.
     """
     with platform(url) as client:
         task = client.submit(
@@ -66,12 +68,12 @@ def submit(
 
 @click.command()
 @click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON as the platform sent it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the platform's JSON.")
 @url_option
 def watch(task_ids: tuple[str, ...], as_json: bool, url: str | None) -> None:
     """Print the results of tasks as they arrive.
 
-    All come over one WebSocket. The exit code is 1 when one of the tasks has failed.
+    All results arrive over one WebSocket. The exit code is 1 if a task failed.
     """
     failed = False
     with platform(url) as client:
@@ -101,7 +103,7 @@ def _read_input(value: str) -> Any:
     if text.lstrip().startswith(("{", "[")):
         with suppress(ValueError):
             return json.loads(text)
-    # Editors and `echo` end files with a newline, which is no part of the text.
+    # Editors and `echo` add a newline that is not part of the text.
     return text.removesuffix("\n")
 
 
@@ -109,7 +111,7 @@ def _print_result(client: Client, task_id: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(client.result(task_id, float("inf")).raw))
         return
-    # The status line is for people and must not stand in what is piped on.
+    # The status line goes to stderr, so that piped output does not contain it.
     with err.status(f"Waiting for task {task_id}"):
         result = client.result(task_id, float("inf"))
     _print_outputs(result)
@@ -129,7 +131,7 @@ def _print_outputs(result: Result) -> None:
 
 
 def _describe_array(array: Array, most: int = 12) -> str:
-    """Return an output for people: short ones whole, of long ones the beginning."""
+    """Describe an output for people: all items of a short one, the first items of a long one."""
     items = [_describe_item(item) for item in array.ravel()[:most].tolist()]
     if array.size == 1:
         return items[0]

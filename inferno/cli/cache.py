@@ -30,7 +30,7 @@ def cache() -> None:
 @json_option
 @url_option
 def show_cache(as_json: bool, url: str | None) -> None:
-    """Show how much is kept, and what it has saved."""
+    """Show the kept results, and how often they were used."""
     with platform(url) as client:
         found = client.cache()
     if as_json:
@@ -51,6 +51,6 @@ def show_cache(as_json: bool, url: str | None) -> None:
 @model_option
 @url_option
 def clear_cache(model: str | None, url: str | None) -> None:
-    """Forget the kept results."""
+    """Delete the kept results."""
     with platform(url) as client:
         out.print(f"Cleared {counted(client.clear_cache(model), 'result')}.")

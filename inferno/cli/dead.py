@@ -61,7 +61,7 @@ def list_dead(model: str | None, limit: int, as_json: bool, url: str | None) -> 
         )
     print_table(table, "No dead letters.")
     if len(found) < count:
-        out.print(f"{count} in all.")
+        out.print(f"{count} in total.")
 
 
 @dead.command("show")
@@ -69,7 +69,7 @@ def list_dead(model: str | None, limit: int, as_json: bool, url: str | None) -> 
 @json_option
 @url_option
 def show_dead(task_id: str, as_json: bool, url: str | None) -> None:
-    """Show why a task was given up, and what it was asked."""
+    """Show why a task was given up, and its request."""
     with platform(url) as client:
         letter = client.dead_letter(task_id)
     if as_json:
@@ -87,18 +87,18 @@ def show_dead(task_id: str, as_json: bool, url: str | None) -> None:
         }
     )
     out.print(f"\n{escape(letter['traceback'].rstrip())}", soft_wrap=True)
-    out.print(f"\nIt was asked\n  {escape(json.dumps(letter['payload']))}", soft_wrap=True)
+    out.print(f"\nRequest\n  {escape(json.dumps(letter['payload']))}", soft_wrap=True)
 
 
 @dead.command()
 @tasks_argument
-@click.option("--all", "everything", is_flag=True, help="Replay all there are.")
+@click.option("--all", "everything", is_flag=True, help="Replay all dead letters.")
 @model_option
 @url_option
 def replay(task_ids: Sequence[str], everything: bool, model: str | None, url: str | None) -> None:
-    """Run dead tasks again, as new ones, and print their ids.
+    """Run dead tasks again, as new tasks, and print their ids.
 
-    Which ones, the ids say, or --all, or --model. Their letters are discarded.
+    Choose them by id, --all or --model. Replayed letters are removed.
     """
     if bool(task_ids) == (everything or model is not None):
         raise click.UsageError("give the ids of tasks, or --all, or --model")
@@ -112,13 +112,13 @@ def replay(task_ids: Sequence[str], everything: bool, model: str | None, url: st
         click.echo(task["task_id"])
     if answer["left"]:
         raise click.ClickException(
-            f"{answer['left']} are left: their models are not in the repository any more"
+            f"{answer['left']} could not be replayed: their models are no longer in the repository"
         )
 
 
 @dead.command()
 @tasks_argument
-@click.option("--all", "everything", is_flag=True, help="Discard all there are.")
+@click.option("--all", "everything", is_flag=True, help="Discard all dead letters.")
 @yes_option
 @url_option
 def discard(task_ids: Sequence[str], everything: bool, yes: bool, url: str | None) -> None:

@@ -30,7 +30,7 @@ def lanes() -> None:
 @json_option
 @url_option
 def list_lanes(as_json: bool, url: str | None) -> None:
-    """Show how many tasks wait for each model."""
+    """Show how much is waiting for each model."""
     with platform(url) as client:
         found = client.lanes()
     if as_json:
@@ -47,17 +47,17 @@ def list_lanes(as_json: bool, url: str | None) -> None:
 @click.argument("model")
 @url_option
 def pause(model: str, url: str | None) -> None:
-    """Give workers no more tasks of MODEL; they are still accepted."""
+    """Pause the lane of MODEL: tasks are accepted, but workers get none."""
     with platform(url) as client:
         client.pause(model)
-    out.print(f"Paused {model}; `inferno lanes resume {model}` goes on.", soft_wrap=True)
+    out.print(f"Paused {model}; `inferno lanes resume {model}` resumes it.", soft_wrap=True)
 
 
 @lanes.command()
 @click.argument("model")
 @url_option
 def resume(model: str, url: str | None) -> None:
-    """Give workers the tasks of MODEL again."""
+    """Resume the lane of MODEL."""
     with platform(url) as client:
         client.resume(model)
     out.print(f"Resumed {model}.", soft_wrap=True)
@@ -70,7 +70,7 @@ def resume(model: str, url: str | None) -> None:
 def purge(model: str, yes: bool, url: str | None) -> None:
     """Cancel the tasks that wait for MODEL.
 
-    Those in workers' hands go on. Asks first, with the number of tasks.
+    Tasks that workers hold are not cancelled. Asks for confirmation with the number of tasks.
     """
     with platform(url) as client:
         lane = client.lane(model)

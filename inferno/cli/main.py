@@ -1,8 +1,8 @@
 """The `inferno` command.
 
-`up`, `worker`, `models`, `tune`, `simulate`, `doctor` and `settings` work on the project's
-directory and this machine's environment; the others use a running platform through its HTTP API,
-from anywhere.
+`up`, `worker`, `models`, `tune`, `simulate`, `settings` and `doctor` use the project's directory
+and this machine's environment. The other commands call a running platform over HTTP, from any
+machine.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from inferno.errors import (
 )
 from inferno.version import inferno_version
 
-#: What to do about an error, for those whose message does not say it already.
+#: Advice on errors whose message does not give it.
 HINTS: dict[type[InfernoError], str] = {
-    ModelNotFound: "`inferno models` lists the models that there are.",
-    InvalidInput: "`inferno models show <model>` tells what a model takes.",
-    TaskNotFound: "`inferno tasks list` and `inferno dead list` show those that there are.",
-    WrongState: "`inferno tasks show <task>` tells where it stands.",
-    PayloadGone: "Submit it again with its inputs.",
-    NotConfirmed: "It has changed meanwhile; try again. `inferno lanes pause` keeps workers out.",
-    NotSupported: "Leave INFERNO_BROKER__URL unset to have lanes on Redis Streams.",
-    PlatformUnreachable: "`inferno up` starts the platform; --url says where another one is.",
+    ModelNotFound: "`inferno models` lists the models.",
+    InvalidInput: "`inferno models show <model>` shows the inputs of a model.",
+    TaskNotFound: "`inferno tasks list` and `inferno dead list` show the known tasks.",
+    WrongState: "`inferno tasks show <task>` shows the state of a task.",
+    PayloadGone: "Submit the task again with its inputs.",
+    NotConfirmed: "The number has just changed; try again. `inferno lanes pause` pauses a lane.",
+    NotSupported: "Unset INFERNO_BROKER__URL to use lanes on Redis Streams.",
+    PlatformUnreachable: "`inferno up` starts the platform; --url names another one.",
 }
 
 
 class _Failure(click.ClickException):
-    """An error as one red line, and a hint."""
+    """An error, shown as one red line and a hint."""
 
     def __init__(self, message: str, hint: str | None) -> None:
         super().__init__(message)
@@ -55,7 +55,7 @@ class _Failure(click.ClickException):
 
 
 class _Commands(InOrder):
-    """Shows our errors as people want them, without a traceback."""
+    """Shows errors of Inferno without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -67,17 +67,17 @@ class _Commands(InOrder):
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    # The character that stops click from filling lines.
+    # \b keeps click from rewrapping the lines.
     epilog="""\b
-Start everything:      inferno up
-Ask for something:     inferno submit sentiment "What a lovely day!" --wait
-When something fails:  inferno doctor""",
+Start the platform:    inferno up
+Call a model:          inferno submit sentiment "What a lovely day!" --wait
+Find out what fails:   inferno doctor""",
 )
 @click.version_option(inferno_version(), message="Inferno %(version)s")
 def main() -> None:
     """Serve machine-learning models through a durable task queue.
 
-    Every call is a durable job, and every job rides in a well-formed batch.
+    Every call is a durable task, and tasks share forward passes in batches.
     """
 
 

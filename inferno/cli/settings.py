@@ -22,7 +22,7 @@ from inferno.settings import load
 @click.option("--markdown", "form", flag_value="markdown", help="Print docs/settings.md.")
 @click.option("--env", "form", flag_value="env", help="Print .env.example.")
 def settings(form: str | None) -> None:
-    """List every setting with its value, its default and its meaning."""
+    """List every setting with its value, default and meaning."""
     if form is not None:
         document = settings_markdown() if form == "markdown" else environment_example()
         click.echo(document, nl=False)
@@ -42,9 +42,9 @@ def settings(form: str | None) -> None:
 
 @click.command()
 def doctor() -> None:
-    """Check this machine, the installation and, when it runs, the platform.
+    """Check this machine, the installation and, if it runs, the platform.
 
-    The exit code is 1 when something is found that keeps Inferno from working.
+    The exit code is 1 if a problem keeps Inferno from working.
     """
     enter_project()
     marks = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "failure": "[red]✗[/]"}

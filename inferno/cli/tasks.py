@@ -28,7 +28,7 @@ from inferno.cli.printing import (
 )
 from inferno.protocol.tasks import TaskState
 
-#: How the states are shown.
+#: Colours of the states.
 _COLOURS = {
     TaskState.RUNNING: "cyan",
     TaskState.RETRYING: "yellow",
@@ -49,7 +49,7 @@ def tasks() -> None:
     "--status",
     multiple=True,
     type=click.Choice(list(map(str, TaskState))),
-    help="Of this state; may be repeated.",
+    help="Only this state; may be repeated.",
 )
 @model_option
 @limit_option
@@ -82,7 +82,7 @@ def list_tasks(
 @json_option
 @url_option
 def show_task(task_id: str, as_json: bool, url: str | None) -> None:
-    """Show what is known of a task."""
+    """Show the state, times and error of a task."""
     with platform(url) as client:
         view = client.task(task_id)
     if as_json:
@@ -114,7 +114,7 @@ def show_task(task_id: str, as_json: bool, url: str | None) -> None:
 @click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
 @url_option
 def cancel(task_ids: Sequence[str], url: str | None) -> None:
-    """Take tasks back; the result of one that runs is discarded."""
+    """Cancel tasks; the result of a running task is discarded."""
     with platform(url) as client:
         for task_id in task_ids:
             client.cancel(task_id)
@@ -125,9 +125,9 @@ def cancel(task_ids: Sequence[str], url: str | None) -> None:
 @task_argument
 @url_option
 def retry(task_id: str, url: str | None) -> None:
-    """Run a finished task again, as a new one, and print its id.
+    """Run a finished task again, as a new task, and print its id.
 
-    What it was asked must have been kept: INFERNO_TASKS__KEEP_PAYLOADS says of which tasks it is.
+    The task's inputs must have been kept, see INFERNO_TASKS__KEEP_PAYLOADS.
     """
     with platform(url) as client:
         click.echo(client.retry(task_id).id)

@@ -29,15 +29,15 @@ from inferno.settings import Settings, load, variable
 
 
 @click.command()
-@click.option("--models", "wanted", metavar="A,B", help="Serve only these models.")
+@click.option("--models", "chosen", metavar="A,B", help="Serve only these models.")
 @click.option("--flower/--no-flower", default=True, help="Also run Flower, the worker console.")
-@click.option("--logs", is_flag=True, help="Also print what the processes log.")
-def up(wanted: str | None, flower: bool, logs: bool) -> None:
+@click.option("--logs", is_flag=True, help="Also print the logs of all processes.")
+def up(chosen: str | None, flower: bool, logs: bool) -> None:
     """Run the whole platform until Ctrl-C.
 
-    Starts the front end, one worker for each model, Flower, and a Redis server of its own unless
-    INFERNO_REDIS__URL names one. A model that comes into the repository later gets a worker, too.
-    What dies is started again; Ctrl-C lets running work finish.
+    Starts the front end, one worker for each model, Flower, and a Redis server unless
+    INFERNO_REDIS__URL names one. A model that is added to the repository later also gets a worker.
+    Processes that die are restarted. Ctrl-C lets running work finish.
     """
     root = enter_project()
     settings = load()
@@ -45,7 +45,7 @@ def up(wanted: str | None, flower: bool, logs: bool) -> None:
     commands = read_procfile(root)
     if not flower:
         commands.pop("flower", None)
-    models, broken = servable(Repository.read(settings.repository), wanted)
+    models, broken = servable(Repository.read(settings.repository), chosen)
     screen = Screen(out, settings, models, broken, flower="flower" in commands)
     supervisor = Supervisor(
         settings.data.dir,
@@ -54,7 +54,8 @@ def up(wanted: str | None, flower: bool, logs: bool) -> None:
         on_event=screen.show,
         follow=logs,
     )
-    # Whoever has the data directory has the ports too; said first, because it is the reason.
+    # Before the ports: a platform that has the data directory also has the ports, and the error
+    # about the directory explains more.
     supervisor.lock()
     try:
         _check_ports_are_free(settings, flower=flower)
@@ -65,10 +66,10 @@ def up(wanted: str | None, flower: bool, logs: bool) -> None:
             screen.welcome(model)
 
         newcomers = Newcomers(settings.repository, models, welcome)
-        with own_terminal(), screen, newcomers if wanted is None else nullcontext():
+        with own_terminal(), screen, newcomers if chosen is None else nullcontext():
             supervisor.run_forever()
     finally:
-        # Gives the lock back where nothing was started.
+        # Also releases the lock if nothing was started.
         supervisor.stop()
     out.print("Stopped.")
 
@@ -86,14 +87,14 @@ def _add_processes(
     settings: Settings,
     screen: Screen,
 ) -> Callable[[str], None]:
-    """Tell the supervisor what to run: the Procfile, its worker line once for each model.
+    """Add the Procfile's processes to the supervisor, the worker line once for each model.
 
     Returns:
-      What adds a worker of one more model.
+      A function that adds a worker for one more model.
     """
     environment = {}
     if settings.broker.scheme in ("amqp", "amqps"):
-        # A Redis that is a broker too may be ours, which is not started yet.
+        # A Redis broker may be the embedded server, which is not started yet.
         reach_broker(settings)
     if settings.redis.url is not None:
         reach_redis(settings.redis)
@@ -127,7 +128,7 @@ def _add_processes(
 def worker(model: str) -> None:
     """Run one more worker for MODEL, in the foreground.
 
-    It takes tasks from the lane of the model beside the workers that are there already. Without
+    It takes tasks from the model's lane, beside the workers that run already. Without
     INFERNO_REDIS__URL it joins the platform that runs on this data directory.
     """
     root = enter_project()
@@ -140,7 +141,7 @@ def worker(model: str) -> None:
     if url is None:
         raise ConfigurationError(
             f"No platform runs on {settings.data.dir.resolve()}. Start one with `inferno up`, or "
-            f"set {variable('redis', 'url')} to the Redis of another."
+            f"set {variable('redis', 'url')} to the Redis of a running platform."
         )
     own_bin = str(Path(sys.executable).parent)
     environment = os.environ | {

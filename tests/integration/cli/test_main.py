@@ -367,7 +367,7 @@ def test_unknown_model_is_an_error_with_a_hint(project: Project) -> None:
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
         "Error: model not found or not loaded: 'nope'",
-        "  `inferno models` lists the models that there are.",
+        "  `inferno models` lists the models.",
     ]
 
 
@@ -474,7 +474,7 @@ def test_platform_that_does_not_run_is_an_error_with_a_hint() -> None:
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
         "Error: nothing answers at http://127.0.0.1:1; is the platform running?",
-        "  `inferno up` starts the platform; --url says where another one is.",
+        "  `inferno up` starts the platform; --url names another one.",
     ]
 
 
@@ -532,7 +532,7 @@ def test_doctor_names_what_is_wrong(project: Project, monkeypatch: pytest.Monkey
     assert result.exit_code == 1
     for text in (
         "INFERNO_REDIS__URL",
-        "cannot be written",
+        "is not writable",
         "typo:",
         "prepare unprepared",
         "in use",

@@ -97,7 +97,7 @@ def test_recorded_arrivals_are_played(curve: Path, tmp_path: Path) -> None:
         (("--arrivals", "pyproject.toml"), "expected times in seconds"),
         (
             ("--rate", "5", "--curve", "pyproject.toml"),
-            "expected what `inferno tune",
+            "expected a file from `inferno tune",
         ),
     ],
 )
