@@ -67,7 +67,7 @@ def test_files_are_found_from_where_one_is(home: Path, monkeypatch: pytest.Monke
     assert report["latency_ms"].keys() == {"1", "2"}
     assert len(report["digest"]) == 16
     case = {answer["case"]: answer["problem"] for answer in report["bad_inputs"]}
-    assert case["an input that there is not"]["code"] == "invalid_input"
+    assert case["an unknown input"]["code"] == "invalid_input"
 
 
 def test_the_example_of_large_inputs_is_a_command_that_writes_them(home: Path) -> None:
