@@ -99,6 +99,10 @@ def tune(
         out.print(_simulated([nearest]))
         err.print("[red]No batch size and window meet the objective.[/] The nearest is above.")
         sys.exit(1)
+    _print_recommendation(choice, best)
+
+
+def _print_recommendation(choice: Choice, best: Measured) -> None:
     out.print(_simulated([choice]))
     out.print(
         "Put this into model.yaml:\n\n"
@@ -232,13 +236,7 @@ def simulate(
     if curve is not None:
         measured = _read(curve, package)
     else:
-        executors = executors or package.executors
-        with out.status("") as status, Cores(settings.inference.cores).taken():
-            measured = tuning.measure(
-                package, settings.batching, settings.inference, executors,
-                package.inference(settings.inference).pass_threads(executors), 0.5,
-                lambda step: status.update(f"{model}: {step}"),
-            )  # fmt: skip
+        measured = _measure(package, settings, executors or package.executors)
     if executors is not None:
         measured = msgspec.structs.replace(measured, executors=executors)
     delay_ms = package.max_batch_delay_ms(settings.batching.max_batch_delay_ms)
@@ -269,6 +267,15 @@ def simulate(
             ]
         )
     )
+
+
+def _measure(package: Package, settings: Settings, executors: int) -> Measured:
+    with out.status("") as status, Cores(settings.inference.cores).taken():
+        return tuning.measure(
+            package, settings.batching, settings.inference, executors,
+            package.inference(settings.inference).pass_threads(executors), 0.5,
+            lambda step: status.update(f"{package.name}: {step}"),
+        )  # fmt: skip
 
 
 def _times(file: TextIO) -> list[float]:

@@ -98,14 +98,6 @@ def _python_function(
     files = {f"mlflow/{f.relative_to(path)}": f for f in path.rglob("*") if f.is_file()}
     columns = _is_columns(described)
     made = list(outputs) or _signature(path, described, "outputs", ["output"])
-    notes = []
-    if str(flavor["loader_module"]).startswith("mlflow"):
-        notes.append(
-            f"{flavor['loader_module']} loads the model: install mlflow and the MLflow model's "
-            "requirements.txt wherever its workers run."
-        )
-    if columns:
-        notes.append("The inputs are columns: install pandas wherever the workers run.")
     return Draft(
         source=str(path),
         format="python",
@@ -121,8 +113,21 @@ def _python_function(
             "named": columns or len(declared) > 1 or _has_names(described),
             "outputs": [tensor.name for tensor in made],
         },
-        notes=notes,
+        notes=_requirements(str(flavor["loader_module"]), columns),
     )
+
+
+def _requirements(loader_module: str, columns: bool) -> list[str]:
+    """Return notes on the libraries that workers need."""
+    notes = []
+    if loader_module.startswith("mlflow"):
+        notes.append(
+            f"{loader_module} loads the model: install mlflow and the MLflow model's "
+            "requirements.txt wherever its workers run."
+        )
+    if columns:
+        notes.append("The inputs are columns: install pandas wherever the workers run.")
+    return notes
 
 
 def _inside(path: Path, name: object) -> Path:

@@ -104,7 +104,6 @@ def validate(
       progress: called with the name of each step.
     """
     report = Report(path)
-    memory = psutil.Process().memory_info
     try:
         report.package = package = Package.read(path)
     except PackageError as exc:
@@ -122,6 +121,20 @@ def validate(
         return report
     if tolerance is None:
         tolerance = package.manifest.batching.tolerance
+    _try(report, package, settings, tolerance, progress)
+    _check_labels(report, package)
+    return report
+
+
+def _try(
+    report: Report,
+    package: Package,
+    settings: Settings,
+    tolerance: float | None,
+    progress: Callable[[str], None],
+) -> None:
+    """Load a package, run it, and add what is found to the report."""
+    memory = psutil.Process().memory_info
     progress(step := "load")
     before, started = memory().rss, time.perf_counter()
     try:
@@ -137,8 +150,6 @@ def validate(
         _send_wrong_inputs(report, engine, sample, settings)
     except PackageError as exc:
         report.add(step, "failure", exc.detail)
-    _check_labels(report, package)
-    return report
 
 
 def _device_memory() -> int:
@@ -249,6 +260,26 @@ def _compare_batch(
         )
         return
     expected = [alone[place] for place in places]
+    _report_padded_outputs(report, engine, expected, together)
+    difference = _difference(engine, expected, together)
+    same = _within(engine, difference, tolerance)
+    report.add(
+        "batched",
+        "ok" if same else "failure",
+        f"{rows} rows together, {len(set(places))} of them different: "
+        + (
+            f"as alone, {_describe(difference)}"
+            if same
+            else f"not as alone, {_describe(difference)}. Rows change each other's outputs; set "
+            "batching.tolerance in model.yaml, or --tolerance, to allow more"
+        ),
+    )
+
+
+def _report_padded_outputs(
+    report: Report, engine: Engine, expected: Sequence[Tensors], together: Sequence[Tensors]
+) -> None:
+    """Warn about outputs whose shapes change when rows share a batch."""
     longer = [
         spec.name
         for spec in engine.package.signature.outputs
@@ -264,19 +295,6 @@ def _compare_batch(
             f"{', '.join(longer)}: longer when longer rows share the batch; values beyond a row's "
             "own length are meaningless",
         )
-    difference = _difference(engine, expected, together)
-    same = _within(engine, difference, tolerance)
-    report.add(
-        "batched",
-        "ok" if same else "failure",
-        f"{rows} rows together, {len(set(places))} of them different: "
-        + (
-            f"as alone, {_describe(difference)}"
-            if same
-            else f"not as alone, {_describe(difference)}. Rows change each other's outputs; set "
-            "batching.tolerance in model.yaml, or --tolerance, to allow more"
-        ),
-    )
 
 
 def _run(engine: Engine, inputs: Sequence[Tensors]) -> list[Tensors]:

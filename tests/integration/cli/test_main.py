@@ -597,7 +597,7 @@ def test_missing_python_is_one_clear_line(checkout: Path, tmp_path: Path) -> Non
     result = make(checkout, ".venv/bin/python", path=str(tmp_path / "bin"))
 
     assert result.returncode != 0
-    assert "Error: Python 3.11 or newer is needed and was not found" in result.stderr
+    assert "Error: Python 3.11 or newer was not found" in result.stderr
 
 
 def test_python_without_venv_says_what_to_install(checkout: Path, tmp_path: Path) -> None:
