@@ -189,7 +189,7 @@ class Client:
             ASCII.
 
         Raises:
-          TimeoutError: the task is not over yet; it goes on.
+          TimeoutError: the task is not finished yet; it keeps running.
           RequestInProgress: the first call with this key is still waiting for its result.
           InfernoError: the one that the task ended with, or that the platform answers.
         """

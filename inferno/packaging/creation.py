@@ -230,7 +230,7 @@ def _unbatched(
             return f"The batch dimension is also another dimension of {tensor.name}"
     for tensor in outputs:
         if not tensor.shape or (tensor.shape[0] not in rows and tensor.shape[0] != BATCH):
-            return f"The first dimension of {tensor.name} does not grow with that of the inputs"
+            return f"The first dimension of {tensor.name} does not grow with the inputs'"
     return None
 
 

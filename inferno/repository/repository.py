@@ -232,7 +232,7 @@ def _choose_active(
 
 
 class _EnsembleCheck:
-    """Finds faults of ensembles, after those of the ensembles that they contain."""
+    """Finds faults of ensembles, inner ensembles first."""
 
     def __init__(
         self, models: Mapping[str, Mapping[int, Package]], active: Mapping[str, int]
