@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from inferno.errors import ConfigurationError
@@ -51,6 +51,10 @@ def connect(url: str, timeout_s: float) -> Redis:
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
+    # A server that is loading its data answers slowly, so a greeting (CLIENT SETINFO) only costs
+    # time. Over TLS it is needed: without it, redis-py mistakes the session tickets that follow the
+    # handshake for an unexpected reply.
+    greeting: dict[str, Any] = {} if url.startswith("rediss:") else {"driver_info": None}
     client = Redis.from_url(
         url,
         socket_connect_timeout=timeout_s,
@@ -58,9 +62,9 @@ def connect(url: str, timeout_s: float) -> Redis:
         retry=Retry(NoBackoff(), 0),
         decode_responses=True,
         encoding_errors="replace",
-        # No greeting: servers older than 6 do not know RESP 3, and one that is loading is slow.
+        # Servers older than 6 do not know RESP 3.
         protocol=2,
-        driver_info=None,
+        **greeting,
     )
     # redis-py guesses types: a path with "=" in it would become a mapping.
     client.set_response_callback("INFO", _fields)
