@@ -1,11 +1,11 @@
-"""Celery's own settings, under Celery's names; their values come from `inferno.settings`."""
+"""Celery's settings, under Celery's names, with values from `inferno.settings`."""
 
 from inferno.protocol.requests import MAX_PRIORITY as _MAX_PRIORITY
 from inferno.settings import load as _load
 
 _settings = _load()
 
-# Where tasks and results travel.
+# Broker and results.
 broker_url = _settings.broker_url
 result_backend = _settings.redis_url
 result_expires = _settings.tasks.result_ttl_s
@@ -25,7 +25,7 @@ broker_transport_options = {
 }
 
 if broker_url.startswith(("amqp", "pyamqp")):
-    # Accepted is what RabbitMQ has confirmed; Redis answers each command anyway.
+    # A task only counts as accepted once RabbitMQ confirms it. Redis answers every command.
     broker_transport_options = {"confirm_publish": True}
 
 # Messages.
@@ -34,12 +34,12 @@ result_accept_content = ["json"]
 task_serializer = "json"
 result_serializer = "json"
 task_routes = ["tasks.celery.route"]
-# Queues of RabbitMQ have priorities only if they are declared so; other brokers do not look at it.
+# RabbitMQ only supports priorities in queues that declare them; other brokers ignore this.
 task_queue_max_priority = _MAX_PRIORITY
-# A publish that fails is answered with 503 at once; the client decides when to try again.
+# Answer 503 at once when a publish fails; the client decides when to retry.
 task_publish_retry = False
 
-# Workers. Concurrency and prefetch follow from the models and are set by `workers.launch`.
+# Workers. `workers.launch` sets concurrency and prefetch from the models.
 imports = ["workers.launch"]
 worker_pool = "threads"
 task_acks_late = True
@@ -49,5 +49,5 @@ worker_send_task_events = True
 worker_hijack_root_logger = True
 worker_log_color = False
 worker_cancel_long_running_tasks_on_connection_loss = False
-# Would lower the prefetch after a reconnect, and with it the size of batches.
+# It would lower the prefetch after a reconnect, and thereby the size of batches.
 worker_enable_prefetch_count_reduction = False

@@ -35,7 +35,7 @@ from inferno.protocol import tensors
 from inferno.protocol.tensors import Tensors
 from inferno.repository.repository import Repository
 from inferno.settings import Settings
-from inferno.testing.platform import running
+from inferno.testing.platform import running_platform
 from inferno.testing.processes import ROOT
 
 #: Number of different inputs that clients send in turn.
@@ -314,7 +314,7 @@ def measure(model: Model, options: argparse.Namespace, device: str, folder: Path
         "INFERNO_SERVER__PROCESSES": str(options.web_processes),
         "INFERNO_SERVER__SYNC_WAIT_MS": str(int(PATIENCE_S * 1e3)),
     }
-    with running(folder, env, "--no-flower") as served:
+    with running_platform(folder, env, "--no-flower") as served:
         url = f"{served.url}/v1/models/{model.name}:predict"
         call = partial(_ask, url, bodies, options.seconds)
         share = [clients // options.processes] * options.processes

@@ -38,7 +38,8 @@ from bench.load import Load
 from bench.targets import Broken, Inferno
 from bench.workloads import WORKLOADS, Numbers, Workload, texts
 from inferno.repository.manifest import MANIFEST
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import Settings
 
 #: How long servers and loops run before they are measured, in seconds.

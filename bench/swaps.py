@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 import yaml
 
-from inferno.testing.platform import running
+from inferno.testing.platform import running_platform
 from inferno.testing.processes import ROOT
 
 MODEL = "swapped"
@@ -59,7 +59,7 @@ def measure(
         "INFERNO_REPOSITORY__ROOT": str(folder / "models"),
         "INFERNO_REPOSITORY__PRELOAD": "active",
     }
-    with running(folder, env, "--no-flower") as platform:
+    with running_platform(folder, env, "--no-flower") as platform:
         calls, loads = asyncio.run(_swap(platform.url, inputs, swaps, rate_per_s, before_s))
     return {"rate_per_s": rate_per_s, "calls": calls, "loads": loads}
 

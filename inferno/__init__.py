@@ -1,4 +1,4 @@
-"""The core of Inferno: models, protocol, batching and engines.
+"""The core of Inferno: models, protocol, batching, engines, client and commands.
 
-It knows no web framework, queue or Redis client.
+It imports no web framework and no queue; only `inferno.operate` talks to Redis.
 """

@@ -1,39 +1,40 @@
-"""Every error that a client or an operator can meet.
+"""Every error that a client or an operator can see.
 
     InfernoError
     ├── RequestError             the client must change something
-    │   ├── InvalidRequest       400  the body or a header cannot be understood
-    │   │   └── InvalidField     422  a field of the body is not as expected
+    │   ├── InvalidRequest       400  the body or a header is malformed
+    │   │   └── InvalidField     422  a field of the body is wrong, missing or unknown
     │   ├── InvalidInput         422  an input does not match the model's signature
-    │   ├── PayloadTooLarge      413  the body or one input is over its limit
+    │   ├── PayloadTooLarge      413  the body or one input exceeds its limit
     │   ├── ModelNotFound        404  no such model or version
     │   ├── TaskNotFound         404  no such task
-    │   ├── TaskCancelled        409  its client took the task back
-    │   ├── WrongState           409  the task is not in a state that allows this
-    │   ├── NotConfirmed         409  it would happen to more or fewer than the caller thinks
+    │   ├── TaskCancelled        409  a client cancelled the task
+    │   ├── WrongState           409  the task's state does not allow this
+    │   ├── NotConfirmed         409  the call would affect more or fewer items than confirmed
     │   ├── LoadFailed           409  a worker could not load a version
-    │   ├── KeyReused            422  another request was made with this Idempotency-Key
-    │   ├── RequestInProgress    409  the first request with this Idempotency-Key still runs
-    │   ├── ResultExpired        410  the task is known, its result is gone
-    │   └── PayloadGone          410  what the task was asked is no longer known
+    │   ├── KeyReused            422  another request used this Idempotency-Key
+    │   ├── RequestInProgress    409  the first request with this Idempotency-Key is still running
+    │   ├── ResultExpired        410  the task is known, but its result was deleted
+    │   └── PayloadGone          410  the task's request was deleted
     ├── ServingError             the platform could not do its part
     │   ├── ForwardFailed        500  the model failed on this task
-    │   ├── WorkerLost           500  the worker ended during the forward pass, again and again
+    │   ├── WorkerLost           500  the worker died in every forward pass of the task
     │   ├── InputsLost           500  the task's inputs were deleted before it could run
     │   ├── Overloaded           429  the task could not start within its deadline
-    │   ├── NotSupported         501  the broker in use cannot do this
+    │   ├── NotSupported         501  the chosen broker cannot do this
     │   ├── ModelUnavailable     503  no live worker serves the model
-    │   ├── NotLoaded            503  the worker that got the task cannot load its version
+    │   ├── NotLoaded            503  the task's worker cannot load its version
     │   ├── BrokerUnavailable    503  Redis does not answer
-    │   │   └── FateUnknown      503  the task may have been accepted, or not
+    │   │   └── FateUnknown      503  the task may or may not have been accepted
     │   ├── PlatformUnreachable  503  the client cannot connect to the platform
     │   ├── DeadlineExceeded     504  the forward pass did not start in time
-    │   └── NotInTime            504  the workers have not done in time what they were asked to
+    │   └── NotInTime            504  the workers did not finish an operation in time
     └── ConfigurationError       the operator must change something
-        └── PackageError         a model package is wrong
+        └── PackageError         a model package is broken
 
-The status travels with the class: workers store ``{exc_module, exc_type, exc_message}`` in Celery's
-own result format, and both `AsyncResult.get()` and the web tier rebuild the same class from it.
+The status belongs to the class. Workers store ``{exc_module, exc_type, exc_message}`` in Celery's
+own result format, so class names must not change; `AsyncResult.get()` and the web tier rebuild the
+class from it.
 """
 
 from __future__ import annotations
@@ -44,19 +45,19 @@ from msgspec import Meta
 
 
 class Problem(TypedDict):
-    """What went wrong (RFC 9457)."""
+    """An error as a client sees it (RFC 9457)."""
 
     type: Annotated[str, Meta(examples=["about:blank"])]
     title: str
-    status: Annotated[int, Meta(description="The HTTP status, or what it would be.")]
-    detail: Annotated[str, Meta(description="For people: what was expected, and what came.")]
-    code: Annotated[str, Meta(description="For programs; it does not change.")]
-    field: NotRequired[Annotated[str, Meta(description="Where in the request it was found.")]]
-    task_id: NotRequired[Annotated[str, Meta(description="Of the task whose error it is.")]]
+    status: Annotated[int, Meta(description="HTTP status.")]
+    detail: Annotated[str, Meta(description="What was expected and what was received, for people.")]
+    code: Annotated[str, Meta(description="Stable name of the error, for programs.")]
+    field: NotRequired[Annotated[str, Meta(description="Field of the request that is wrong.")]]
+    task_id: NotRequired[Annotated[str, Meta(description="Id of the task that has the error.")]]
 
 
 class InfernoError(Exception):
-    """Base of all errors; `status` is the HTTP status and `code` a stable machine-readable name."""
+    """Base of all errors; `status` is the HTTP status, `code` a stable name for programs."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
@@ -68,8 +69,8 @@ class InfernoError(Exception):
         """Store what went wrong.
 
         Args:
-          detail: one sentence for people: what was expected and what came.
-          field: where in the request it was found, such as ``inputs.text`` or ``timeout_ms``.
+          detail: one sentence for people: what was expected and what was received.
+          field: field of the request that is wrong, such as ``inputs.text`` or ``timeout_ms``.
         """
         super().__init__(*((detail,) if field is None else (detail, field)))
         self.detail = detail
@@ -93,13 +94,13 @@ class InfernoError(Exception):
 
 
 class RequestError(InfernoError):
-    """The client must change something before it tries again."""
+    """The client must change its request before it tries again."""
 
     status = 400
     code = "bad_request"
     title = "Bad request"
 
-    #: Most characters of a detail: what a client sent is named in it, and may be megabytes.
+    #: Maximum characters of a detail. It quotes the client's input, which may be megabytes.
     MAX_DETAIL = 1000
 
     def __init__(self, detail: str, field: str | None = None) -> None:
@@ -108,14 +109,14 @@ class RequestError(InfernoError):
 
 
 class InvalidRequest(RequestError):
-    """The body or a header cannot be understood."""
+    """The body or a header is malformed."""
 
     code = "invalid_request"
     title = "Invalid request"
 
 
 class InvalidField(InvalidRequest):
-    """The body is a JSON object, and a field of it is missing, unknown or not as expected."""
+    """A field of the body is wrong, missing or unknown."""
 
     status = 422
     code = "invalid_field"
@@ -131,7 +132,7 @@ class InvalidInput(RequestError):
 
 
 class PayloadTooLarge(RequestError):
-    """The body, or one input in it, is over its limit."""
+    """The body, or one input in it, exceeds its limit."""
 
     status = 413
     code = "payload_too_large"
@@ -139,7 +140,7 @@ class PayloadTooLarge(RequestError):
 
 
 class ModelNotFound(RequestError):
-    """No such model, or no such version of it."""
+    """The model, or this version of it, does not exist."""
 
     status = 404
     code = "model_not_found"
@@ -155,7 +156,7 @@ class TaskNotFound(RequestError):
 
 
 class TaskCancelled(RequestError):
-    """The task's client took it back."""
+    """A client cancelled the task."""
 
     status = 409
     code = "task_cancelled"
@@ -163,7 +164,7 @@ class TaskCancelled(RequestError):
 
 
 class WrongState(RequestError):
-    """The task is not in a state in which this can be done."""
+    """The task's state does not allow this."""
 
     status = 409
     code = "wrong_state"
@@ -171,7 +172,7 @@ class WrongState(RequestError):
 
 
 class NotConfirmed(RequestError):
-    """The caller must say to how many this happens, and there are more or fewer."""
+    """The number of items that the caller confirmed is not the actual number."""
 
     status = 409
     code = "not_confirmed"
@@ -179,7 +180,7 @@ class NotConfirmed(RequestError):
 
 
 class LoadFailed(RequestError):
-    """A worker could not load the version that was asked for; nothing has changed."""
+    """A worker could not load the requested version; nothing has changed."""
 
     status = 409
     code = "load_failed"
@@ -203,7 +204,7 @@ class RequestInProgress(RequestError):
 
 
 class PayloadGone(RequestError):
-    """What the task was asked has been deleted, so that it cannot be run again."""
+    """The task's request was deleted, so the task cannot run again."""
 
     status = 410
     code = "payload_gone"
@@ -211,7 +212,7 @@ class PayloadGone(RequestError):
 
 
 class ResultExpired(RequestError):
-    """The task is known and over, and its result has been deleted."""
+    """The task has finished and is known, but its result was deleted."""
 
     status = 410
     code = "result_expired"
@@ -219,32 +220,32 @@ class ResultExpired(RequestError):
 
 
 class ServingError(InfernoError):
-    """The platform could not do its part; the request itself was fine."""
+    """The platform could not do its part; the request itself was valid."""
 
 
 class ForwardFailed(ServingError):
-    """The model failed on this task, also when it was alone in its batch."""
+    """The model failed on this task, even when the task was alone in its batch."""
 
     code = "forward_failed"
     title = "Forward pass failed"
 
 
 class WorkerLost(ServingError):
-    """The task's worker ended during its forward pass, as often as it was tried."""
+    """The worker died during the task's forward pass, in every attempt."""
 
     code = "worker_lost"
     title = "Worker lost"
 
 
 class InputsLost(ServingError):
-    """The task's inputs are no longer in Redis, although it is not over."""
+    """The task's inputs disappeared from Redis before the task finished."""
 
     code = "inputs_lost"
     title = "Inputs lost"
 
 
 class NotSupported(ServingError):
-    """The broker that was chosen cannot do this."""
+    """The chosen broker cannot do this."""
 
     status = 501
     code = "not_supported"
@@ -252,16 +253,16 @@ class NotSupported(ServingError):
 
 
 class Overloaded(ServingError):
-    """So much waits already that the task could not start within its deadline.
+    """Too many tasks are waiting for this one to start within its deadline.
 
-    `retry_after_s` says when it may be worth another try, in seconds.
+    `retry_after_s` is the time in seconds after which a retry may succeed.
     """
 
     status = 429
     code = "overloaded"
     title = "Overloaded"
     retry_after_s: int = 1
-    #: Tasks that are ahead of it.
+    #: Number of tasks ahead of this one.
     waiting: int = 0
 
 
@@ -274,7 +275,7 @@ class ModelUnavailable(ServingError):
 
 
 class NotLoaded(ServingError):
-    """The worker that got the task cannot load its version; another one may."""
+    """The task's worker cannot load its version; another worker may."""
 
     status = 503
     code = "not_loaded"
@@ -283,7 +284,7 @@ class NotLoaded(ServingError):
 
 
 class BrokerUnavailable(ServingError):
-    """Redis does not answer, so that nothing can be accepted."""
+    """Redis does not answer, so no task can be accepted."""
 
     status = 503
     code = "broker_unavailable"
@@ -291,14 +292,14 @@ class BrokerUnavailable(ServingError):
 
 
 class FateUnknown(BrokerUnavailable):
-    """The connection to Redis was lost before it was known whether the task was accepted."""
+    """The connection to Redis was lost while it was unknown whether the task was accepted."""
 
     code = "fate_unknown"
     title = "Fate unknown"
 
 
 class PlatformUnreachable(ServingError):
-    """Nothing answers where the client looks for the platform; only a client meets it."""
+    """Nothing answers at the platform's URL. Only raised by clients."""
 
     status = 503
     code = "platform_unreachable"
@@ -314,7 +315,7 @@ class DeadlineExceeded(ServingError):
 
 
 class NotInTime(ServingError):
-    """The workers have not done in time what they were asked to."""
+    """The workers did not finish an operation in time."""
 
     status = 504
     code = "not_in_time"
@@ -322,7 +323,7 @@ class NotInTime(ServingError):
 
 
 class ConfigurationError(InfernoError):
-    """A setting, a file or the machine is not as the platform needs it."""
+    """A setting, a file or the machine does not meet the platform's needs."""
 
     code = "configuration_error"
     title = "Configuration error"

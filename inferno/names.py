@@ -1,7 +1,7 @@
-"""Names that more than one process must agree on.
+"""Names that several processes share: lanes, Celery tasks and Redis keys.
 
-The lane of a model is the Celery queue with the model's own name, so that ``celery worker -Q
-<model>`` reads naturally. The Celery task that runs a model is `infer.<model>`.
+A model's lane is the Celery queue with the model's name, so ``celery worker -Q <model>`` reads
+naturally. The Celery task that runs a model is ``infer.<model>``.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import re
 import uuid
 
-#: What a model may be called: it becomes a queue's name, a folder and part of URLs.
+#: Allowed model names; a name becomes a queue, a folder and part of URLs.
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 TASK_PREFIX = "infer."
 
-#: Tells the ids of stages' tasks from others that are made in the same way.
+#: UUID namespace of the ids of stages' tasks.
 _STAGES = uuid.UUID("0a4f2b6c-6e0e-4a57-9d55-7a1c6f0f6d11")
 
-#: The queue of webhooks that wait for their delivery, and the Celery task that delivers one.
+#: Queue of the webhooks that wait for delivery.
 WEBHOOK_QUEUE = "webhooks"
 
-#: Names of queues that are not lanes: that of webhooks, and those of Celery's remote control,
-#: events and replies.
+#: Queues that are not lanes: webhooks, and Celery's remote control, events and replies.
 RESERVED = re.compile(rf"{WEBHOOK_QUEUE}|.*\.pidbox|celeryev\..*|[0-9a-f]{{8}}-[0-9a-f-]{{27}}")
+
+#: Celery task that delivers one webhook.
 WEBHOOK_TASK = "webhooks.deliver"
 
 
@@ -32,27 +33,27 @@ def task_name(model: str) -> str:
 
 
 def lane(task: str) -> str | None:
-    """Return the lane of a Celery task by its name, or None when it runs no model."""
+    """Return the lane of a Celery task, or None for a task that runs no model."""
     return task[len(TASK_PREFIX) :] if task.startswith(TASK_PREFIX) else None
 
 
 def stage_task_id(task_id: str, stage: str) -> str:
-    """Return the id of the task of an ensemble's stage: always the same, so that it is made once.
+    """Return the id of a stage's task. It never changes, so the task is made only once.
 
     Args:
-      task_id: of the ensemble's task.
-      stage: its name.
+      task_id: id of the ensemble's task.
+      stage: name of the stage.
     """
     return str(uuid.uuid5(_STAGES, f"{task_id}/{stage}"))
 
 
 def result_key(task_id: str) -> str:
-    """Return the key of a task's result, by Celery's rule also the channel it is announced on."""
+    """Return the key of a task's result. In Celery, it is also the channel that announces it."""
     return f"celery-task-meta-{task_id}"
 
 
 def reply_channel(prefix: str, process: str) -> str:
-    """Return the channel on which a process is told of the tasks that its clients wait for."""
+    """Return the channel that tells a process about the tasks its clients wait for."""
     return f"{prefix}replies:{process}"
 
 
@@ -62,22 +63,22 @@ def record_key(prefix: str, task_id: str) -> str:
 
 
 def index_key(prefix: str) -> str:
-    """Return the key of the sorted set of the newest tasks, by the time of their acceptance."""
+    """Return the key of the sorted set of the newest tasks, by time of acceptance."""
     return f"{prefix}tasks"
 
 
 def payload_key(prefix: str, task_id: str) -> str:
-    """Return the key of what a finished task was asked, where policy keeps it."""
+    """Return the key of a finished task's request, if the settings keep it."""
     return f"{prefix}payload:{task_id}"
 
 
 def claim_key(prefix: str, task_id: str) -> str:
-    """Return the key of a task's inputs, where they are too large for its message."""
+    """Return the key of a task's inputs that are too large for its message."""
     return f"{prefix}claim:{task_id}"
 
 
 def idempotency_key(prefix: str, digest: str) -> str:
-    """Return the key that remembers which task an Idempotency-Key made."""
+    """Return the key that maps an Idempotency-Key to its task."""
     return f"{prefix}idempotency:{digest}"
 
 
@@ -87,17 +88,17 @@ def dead_key(prefix: str, task_id: str) -> str:
 
 
 def dead_index_key(prefix: str) -> str:
-    """Return the key of the sorted set of dead letters, by the time of their failure."""
+    """Return the key of the sorted set of dead letters, by time of failure."""
     return f"{prefix}dead"
 
 
 def counters_key(prefix: str) -> str:
-    """Return the key of the hash of counters that scripts keep."""
+    """Return the key of the hash of counters that the Lua scripts increment."""
     return f"{prefix}counters"
 
 
 def statistics_key(prefix: str, model: str, version: int) -> str:
-    """Return the key of the hash of what the tasks of a version have come to."""
+    """Return the key of the hash of a version's statistics."""
     return f"{prefix}statistics:{model}/{version}"
 
 
@@ -107,15 +108,15 @@ def workers_key(prefix: str) -> str:
 
 
 def deployments_key(prefix: str) -> str:
-    """Return the key of the hash of what is wanted of the models, also the channel of changes."""
+    """Return the key of the hash of the models' desired state; also the channel of its changes."""
     return f"{prefix}model_state"
 
 
 def packages_key(prefix: str) -> str:
-    """Return the key of the hash that holds the digest of each version that workers have loaded."""
+    """Return the key of the hash of the digests of loaded versions."""
     return f"{prefix}packages"
 
 
 def cache_keys(prefix: str) -> str:
-    """Return what the keys of kept results, and of tasks that share a computation, begin with."""
+    """Return the prefix of the keys of kept results and shared computations."""
     return f"{prefix}cache:"

@@ -1,1 +1,1 @@
-"""Watching the platform: Flower, Celery's console, is configured here."""
+"""Monitoring of the platform: the configuration of Flower, Celery's console."""

@@ -1,4 +1,4 @@
-"""Flower's options, filled from Inferno's settings; used by the `flower` line of the Procfile."""
+"""Flower's options, with values from Inferno's settings; the Procfile's `flower` line uses them."""
 
 import flower.views as _views
 
@@ -17,5 +17,5 @@ persistent = False
 try:
     _Broker.lanes = [*_Repository.read(_settings.repository).models, _names.WEBHOOK_QUEUE]
 except _PackageError:
-    _Broker.lanes = []  # It runs where the models are not, and shows what workers tell of.
+    _Broker.lanes = []  # Without the repository, Flower shows the queues that workers report.
 _views.Broker = _Broker

@@ -15,7 +15,8 @@ from inferno.protocol.requests import InferRequest
 from inferno.protocol.signature import Limits
 from inferno.protocol.tensors import Tensors
 from inferno.protocol.webhooks import check_reach
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import Settings
 from tasks.broker.connection import connect
 from tasks.celery import app as celery_app

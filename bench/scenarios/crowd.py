@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from bench.scenarios.packages import add_mock
-from inferno.testing.platform import running
+from inferno.testing.platform import running_platform
 
 QUESTION = "What happens when 1000 clients hit /infer?"
 
@@ -43,7 +43,7 @@ def measure(folder: Path, clients: int = CLIENTS) -> dict[str, Any]:
     batching = {"max_batch_size": MAX_BATCH_SIZE}
     add_mock(folder / "models", "mock", batching=batching)
     env = {"INFERNO_REPOSITORY__ROOT": str(folder / "models")}
-    with running(folder, env, "--no-flower") as platform:
+    with running_platform(folder, env, "--no-flower") as platform:
         tasks = asyncio.run(_crowd(platform.url, clients))
     batches: dict[str, dict[str, Any]] = {}
     for task in tasks:

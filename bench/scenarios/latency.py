@@ -22,7 +22,7 @@ import numpy as np
 import websocket
 
 from bench.scenarios.packages import add_mock
-from inferno.testing.platform import running
+from inferno.testing.platform import running_platform
 
 QUESTION = "Can jobs be batched without losing the latency SLA?"
 
@@ -60,7 +60,7 @@ def measure(
         add_mock(folder / "models", model, batching={"max_batch_size": size})
     env = {"INFERNO_REPOSITORY__ROOT": str(folder / "models")}
     points = []
-    with running(folder, env, "--no-flower") as platform:
+    with running_platform(folder, env, "--no-flower") as platform:
         address = platform.url.replace("http", "ws", 1) + "/ws"
         for model in MODELS:
             _drive(address, model, 50, 0.5)

@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 
 from bench.scenarios.packages import add_mock
-from inferno.testing.platform import running
+from inferno.testing.platform import running_platform
 
 QUESTION = "Can you follow the system under pressure?"
 
@@ -53,7 +53,7 @@ def measure(folder: Path, phases_s: tuple[float, float, float, float] = PHASES_S
     """
     add_mock(folder / "models", MODEL, parameters=PARAMETERS, batching=BATCHING)
     env = {"INFERNO_REPOSITORY__ROOT": str(folder / "models")}
-    with running(folder, env, "--no-flower") as platform:
+    with running_platform(folder, env, "--no-flower") as platform:
         calls, looks = asyncio.run(_press(platform.url, phases_s))
     return {
         "capacity_per_s": CAPACITY_PER_S,

@@ -22,7 +22,7 @@ from celery import Celery
 from bench.scenarios.packages import add_mock
 from inferno.client import Client
 from inferno.settings import Settings
-from inferno.testing.platform import running
+from inferno.testing.platform import running_platform
 from inferno.testing.processes import wait_until
 from tasks.transport import register
 
@@ -71,7 +71,7 @@ def measure(folder: Path, tasks: int = TASKS) -> dict[str, Any]:
         retries=RETRIES,
     )
     env = {"INFERNO_REPOSITORY__ROOT": str(folder / "models")}
-    with running(folder, env, "--no-flower") as platform, Client(platform.url) as client:
+    with running_platform(folder, env, "--no-flower") as platform, Client(platform.url) as client:
         with _captured(platform.redis_url) as events:
             began = time.time()
             numbers: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The commands for those who package models."""
+"""The commands that create, check, list and share model packages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from inferno.cli.operations import InOrder, json_option
+from inferno.cli.options import InOrder, json_option
 from inferno.cli.printing import out
 from inferno.errors import ModelNotFound, PackageError
-from inferno.operate.project import enter_project, example_call, local_url, missing_artifact
+from inferno.operate.addresses import local_url
+from inferno.operate.examples import example_call
+from inferno.operate.procfile import enter_project
 from inferno.packaging.creation import Identity, create
 from inferno.packaging.draft import Tensor, parse_tensor
 from inferno.packaging.exchange import Transfer, pull_version, push_version
@@ -29,7 +31,8 @@ from inferno.packaging.validation import Report
 from inferno.packaging.validation import validate as run_validation
 from inferno.protocol.signature import TensorSpec
 from inferno.repository.manifest import MANIFEST, TaskType
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import load
 
 
@@ -50,14 +53,14 @@ class _TensorType(click.ParamType[Tensor]):
 _root_option = click.option(
     "--root",
     type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
-    help="Model repository; default: as the settings say.",
+    help="Model repository (default: from the settings).",
 )
 
 
 @click.group(cls=InOrder, invoke_without_command=True)
 @click.pass_context
 def models(ctx: click.Context) -> None:
-    """List the models of the repository; see also the commands below."""
+    """List the models of the repository, or run one of the commands below."""
     if ctx.invoked_subcommand is not None:
         return
     enter_project()
@@ -72,7 +75,7 @@ def models(ctx: click.Context) -> None:
             f"[bold]{v}[/]" if v == model.active else str(v) for v in sorted(model.versions)
         ]
         description = escape(manifest.description)
-        if missing_artifact(model.package()):
+        if model.package().missing_artifact:
             description = "[yellow]not prepared;[/] " + description
         table.add_row(
             f"[bold]{model.name}[/]",
@@ -92,9 +95,9 @@ def models(ctx: click.Context) -> None:
 @models.command()
 @click.argument("names", nargs=-1)
 def prepare(names: tuple[str, ...]) -> None:
-    """Make the artifacts of models that are missing or out of date.
+    """Make the models' artifacts that are missing or out of date.
 
-    Runs the `prepare.py` of each of NAMES, by default of every model that has one.
+    Runs `prepare.py` of the models NAMES, by default of every model that has one.
     """
     enter_project()
     root = load().repository.root
@@ -103,7 +106,7 @@ def prepare(names: tuple[str, ...]) -> None:
     scripts = {path.parent.name: path for path in sorted(root.glob("*/prepare.py"))}
     for name in names:
         if not (root / name).is_dir():
-            raise ModelNotFound(f"there is no model {name!r} in {root}")
+            raise ModelNotFound(f"model {name!r} does not exist in {root}")
         if name not in scripts:
             out.print(f"{escape(name)}: nothing to prepare", soft_wrap=True)
     failed = [
@@ -113,13 +116,13 @@ def prepare(names: tuple[str, ...]) -> None:
         and subprocess.run([sys.executable, str(script)], check=False).returncode != 0
     ]
     if failed:
-        raise PackageError(f"could not prepare {', '.join(failed)}; the reason stands above")
+        raise PackageError(f"could not prepare {', '.join(failed)}; see the output above")
 
 
 @models.command()
 @click.argument("name")
 def show(name: str) -> None:
-    """Show what a model takes and gives, and how it is batched."""
+    """Show the inputs, outputs and batching of a model."""
     enter_project()
     settings = load()
     repository = Repository.read(settings.repository)
@@ -136,8 +139,8 @@ def show(name: str) -> None:
         "task": manifest.task,
         "format": manifest.format,
         "package": str(package.path),
-        "artifact": "missing" if missing_artifact(package) else manifest.artifact or "none needed",
-        "batches": f"up to {size} rows, the first of which waits at most {delay_ms:g} ms",
+        "artifact": "missing" if package.missing_artifact else manifest.artifact or "not needed",
+        "batches": f"up to {size} rows; the first waits at most {delay_ms:g} ms",
         "labels": ", ".join(manifest.labels),
     }
     for title, value in facts.items():
@@ -170,23 +173,25 @@ inferno models new iris --from mlruns/1/models/m-1/artifacts"""
     help="An .onnx file, a TorchScript file (.pt, .ts), a function that builds a Python model, or "
     "the folder of an MLflow model.",
 )
-@click.option("--version", type=click.IntRange(1), help="Default: the next free number.")
+@click.option(
+    "--version", type=click.IntRange(1), help="Version number (default: the next free one)."
+)
 @click.option(
     "--task",
     type=click.Choice(list(map(str, TaskType))),
     default=str(TaskType.OTHER),
     show_default=True,
-    help="What it is for.",
+    help="What the model is for.",
 )
-@click.option("--description", help="One line for people; default: what the artifact says.")
+@click.option("--description", help="One line about the model (default: from the artifact).")
 @click.option(
     "--input",
     "inputs",
     type=_TensorType(),
     multiple=True,
     metavar="NAME:DTYPE:SHAPE",
-    help="What an input is, where the artifact does not say it or is wrong: x:float32:batch,3. May "
-    "be repeated.",
+    help="An input that the artifact does not describe, or describes wrongly: x:float32:batch,3. "
+    "May be repeated.",
 )
 @click.option(
     "--output",
@@ -194,7 +199,7 @@ inferno models new iris --from mlruns/1/models/m-1/artifacts"""
     type=_TensorType(),
     multiple=True,
     metavar="NAME:DTYPE:SHAPE",
-    help="The same of an output. Default: what comes out of a trial.",
+    help="The same for an output (default: from a trial run).",
 )
 @_root_option
 def new(
@@ -207,13 +212,13 @@ def new(
     outputs: tuple[Tensor, ...],
     root: Path | None,
 ) -> None:
-    """Write a package NAME from an artifact.
+    """Create the package NAME from an artifact.
 
-    The signature is read from the artifact. What the artifact does not say is found by running it,
-    or asked for. Platforms that use the repository see the new version by themselves.
+    Reads the signature from the artifact. What is missing is found in a trial run, or reported as
+    missing. A running platform finds the new version by itself.
     """
     draft = read(source, inputs, outputs)
-    # Relative paths of the arguments start from where the user is, those of settings do not.
+    # Paths in arguments start from the user's directory, paths in settings from the project's.
     draft.files = {place: file.resolve() for place, file in draft.files.items()}
     enter_project()
     settings = load()
@@ -234,7 +239,7 @@ def new(
     where = "" if root is None else f"INFERNO_REPOSITORY__ROOT={shlex.quote(str(root))} "
     out.print(
         f"\nNext\n  inferno models validate {escape(target)}\n"
-        f"  {escape(where)}inferno up      [dim]# one that runs finds it by itself[/]\n"
+        f"  {escape(where)}inferno up      [dim]# a running platform finds it by itself[/]\n"
         f"  {escape(example_call(local_url(settings), package))}",
         soft_wrap=True,
     )
@@ -258,17 +263,17 @@ inferno models validate path/to/models/iris/1"""
 @click.option(
     "--tolerance",
     type=click.FloatRange(0),
-    help="How far outputs of batched rows may differ from those of lone ones, relative to the "
-    "largest value; default: batching.tolerance of model.yaml, or else 1e-4 of float32, 1e-2 of "
-    "float16.",
+    help="How much a row's outputs may change with the other rows in its batch, relative to the "
+    "largest value (default: batching.tolerance of model.yaml, else 1e-4 for float32, 1e-2 for "
+    "float16).",
 )
 @json_option
 @_root_option
 def validate(target: str, tolerance: float | None, as_json: bool, root: Path | None) -> None:
-    """Load a version here, run it, and tell what is wrong with it.
+    """Load a version in this process, run it, and report what is wrong.
 
-    It is run with one row and with many, which must not change each other's outputs, and asked
-    wrong things; what clients will see is shown. The exit code is 1 when something is wrong.
+    Runs it with one row and with many, which must not change each other's outputs. Also sends wrong
+    inputs and shows what clients will see. The exit code is 1 if something is wrong.
     """
     folder = Path(target).resolve()
     enter_project()
@@ -291,14 +296,14 @@ def _version_folder(root: Path, target: str) -> Path:
     """Return the folder of ``name/version``, or of the newest version of ``name``.
 
     Raises:
-      ModelNotFound: there is none.
+      ModelNotFound: the model or version does not exist.
     """
     name, _, version = target.partition("/")
-    # Not by reading the repository: a version that is broken can be meant.
+    # Does not read the repository, because the version may be broken.
     found = {path.parent.name: path.parent for path in (root / name).glob(f"*/{MANIFEST}")}
     chosen = version or max(filter(str.isdecimal, found), key=int, default="")
     if chosen not in found:
-        raise ModelNotFound(f"there is no model {target!r} in {root}", "model")
+        raise ModelNotFound(f"model {target!r} does not exist in {root}", "model")
     return found[chosen]
 
 
@@ -331,10 +336,10 @@ def _print_report(report: Report) -> None:
             table.add_row(escape(answer.case), f"[{colour}]{status}[/]", escape(detail))
         out.print(table)
     if report.memory_bytes is not None:
-        out.print(f"  memory  {report.memory_bytes / 1e6:.0f} MB, with the runtime's library")
+        out.print(f"  memory  {report.memory_bytes / 1e6:.0f} MB, including the runtime's library")
     if report.package is not None:
         out.print(f"  digest  {report.package.digest}")
-    good, bad = "[green]Nothing is wrong.[/]", "[red]It should not be served like that.[/]"
+    good, bad = "[green]The package is sound.[/]", "[red]Do not serve this package.[/]"
     out.print(f"\n{good if report.ok else bad}")
 
 
@@ -347,9 +352,9 @@ inferno models push digits/2 s3://bucket/packages"""
 @click.argument("url")
 @_root_option
 def push(target: str, url: str, root: Path | None) -> None:
-    """Put a version into a store, from which others can pull it.
+    """Copy a version to a store, from which others can pull it.
 
-    The store at URL is a folder, a web server that takes PUT, or what fsspec has a library for,
+    The store at URL is a folder, a web server that accepts PUT, or anything that fsspec supports,
     such as s3://bucket/folder (pip install 'inferno[s3]').
     """
     url = _absolute(url)
@@ -370,13 +375,13 @@ inferno models pull /mnt/packages/sentiment/1
 inferno models pull https://packages.example.com/digits/2 --name numbers"""
 )
 @click.argument("url")
-@click.option("--name", help="That the model gets here; default: its own.")
+@click.option("--name", help="Name of the model in the repository (default: unchanged).")
 @_root_option
 def pull(url: str, name: str | None, root: Path | None) -> None:
     """Fetch a version from a store into the repository.
 
-    URL is where `inferno models push` has put it. Every file is compared with its digest before the
-    version appears. When it is cut off, the same command goes on from there.
+    URL is the one that `inferno models push` printed. The digest of each file is checked before the
+    version appears. After an interruption, the same command continues.
     """
     url = _absolute(url)
     enter_project()
@@ -389,7 +394,7 @@ def pull(url: str, name: str | None, root: Path | None) -> None:
 
 
 def _absolute(url: str) -> str:
-    """Return a URL as it is, and a path from where the user is."""
+    """Return a URL unchanged, and a path as absolute."""
     return url if "://" in url else str(Path(url).resolve())
 
 

@@ -1,4 +1,4 @@
-"""How the commands print what they found: tables for people, lines for pipes and machines."""
+"""Output of the commands: tables for people, lines of JSON for programs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 out = Console(highlight=False)
+err = Console(highlight=False, stderr=True)
 
 
 def print_lines(documents: Iterable[Mapping[str, Any]]) -> None:
@@ -27,25 +28,25 @@ def new_table(*titles: str) -> Table:
     """Return a table without rows."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in titles:
-        # An id that is cut off is of no use.
+        # Never cut an id off.
         table.add_column(title, no_wrap=title != "Error", overflow="fold")
     return table
 
 
 def print_table(table: Table, nothing: str) -> None:
-    """Print a table, or what is said of nothing when it has no rows."""
+    """Print a table, or a message when the table has no rows."""
     if not table.row_count:
         out.print(nothing)
         return
     if not out.is_terminal:
-        # In a pipe, each row is one line.
+        # In a pipe, each row must stay on one line.
         options = out.options.update(max_width=10_000)
         table.width = Measurement.get(out, options, table).maximum
     out.print(table, crop=False)
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
-    """Print facts by their titles, without those that are not known."""
+    """Print facts with their titles; unknown ones are skipped."""
     for title, value in facts.items():
         if value is not None and value != "":
             out.print(f"  {title:<9} {escape(str(value))}", soft_wrap=True)
@@ -58,12 +59,12 @@ def versioned(document: Mapping[str, Any]) -> str:
 
 
 def when(at: str | None) -> str:
-    """Return a time of the platform in this machine's time zone."""
+    """Return a time stamp of the platform in this machine's time zone."""
     if at is None:
         return ""
     return datetime.fromisoformat(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number of things."""
+    """Return a number with its noun, such as `2 tasks`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

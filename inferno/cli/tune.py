@@ -1,4 +1,4 @@
-"""The commands that find a model's settings: `tune` measures and proposes, `simulate` tries."""
+"""The commands that find a model's settings: `tune` measures and proposes, `simulate` predicts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from typing import TextIO
 import click
 import msgspec
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from inferno.batching.simulation import crowd, poisson, recorded
+from inferno.cli.printing import err, out
 from inferno.engine.cores import Cores
 from inferno.errors import ConfigurationError
-from inferno.operate.project import enter_project
+from inferno.operate.procfile import enter_project
 from inferno.packaging import tuning
 from inferno.packaging.tuning import Choice, Measured
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import Settings, load
-
-out = Console(highlight=False)
-err = Console(highlight=False, stderr=True)
 
 
 def _package(name: str, version: int | None, settings: Settings) -> Package:
@@ -36,23 +34,29 @@ def _package(name: str, version: int | None, settings: Settings) -> Package:
 
 @click.command()
 @click.argument("model")
-@click.option("--version", type=int, help="Of the model; default: the active one.")
-@click.option("--slo-p95-ms", type=click.FloatRange(0, min_open=True), help="Latency objective.")
+@click.option("--version", type=int, help="Model version (default: the active one).")
+@click.option(
+    "--slo-p95-ms", type=click.FloatRange(0, min_open=True), help="Latency objective in ms."
+)
 @click.option(
     "--rate",
     type=click.FloatRange(0, min_open=True),
-    help="Expected tasks per second; default: as many as it can take.",
+    help="Expected tasks per second (default: as many as the model can handle).",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     show_default=True,
-    help="How long each batch size is measured.",
+    help="Time to measure each batch size, in seconds.",
 )
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw an SVG file.")
 @click.option(
-    "--save", type=click.Path(path_type=Path, dir_okay=False), help="Keep it for `simulate`."
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Plot the curves to an SVG file.",
+)
+@click.option(
+    "--save", type=click.Path(path_type=Path, dir_okay=False), help="Save the curve for `simulate`."
 )
 def tune(
     model: str,
@@ -65,8 +69,8 @@ def tune(
 ) -> None:
     """Measure MODEL in this process and propose its settings.
 
-    Forward passes of its warm-up sample are measured for each batch size, with one executor and
-    with several that share the cores. Then its lane is simulated with each size and window.
+    Measures forward passes of the warm-up sample for each batch size, with one executor and with
+    several that share the cores. Then simulates the lane with each batch size and window.
     """
     enter_project()
     settings = load()
@@ -93,15 +97,19 @@ def tune(
     if choice is None:
         nearest = min(choices, key=lambda choice: choice.p95_ms)
         out.print(_simulated([nearest]))
-        err.print("[red]No batch size and window meet that here.[/] Nearest is the above.")
+        err.print("[red]No batch size and window meet the objective.[/] The nearest is above.")
         sys.exit(1)
+    _print_recommendation(choice, best)
+
+
+def _print_recommendation(choice: Choice, best: Measured) -> None:
     out.print(_simulated([choice]))
     out.print(
-        "Put this into its model.yaml:\n\n"
+        "Put this into model.yaml:\n\n"
         f"batching: {{max_batch_size: {choice.max_batch_size}, "
         f"max_batch_delay_ms: {choice.max_batch_delay_ms:g}}}\n"
         f"concurrency: {{max_concurrency: {best.executors}}}\n\n"
-        f"On this machine, each of its executors then has {_number(best.threads, 'thread')}.",
+        f"On this machine, each executor then has {_number(best.threads, 'thread')}.",
         soft_wrap=True,
     )
 
@@ -110,8 +118,8 @@ def _curves(measured: Sequence[Measured]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("Rows", justify="right")
     for m in measured:
-        of = f"{_number(m.executors, 'executor')}, {_number(m.threads, 'thread')}"
-        table.add_column(f"{of}: ms", justify="right")
+        title = f"{_number(m.executors, 'executor')}, {_number(m.threads, 'thread')}"
+        table.add_column(f"{title}: ms", justify="right")
         table.add_column("rows/s", justify="right")
     for rows in measured[0].seconds:
         cells = [str(rows)]
@@ -143,10 +151,10 @@ def _draw(measured: Sequence[Measured], file: Path) -> None:
         label = f"{m.executors} x {m.threads} threads"
         latency.plot(sizes, [m.seconds[n] * 1000 for n in sizes], marker="o", label=label)
         throughput.plot(sizes, [m.rows_per_s(n) for n in sizes], marker="o", label=label)
-    latency.set(title=f"{measured[0].model} version {measured[0].version}", ylabel="ms of a pass")
-    throughput.set(title=f"on {measured[0].device}", ylabel="rows in a second")
+    latency.set(title=f"{measured[0].model} version {measured[0].version}", ylabel="ms per pass")
+    throughput.set(title=f"on {measured[0].device}", ylabel="rows per second")
     for axes in (latency, throughput):
-        axes.set(xlabel="rows of a pass", xscale="log", ylim=(0, None))
+        axes.set(xlabel="rows per pass", xscale="log", ylim=(0, None))
         axes.set_xticks(list(measured[0].seconds), map(str, measured[0].seconds))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
@@ -159,36 +167,38 @@ def _draw(measured: Sequence[Measured], file: Path) -> None:
 
 @click.command()
 @click.argument("model")
-@click.option("--version", type=int, help="Of the model; default: the active one.")
+@click.option("--version", type=int, help="Model version (default: the active one).")
 @click.option(
     "--curve",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="What `tune --save` has kept; default: it is measured now.",
+    help="File from `tune --save` (default: measure now).",
 )
-@click.option("--clients", type=click.IntRange(1), help="Clients that call again after an answer.")
 @click.option(
-    "--rate", type=click.FloatRange(0, min_open=True), help="Tasks of strangers per second."
+    "--clients", type=click.IntRange(1), help="Clients that call again after each answer."
+)
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), help="Independent tasks per second."
 )
 @click.option(
     "--arrivals",
     type=click.File(),
-    help="Recorded times of arrival, in seconds, one on a line.",
+    help="File of recorded arrival times in seconds, one per line.",
 )
 @click.option(
     "--size", "sizes", type=click.IntRange(1), multiple=True,
-    help="Largest batch; may be repeated. Default: the model's.",
+    help="Maximum batch size; may be repeated (default: the model's).",
 )  # fmt: skip
 @click.option(
     "--delay-ms", "delays_ms", type=click.FloatRange(0), multiple=True,
-    help="Window; may be repeated. Default: the model's.",
+    help="Window in ms; may be repeated (default: the model's).",
 )  # fmt: skip
 @click.option(
-    "--executors", type=click.IntRange(1), help="Passes at once. Default: as was measured."
+    "--executors", type=click.IntRange(1), help="Concurrent forward passes (default: as measured)."
 )
 @click.option(
     "--slo-p95-ms",
     type=click.FloatRange(0, min_open=True),
-    help="Latency objective. Default: the model's.",
+    help="Latency objective in ms (default: the model's).",
 )
 @click.option("--fixed", is_flag=True, help="Do not end the window early.")
 @click.option(
@@ -196,7 +206,7 @@ def _draw(measured: Sequence[Measured], file: Path) -> None:
     type=click.FloatRange(0, min_open=True),
     default=10.0,
     show_default=True,
-    help="How long is simulated.",
+    help="Time to simulate, in seconds.",
 )
 def simulate(
     model: str,
@@ -212,10 +222,10 @@ def simulate(
     fixed: bool,
     seconds: float,
 ) -> None:
-    """Try settings of MODEL under arrivals, on a virtual clock.
+    """Simulate settings of MODEL with given arrivals, on a virtual clock.
 
-    The batch former is the real one, and the time of a pass is what was measured. Tasks have one
-    row each. The same curve and arrivals give the same table.
+    Uses the real batch former and measured pass times. Each task has one row. The same curve and
+    arrivals always give the same table.
     """
     given = [name for name in (clients, rate, arrivals) if name is not None]
     if len(given) != 1:
@@ -226,13 +236,7 @@ def simulate(
     if curve is not None:
         measured = _read(curve, package)
     else:
-        executors = executors or package.executors
-        with out.status("") as status, Cores(settings.inference.cores).taken():
-            measured = tuning.measure(
-                package, settings.batching, settings.inference, executors,
-                package.inference(settings.inference).pass_threads(executors), 0.5,
-                lambda step: status.update(f"{model}: {step}"),
-            )  # fmt: skip
+        measured = _measure(package, settings, executors or package.executors)
     if executors is not None:
         measured = msgspec.structs.replace(measured, executors=executors)
     delay_ms = package.max_batch_delay_ms(settings.batching.max_batch_delay_ms)
@@ -265,12 +269,21 @@ def simulate(
     )
 
 
+def _measure(package: Package, settings: Settings, executors: int) -> Measured:
+    with out.status("") as status, Cores(settings.inference.cores).taken():
+        return tuning.measure(
+            package, settings.batching, settings.inference, executors,
+            package.inference(settings.inference).pass_threads(executors), 0.5,
+            lambda step: status.update(f"{package.name}: {step}"),
+        )  # fmt: skip
+
+
 def _times(file: TextIO) -> list[float]:
     try:
         return [float(line) for line in file if line.strip()]
     except ValueError as exc:
         raise ConfigurationError(
-            f"--arrivals: {exc}; expected times in seconds, one on a line"
+            f"--arrivals: {exc}; expected times in seconds, one per line"
         ) from None
 
 
@@ -279,7 +292,7 @@ def _read(file: Path, package: Package) -> Measured:
         measured = msgspec.json.decode(file.read_bytes(), type=Measured)
     except (OSError, msgspec.DecodeError) as exc:
         raise ConfigurationError(
-            f"{file}: expected what `inferno tune --save` writes: {exc}"
+            f"{file}: expected a file from `inferno tune --save`: {exc}"
         ) from None
     if measured.model != package.name or not measured.seconds:
         raise ConfigurationError(f"{file}: expected {package.name}, got {measured.model}")
@@ -291,7 +304,7 @@ def _simulated(choices: Sequence[Choice]) -> Table:
     titles = ("Size", "Delay ms", "Tasks/s", "p50 ms", "p95 ms", "p99 ms", "Mean batch")
     for title in titles:
         table.add_column(title, justify="right")
-    table.add_column("Left because")
+    table.add_column("Sent because")
     for choice in choices:
         report = choice.report
         reasons = report.reasons.most_common()

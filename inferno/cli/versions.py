@@ -1,4 +1,4 @@
-"""The commands that say which versions of a model are loaded and answer, over HTTP."""
+"""The commands that load and activate versions of models, over HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from inferno.cli.operations import InOrder, json_option, platform, url_option
+from inferno.cli.options import InOrder, json_option, platform, url_option
 from inferno.cli.printing import new_table, out, print_lines, print_table
 
 _COLOURS = {"ready": "green", "loading": "cyan", "failed": "red"}
@@ -25,7 +25,7 @@ def versions() -> None:
 @json_option
 @url_option
 def list_versions(model: str, as_json: bool, url: str | None) -> None:
-    """Show what each worker has loaded of MODEL, and which versions answer."""
+    """Show the versions of MODEL that each worker has loaded, and their shares."""
     with platform(url) as client:
         workers, active = client.model(model)["workers"], client.active(model)
     if as_json:
@@ -43,20 +43,20 @@ def list_versions(model: str, as_json: bool, url: str | None) -> None:
             f"{held['load_s']:.1f} s" if "load_s" in held else "",
             escape(held.get("error") or ""),
         )
-    print_table(table, "No worker has loaded any.")
+    print_table(table, "No worker has loaded a version.")
     if active["follows_latest"]:
-        out.print("Newer versions take over when all workers have loaded them.")
+        out.print("A newer version takes over once every worker has loaded it.")
 
 
 @versions.command()
 @click.argument("model")
 @click.argument("version", type=click.IntRange(1), required=False)
-@click.option("--no-activate", is_flag=True, help="Let others go on answering.")
+@click.option("--no-activate", is_flag=True, help="Load it without sending it traffic.")
 @url_option
 def load(model: str, version: int | None, no_activate: bool, url: str | None) -> None:
-    """Load a version of MODEL in all its workers, and let it answer then.
+    """Load a version of MODEL in every worker, then send it traffic.
 
-    By default the newest; from then on, newer ones take over by themselves.
+    By default, loads the newest version; newer ones then take over automatically.
     """
     with platform(url) as client:
         answer = client.load(model, version, activate=not no_activate)
@@ -68,7 +68,7 @@ def load(model: str, version: int | None, no_activate: bool, url: str | None) ->
 @click.argument("version", type=click.IntRange(1), required=False)
 @url_option
 def unload(model: str, version: int | None, url: str | None) -> None:
-    """Take a version of MODEL, or all of them, out of service and of the workers' memory."""
+    """Stop serving a version of MODEL, or every version, and free the workers' memory."""
     with platform(url) as client:
         client.unload(model, version)
     what = model if version is None else f"{model} version {version}"
@@ -80,9 +80,9 @@ def unload(model: str, version: int | None, url: str | None) -> None:
 @click.argument("shares", nargs=-1, required=True, metavar="VERSION|latest|VERSION=WEIGHT...")
 @url_option
 def activate(model: str, shares: Sequence[str], url: str | None) -> None:
-    """Choose which versions of MODEL answer requests that name none.
+    """Choose the active versions of MODEL, which answer requests that name no version.
 
-    One version, `latest`, or several with the weight of each: 1=90 2=10.
+    Give one version, `latest`, or several versions with their weights: 1=90 2=10.
     """
     chosen: int | str | dict[int, float]
     if len(shares) == 1 and re.fullmatch(r"latest|[1-9][0-9]*", shares[0]):
@@ -92,7 +92,7 @@ def activate(model: str, shares: Sequence[str], url: str | None) -> None:
     with platform(url) as client:
         answer = client.activate(model, chosen)
     parts = ", ".join(f"version {v}: {100 * part:g} %" for v, part in answer["shares"].items())
-    out.print(f"{model} is answered by {parts}.", soft_wrap=True)
+    out.print(f"Requests to {model} go to {parts}.", soft_wrap=True)
 
 
 def _share(text: str) -> tuple[int, float]:
@@ -105,8 +105,8 @@ def _share(text: str) -> tuple[int, float]:
 def _tell_loaded(answer: dict[str, Any]) -> None:
     for held in answer["workers"]:
         out.print(
-            f"[green]✓[/] {escape(held['worker'])} has version {held['version']}, loaded in "
+            f"[green]✓[/] {escape(held['worker'])} loaded version {held['version']} in "
             f"{held.get('load_s', 0.0):.1f} s",
             soft_wrap=True,
         )
-    out.print(f"{answer['name']} is answered by version {answer['active']}.", soft_wrap=True)
+    out.print(f"Requests to {answer['name']} go to version {answer['active']}.", soft_wrap=True)

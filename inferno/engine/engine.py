@@ -24,7 +24,7 @@ from inferno.engine import memory
 from inferno.errors import ForwardFailed, InvalidInput, PackageError
 from inferno.protocol.signature import BATCH, Limits, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array, Tensors
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.runtimes import ModelContext, Runtime, UnsuitablePrecision, find_runtime
 from inferno.settings import BatchingSettings, InferenceSettings
 

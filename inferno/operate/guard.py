@@ -1,19 +1,18 @@
-"""How processes are stopped: stage by stage, and also when their supervisor is gone.
+"""Stops processes stage by stage, even when their supervisor was killed.
 
-The front end stops accepting, then workers finish what they hold, then Redis, which they need until
-the end. SIGTERM goes to leaders only, because a signal to the group kills pool children in the
-middle of a task; the group gets SIGKILL when the grace period is over.
+First the front end stops accepting requests, then workers finish the tasks that they hold, then
+Redis stops. SIGTERM only goes to leaders of process groups: sent to a group, it would kill pool
+children in the middle of a task. The group gets SIGKILL when the grace period is over.
 
-A supervisor that is itself killed cannot do any of that. So it has a guard, this module run as a
-process of its own, which knows the running leaders, notices the end of its standard input, and
-stops them in the same way.
+A killed supervisor cannot do any of that. Therefore it starts a guard: this module, run as a
+process of its own. The guard knows the running leaders, notices the end of its standard input and
+stops the leaders in the same way.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import sys
 import time
@@ -23,20 +22,22 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import IO, Literal, Protocol
 
-#: How often the supervisor looks at its processes.
+import psutil
+
+#: Time between two checks of the processes, in seconds.
 TICK_S = 0.1
 
 Level = Literal["info", "warning", "error"]
 
 
 class Stage(IntEnum):
-    """When a process stops; stages start in the opposite order."""
+    """Order in which processes stop; they start in the opposite order."""
 
-    #: Takes requests, or watches: web, flower.
+    #: Accepts requests or monitors: web, flower.
     FRONT_END = 0
-    #: Drains what it holds.
+    #: Finishes the tasks that it holds.
     WORKER = 1
-    #: What the others need until they have ended. Started first, and waited for: Redis.
+    #: Redis, which all others need until they end. The others start once it is ready.
     STORE = 2
 
 
@@ -44,38 +45,38 @@ class EventKind(Enum):
     """What happened to a process."""
 
     STARTED = "started"
-    #: It ended by itself, and is started again.
+    #: Ended by itself, and will be restarted.
     DIED = "died"
-    #: It has died FAILURES_TO_REPORT times in a row and never ran for long.
+    #: Died FAILURES_TO_REPORT times in a row and never ran for long.
     FAILING = "failing"
     STOPPING = "stopping"
-    #: It was still there at the end of the grace period.
+    #: Still running at the end of the grace period.
     KILLED = "killed"
     STOPPED = "stopped"
-    #: One line of its log, with ``follow=True``.
+    #: Wrote a line to its log; only with ``follow=True``.
     OUTPUT = "output"
-    #: About the supervisor itself.
+    #: Concerns the supervisor itself.
     NOTE = "note"
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something the operator may want to see."""
+    """A report to the operator."""
 
     kind: EventKind
-    #: The name of the process; "inferno" for the supervisor itself.
+    #: Name of the process; "inferno" for the supervisor itself.
     process: str
-    #: A complete sentence, or for OUTPUT the line itself.
+    #: A complete sentence; for OUTPUT, the log line.
     message: str
     level: Level = "info"
-    #: The last lines of the log, where they explain the message.
+    #: The last lines of the log, if they explain the message.
     log_lines: tuple[str, ...] = ()
 
     def text(self, *, colour: bool = False) -> str:
-        """Return it for a terminal, each line behind its ``name |``."""
+        """Return the event for a terminal, each line after ``name |``."""
         prefix = f"{self.process:<12} |"
         if colour:
-            # The same name gets the same colour in every run; 31, red, is left for errors.
+            # A name has the same colour in every run. Red (31) is reserved for errors.
             shade = 32 + sum(self.process.encode()) % 5
             prefix = f"\x1b[{31 if self.level == 'error' else shade}m{prefix}\x1b[0m"
         lines = (self.message, *(f"  > {line}" for line in self.log_lines))
@@ -83,22 +84,22 @@ class Event:
 
 
 class Leader(Protocol):
-    """A started process, as the code that stops it sees it."""
+    """A started process that leads its process group."""
 
     @property
     def name(self) -> str:
-        """Its name for people."""
+        """Name of the process, for people."""
 
     @property
     def pid(self) -> int:
-        """Its process id, which is also its group's."""
+        """Id of the process and of its group."""
 
     @property
     def stage(self) -> Stage:
-        """When it stops."""
+        """Stage in which the process stops."""
 
     def running(self) -> bool:
-        """Whether it still runs."""
+        """Whether the process is running."""
 
 
 class _Orphan:
@@ -106,25 +107,20 @@ class _Orphan:
 
     def __init__(self, name: str, pid: int, stage: Stage) -> None:
         self.name, self.pid, self.stage = name, pid, stage
-        # A pid may be given to a stranger once its process has ended; a pidfd stays with the one.
-        # macOS has none.
-        self._pidfd: int | None = None
-        if hasattr(os, "pidfd_open"):
-            with suppress(ProcessLookupError):
-                self._pidfd = os.pidfd_open(pid)
+        # psutil compares start times, because a pid may go to another process after an end.
+        self._process: psutil.Process | None = None
+        with suppress(psutil.NoSuchProcess):
+            self._process = psutil.Process(pid)
 
     def running(self) -> bool:
-        if self._pidfd is not None:
-            return not select.select([self._pidfd], [], [], 0)[0]
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
+        if self._process is None:
             return False
-        return True
-
-    def forget(self) -> None:
-        if self._pidfd is not None:
-            os.close(self._pidfd)
+        try:
+            # A zombie has ended, even if nothing has reaped it yet.
+            ended = self._process.status() == psutil.STATUS_ZOMBIE
+            return not ended and bool(self._process.is_running())
+        except psutil.NoSuchProcess:
+            return False
 
 
 def stop_in_order(
@@ -134,7 +130,17 @@ def stop_in_order(
     hastened: Callable[[], bool] = lambda: False,
     each_tick: Callable[[], None] = lambda: None,
 ) -> Iterator[Event]:
-    """Stop stage after stage, in each the newest first, telling what happens."""
+    """Stop processes stage by stage, in each stage the newest first.
+
+    Args:
+      leaders: the running processes, oldest first.
+      grace_s: time that each stage has before it is killed, in seconds.
+      hastened: tells whether to kill at once, because the operator is in a hurry.
+      each_tick: called at every check.
+
+    Yields:
+      An event for each process that stopped or was killed.
+    """
     newest_first = list(leaders)[::-1]
     for stage in sorted(Stage):
         waiting = [leader for leader in newest_first if leader.stage is stage]
@@ -147,48 +153,48 @@ def stop_in_order(
             each_tick()
             after = f"after {time.monotonic() - began:.1f} s"
             for leader in [leader for leader in waiting if not leader.running()]:
-                # What a leader leaves behind has no one to drain it.
+                # Children that the leader left have nothing to finish.
                 kill_group(leader.pid)
                 waiting.remove(leader)
                 yield Event(EventKind.STOPPED, leader.name, f"Stopped {after}.")
-            # Redis is never hastened: it needs but a moment to write what it holds.
+            # Never hasten Redis: it only needs a moment to write its data.
             in_haste = hastened() and stage is not Stage.STORE
             if in_haste or time.monotonic() - began > grace_s:
                 break
             time.sleep(TICK_S if waiting else 0)
         for leader in waiting:
             kill_group(leader.pid)
-            message = f"Killed: it had not finished {after}."
+            message = f"Killed: not finished {after}."
             yield Event(EventKind.KILLED, leader.name, message, "warning")
         while any(leader.running() for leader in waiting):
             time.sleep(TICK_S)
 
 
 def kill_group(pid: int) -> None:
-    """Kill what is left of a leader's process group."""
-    # macOS refuses a group of which only a zombie is left.
+    """Kill the remaining processes of a leader's group."""
+    # macOS refuses a group that has only a zombie left.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def _guard(reports: IO[str], grace_s: float) -> None:
-    """Stop what a supervisor leaves when it is gone.
+    """Stop the processes that a killed supervisor left.
 
     Args:
       reports: one JSON line ``[[name, pid, stage], ...]`` whenever the running leaders change. A
-        supervisor that stops in good order ends with an empty one.
-      grace_s: how long each stage may drain.
+        supervisor that stops normally sends an empty list last.
+      grace_s: time that each stage has to finish, in seconds.
     """
     left: dict[int, _Orphan] = {}
     for line in reports:
         running = {pid: (name, Stage(stage)) for name, pid, stage in json.loads(line)}
         for pid in left.keys() - running.keys():
-            left.pop(pid).forget()
+            del left[pid]
         for pid, (name, stage) in running.items():
             if pid not in left:
                 left[pid] = _Orphan(name, pid, stage)
     if left:
-        print(f"{time.ctime()} The supervisor is gone; stopping what it left.")
+        print(f"{time.ctime()} The supervisor was killed; stopping the processes that it left.")
     for event in stop_in_order(left.values(), grace_s):
         print(event.text())
 

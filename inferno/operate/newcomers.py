@@ -1,4 +1,4 @@
-"""Finds models that come into the repository while the platform runs, so that they get a worker."""
+"""Which models get a worker: at the start, and when they are added while the platform runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterable
 
 from inferno.errors import PackageError
-from inferno.operate.project import servable
 from inferno.repository.repository import Repository
 from inferno.settings import RepositorySettings
 
@@ -15,17 +14,17 @@ logger = logging.getLogger(__name__)
 
 
 class Newcomers:
-    """A thread that looks at the repository every few seconds, in a `with` block."""
+    """Watches the repository for new models, on a thread that runs during a `with` block."""
 
     def __init__(
         self, settings: RepositorySettings, known: Iterable[str], found: Callable[[str], None]
     ) -> None:
-        """Store what to do.
+        """Store the configuration.
 
         Args:
-          settings: where the repository is, and how often it is looked at.
+          settings: the repository's folder, and how often to read it.
           known: names of the models that have a worker.
-          found: called with the name of each other model that can be served, once.
+          found: called once with the name of each new model that can be served.
         """
         self._settings = settings
         self._known = set(known)
@@ -54,3 +53,31 @@ class Newcomers:
                 if name not in self._known:
                     self._known.add(name)
                     self._found(name)
+
+
+def servable(repository: Repository, chosen: str | None) -> tuple[list[str], dict[str, str]]:
+    """Choose the models to start workers for.
+
+    Args:
+      repository: the model repository.
+      chosen: names separated by commas; None for all models.
+
+    Returns:
+      The names, and why other models cannot be served, by name.
+
+    Raises:
+      InfernoError: a chosen model cannot be served.
+    """
+    broken = dict(repository.errors)
+    for name, model in repository.models.items():
+        path = model.package().missing_artifact
+        if path is not None:
+            broken[name] = f"{path} is missing; run `inferno models prepare {name}` to make it"
+    if chosen is None:
+        return [name for name in repository.models if name not in broken], broken
+    names = list(dict.fromkeys(name.strip() for name in chosen.split(",") if name.strip()))
+    for name in names:
+        if name in broken:
+            raise PackageError(broken[name])
+        repository.model(name)
+    return names, {}

@@ -1,18 +1,19 @@
-"""Who uses a port or a file of this machine."""
+"""Ports and files of this machine: which are free, and which process uses them."""
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from inferno.errors import ConfigurationError
 
 
 def free_port() -> int:
-    """Return a port of the loopback address on which nobody listens at this moment."""
+    """Return a loopback port on which no process listens at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -20,15 +21,15 @@ def free_port() -> int:
 
 
 def check_port(host: str, port: int, variable: str) -> None:
-    """Make sure that a process could listen there.
+    """Check that a process can listen on a port.
 
     Args:
-      host: the address, such as ``127.0.0.1``.
-      port: the port; 0 is always free.
+      host: address to listen on, such as ``127.0.0.1``.
+      port: port to listen on; 0 is always free.
       variable: the setting that chooses the port, for the error's advice.
 
     Raises:
-      ConfigurationError: it could not; says who has the port, as far as this user may know.
+      ConfigurationError: the port is in use; names the process, if this user may know it.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -38,7 +39,7 @@ def check_port(host: str, port: int, variable: str) -> None:
         ) from None
     family, kind, protocol, _, address = found[0]
     with socket.socket(family, kind, protocol) as probe:
-        # As gunicorn does it: connections that still wait to be forgotten do not count.
+        # As gunicorn does: closed connections that linger (TIME_WAIT) do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
@@ -49,31 +50,40 @@ def check_port(host: str, port: int, variable: str) -> None:
                     f"Set {variable} to another port."
                 ) from None
             raise ConfigurationError(
-                f"Port {port} on {host} is in use{by_whom(_listening_sockets(port))}. "
+                f"Port {port} on {host} is in use{_port_user(port)}. "
                 f"Stop that process or set {variable} to another port."
             ) from None
 
 
-def _listening_sockets(port: int) -> set[str]:
-    """Return the sockets that listen on a port, as /proc names them."""
-    sockets = set()
-    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
-        with suppress(OSError):
-            for row in table.read_text().splitlines()[1:]:
-                _, local, _, state, *_, inode = row.split()[:10]
-                if state == "0A" and int(local.rpartition(":")[2], 16) == port:
-                    sockets.add(f"socket:[{inode}]")
-    return sockets
+def file_user(path: Path) -> str:
+    """Return `` by process 12 (name)`` for the oldest process that has a file open.
 
-
-def by_whom(files: set[str]) -> str:
-    """Return `` by process 12 (name)``, the oldest that has one of the files open.
-
-    Empty where /proc does not tell: on macOS, or for another user's process.
+    Empty when the system does not tell, as for another user's process.
     """
-    with suppress(OSError):
-        for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda entry: int(entry.name)):
-            with suppress(OSError):
-                if any(os.readlink(fd) in files for fd in (process / "fd").iterdir()):
-                    return f" by process {process.name} ({(process / 'comm').read_text().strip()})"
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(file.path == str(path) for file in process.open_files()):
+                return _by(process)
     return ""
+
+
+def _port_user(port: int) -> str:
+    """Return `` by process 12 (name)`` for the oldest process that listens on a port.
+
+    Empty when the system does not tell: on macOS, or for another user's process.
+    """
+    with suppress(psutil.Error):
+        pids = [
+            connection.pid
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+            and connection.laddr.port == port
+            and connection.pid is not None
+        ]
+        if pids:
+            return _by(psutil.Process(min(pids)))
+    return ""
+
+
+def _by(process: psutil.Process) -> str:
+    return f" by process {process.pid} ({process.name()})"

@@ -1,4 +1,7 @@
-"""What `inferno up` shows, on a terminal of its own."""
+"""The terminal output of `inferno up`.
+
+A thread of the screen watches the platform start; the supervisor's events come from its own thread.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,20 @@ from rich.status import Status
 
 from inferno.client import Client
 from inferno.errors import InfernoError
+from inferno.operate.addresses import local_url
+from inferno.operate.examples import example_call
 from inferno.operate.guard import Event, EventKind
-from inferno.operate.project import example_call, local_url
 from inferno.repository.repository import Repository
 from inferno.settings import Settings
 from inferno.version import inferno_version
 
 
 class Screen:
-    """Shows each part of the platform as it gets ready, then how to use it."""
+    """Shows each part of the platform when it is ready, then how to use the platform."""
 
-    #: Time between two looks at the platform while it starts, in seconds.
+    #: Time between two checks of the starting platform, in seconds.
     LOOK_S = 0.25
-    #: A start that takes longer is worth a word about where to look.
+    #: After this many seconds, a start is slow and the log files are pointed out.
     SLOW_S = 60.0
 
     def __init__(
@@ -39,21 +43,21 @@ class Screen:
         *,
         flower: bool,
     ) -> None:
-        """Store what is started.
+        """Store what to show.
 
         Args:
-          console: to show it on.
-          settings: of the platform.
-          models: that have a worker.
-          broken: what is wrong with the others, by model.
-          flower: whether it runs too.
+          console: the terminal.
+          settings: settings of the platform.
+          models: names of the models that have a worker.
+          broken: why other models cannot be served, by name.
+          flower: whether Flower runs.
         """
         self._console = console
         self._settings = settings
         self._models = models
         self._broken = dict(broken)
         self._flower = flower
-        #: Which server, when it is the platform's own.
+        #: The embedded server's program and port; None when Redis runs elsewhere.
         self.redis: str | None = None
         self._url = local_url(settings)
         self._started_at = time.monotonic()
@@ -65,7 +69,7 @@ class Screen:
 
     def __enter__(self) -> Screen:
         count = f"{len(self._models)} model{'' if len(self._models) == 1 else 's'}"
-        self._console.print(f"[bold]Inferno {inferno_version()}[/] starts with {count}.")
+        self._console.print(f"[bold]Inferno {inferno_version()}[/] is starting with {count}.")
         self._watcher.start()
         return self
 
@@ -74,7 +78,7 @@ class Screen:
         self._watcher.join(timeout=5)
 
     def show(self, event: Event) -> None:
-        """Show an event of the supervisor, unless it is business as usual."""
+        """Show an event of the supervisor, unless it is routine."""
         if event.kind is EventKind.STARTED:
             if event.process == "redis" and self.redis:
                 self._tell("redis", self.redis)
@@ -89,7 +93,7 @@ class Screen:
         if event.kind is EventKind.FAILING:
             self._failed.add(event.process.removeprefix("worker-"))
         if event.kind is EventKind.DIED:
-            # A second death has the same reason, as a rule.
+            # A second death usually has the same reason.
             lines = () if event.process in self._died else event.log_lines
             self._died.add(event.process)
             event = Event(event.kind, event.process, event.message, event.level, lines)
@@ -98,14 +102,14 @@ class Screen:
         )
 
     def welcome(self, model: str) -> None:
-        """Show that a model has come into the repository."""
-        self._tell(model, "is new in the repository; its worker starts")
+        """Show that a model was added to the repository."""
+        self._tell(model, "was added to the repository; its worker is starting")
 
     def _tell(self, part: str, message: str) -> None:
         self._console.print(f"  [green]✓[/] {escape(part):<12} {escape(message)}", soft_wrap=True)
 
     def _watch(self) -> None:
-        """Follow the start until every model is ready or known to fail."""
+        """Watch the start until each model is ready or has failed."""
         waiting = list(self._models)
         with ExitStack() as stack:
             client = stack.enter_context(Client(self._url))
@@ -143,7 +147,7 @@ class Screen:
         logs = self._settings.data.dir / "logs"
         names = escape(", ".join(late))
         self._console.print(
-            f"  [yellow]![/] Still waiting for {names}; its log is in {logs}", soft_wrap=True
+            f"  [yellow]![/] Still waiting for {names}; see the logs in {logs}", soft_wrap=True
         )
 
     def _summarise(self, ready: Sequence[str]) -> None:
@@ -165,13 +169,13 @@ class Screen:
             lines += [f"  [red]Failing     {escape(name)}; see {escape(str(log))}[/]"]
         if ready:
             lines += ["", "Try it:", "", f"  {escape(self._example(ready))}"]
-        lines += ["", "Ctrl-C stops everything."]
+        lines += ["", "Press Ctrl-C to stop."]
         self._console.print("\n".join(lines), soft_wrap=True)
 
     def _example(self, ready: Sequence[str]) -> str:
-        """Return a command that submits something to one of the models and shows the result."""
+        """Return a command that calls one of the ready models."""
         repository = Repository.read(self._settings.repository)
-        # Text is short enough to be read in a terminal.
+        # Prefer a model that takes text, which is readable in a terminal.
         name = min(ready, key=lambda name: (name != "sentiment", not _takes_text(repository, name)))
         return example_call(self._url, repository.model(name).package())
 
@@ -186,9 +190,9 @@ def _style(event: Event) -> str:
 
 @contextmanager
 def own_terminal() -> Iterator[None]:
-    """Become what Ctrl-C is for, where a wrapper such as make would get it too.
+    """Make Ctrl-C reach this process only, and not a wrapper such as make.
 
-    make ends with an error when it is interrupted, however well its command stops.
+    An interrupted make ends with an error, even if its command stops cleanly.
     """
     try:
         terminal = os.open("/dev/tty", os.O_RDWR)
@@ -197,13 +201,14 @@ def own_terminal() -> Iterator[None]:
         return
     group = os.getpgrp()
     try:
-        # A shell with job control has done it already; in the background, the terminal is others'.
+        # A shell with job control has done this already. In the background, the terminal belongs to
+        # another process.
         if group == os.getpid() or os.tcgetpgrp(terminal) != group:
             yield
             return
-        # To take the terminal, and to give it back, is to write to it from the background.
+        # Taking the terminal and giving it back counts as writing to it from the background.
         previous = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-        # Nobody would wake us: the shell knows make only.
+        # After Ctrl-Z nothing would wake this process: the shell only knows make.
         signal.signal(signal.SIGTSTP, signal.SIG_IGN)
         os.setpgid(0, 0)
         os.tcsetpgrp(terminal, os.getpgrp())

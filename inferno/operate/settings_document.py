@@ -1,4 +1,4 @@
-"""The settings as documents: what docs/settings.md, .env.example and `inferno settings` say."""
+"""The settings as documents: docs/settings.md, .env.example and `inferno settings`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inferno.settings import Settings, variable
 
 @dataclass(frozen=True)
 class DocumentedSetting:
-    """One setting as it is documented."""
+    """One setting with its documentation."""
 
     group: str
     field: str
@@ -25,7 +25,7 @@ class DocumentedSetting:
     meaning: str
 
     def value(self, settings: Settings) -> str:
-        """Return the value that these settings have, as it would stand in the environment."""
+        """Return the setting's value as an environment variable would hold it."""
         return _format(getattr(getattr(settings, self.group), self.field))
 
 
@@ -55,7 +55,7 @@ def _meaning(group: str, field: str, detail: FieldInfo) -> str:
 
 
 def _format(value: Any) -> str:
-    """Return a value as it would stand in the environment."""
+    """Return a value as an environment variable would hold it."""
     if value is None:
         return "unset"
     if isinstance(value, bool | dict):
@@ -70,11 +70,11 @@ def settings_markdown() -> str:
     lines = [
         "# Settings",
         "",
-        "<!-- Made from inferno/settings.py: `inferno settings --markdown > docs/settings.md` -->",
+        "<!-- From inferno/settings.py, by `inferno settings --markdown > docs/settings.md` -->",
         "",
-        "Every setting is an environment variable, read once when a process starts. A value that",
-        "cannot be understood stops the process and is named. `inferno settings` prints the values",
-        "that are in force. Paths are relative to the project's directory.",
+        "Every setting is an environment variable that a process reads once, when it starts. An",
+        "invalid value stops the process with an error that names it. `inferno settings` prints",
+        "the values in force. Paths are relative to the project's directory.",
     ]
     group = ""
     for setting in documented_settings():
@@ -91,8 +91,8 @@ def settings_markdown() -> str:
 def environment_example() -> str:
     """Return .env.example."""
     lines = [
-        "# Every setting with its default; made by `inferno settings --env > .env.example`.",
-        "# Copy to .env, take the # off what you change, and load it: set -a; . ./.env; set +a",
+        "# Every setting with its default, written by `inferno settings --env > .env.example`.",
+        "# Copy it to .env, uncomment what you change, and load it: set -a; . ./.env; set +a",
     ]
     group = ""
     for setting in documented_settings():

@@ -1,11 +1,11 @@
-"""Runs the Procfile's processes: starts them, restarts what dies, drains all of them at the end.
+"""Runs the Procfile's processes: starts them, restarts those that die, and stops them all.
 
-The supervisor is the terminal's process of `inferno up`. Each of its processes leads a session of
-its own, so Ctrl-C reaches the supervisor alone, and writes to a log file of its own: a pipe would
-leave a draining worker hanging once its reader is gone. One that dies is started again, later each
-time, and never takes the others along.
+The supervisor is the process of `inferno up` in the terminal. Each supervised process leads a
+session of its own, so Ctrl-C only reaches the supervisor. Each also writes to its own log file: a
+pipe would block a draining worker once its reader is gone. A process that dies is restarted after
+a growing delay, and never takes others down.
 
-`inferno.operate.guard` says how processes are stopped, also when the supervisor is itself killed.
+`inferno.operate.guard` stops the processes, even if the supervisor is killed.
 """
 
 from __future__ import annotations
@@ -28,50 +28,53 @@ from typing import IO
 
 from inferno.errors import ConfigurationError
 from inferno.operate.guard import TICK_S, Event, EventKind, Level, Stage, kill_group, stop_in_order
-from inferno.operate.ports import by_whom
+from inferno.operate.logs import Logs
+from inferno.operate.ports import file_user
 
-#: A process that dies is restarted after 1, 2, 4, ... seconds, never more than this.
+#: Longest delay before a restart, in seconds; the delays are 1, 2, 4, ... seconds.
 LONGEST_BACKOFF_S = 30.0
-#: A process that ran this long is sound: its next death starts the backoff anew.
+#: After a run of this many seconds, a death starts the backoff anew.
 STABLE_S = 60.0
-#: A process that dies sooner after its start has its last log lines shown.
+#: A death within this many seconds of the start is reported with the last log lines.
 QUICK_DEATH_S = 10.0
-#: Deaths in a row, none of them after a stable run, that mean a broken package.
+#: This many deaths in a row without a stable run mean a broken package.
 FAILURES_TO_REPORT = 5
-#: A second Ctrl-C hastens, unless it is the same one, forwarded by a wrapper such as make.
+#: Stop requests within this many seconds count as one: a wrapper such as make forwards Ctrl-C.
 SAME_REQUEST_S = 0.5
-#: Log files larger than this are moved to ``<name>.log.1`` when their process starts.
-ROTATE_BYTES = 10 * 1024 * 1024
 
-# The leader waits for a line, which comes once the guard knows its pid; without one (the supervisor
-# was killed in between) it never runs. `exec` keeps the pid; `env` allows `NAME=value command`.
+# The leader waits for a line, which the supervisor sends once the guard knows the leader's pid.
+# Without it (the supervisor was killed in between) the command never runs. `exec` keeps the pid;
+# `env` allows `NAME=value command`.
 _LAUNCH = "read -r go || exit; exec </dev/null; exec env {command}"
 
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """A process to be kept running."""
+    """A process to keep running."""
 
-    #: Unique; also names its log file, so it may hold letters, digits, ``.``, ``_`` and ``-``.
+    #: Unique name, also of the log file: letters, digits, ``.``, ``_`` and ``-``.
     name: str
     #: One simple shell command, as in a Procfile.
     command: str
-    #: Added to the supervisor's environment.
+    #: Variables added to the supervisor's environment.
     env: Mapping[str, str] = field(default_factory=dict)
     stage: Stage = Stage.WORKER
-    #: For STORE: waits until it serves, given a function that tells whether it still runs.
+    #: Only for STORE: waits until the process is ready; returns False when that fails. The argument
+    #: tells whether the process is running.
     wait_until_ready: Callable[[Callable[[], bool]], bool] | None = None
 
 
 @dataclass
 class _Process:
-    """A spec and its present life; the supervisor's view of a leader."""
+    """A supervised process: its spec and its present run."""
 
     spec: ProcessSpec
     popen: subprocess.Popen[bytes] | None = None
+    #: Monotonic time of the last start, in seconds.
     started_at: float = 0.0
-    #: Where its log stood when it was last started.
+    #: Size of the log at the last start, in bytes.
     log_start: int = 0
+    #: Monotonic time of the next start, in seconds.
     due_at: float = 0.0
     #: Deaths in a row since the last stable run.
     failures: int = 0
@@ -94,25 +97,6 @@ class _Process:
         return self.popen is not None and self.popen.poll() is None
 
 
-def parse_procfile(text: str) -> dict[str, str]:
-    """Return the commands of a Procfile by process name, in the file's order.
-
-    Raises:
-      ConfigurationError: a line is neither ``name: command``, a comment nor empty.
-    """
-    commands: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        found = re.fullmatch(r"([A-Za-z0-9_-]+):\s*(\S.*?)\s*", line)
-        if found is None:
-            raise ConfigurationError(f"Procfile, line {number}: expected `name: command`: {line}")
-        if found[1] in commands:
-            raise ConfigurationError(f"Procfile, line {number}: {found[1]} is there twice.")
-        commands[found[1]] = found[2]
-    return commands
-
-
 class Supervisor:
     """Keeps processes running until it is asked to stop, then leaves none behind."""
 
@@ -125,16 +109,17 @@ class Supervisor:
         on_event: Callable[[Event], None] = lambda event: None,
         follow: bool = False,
     ) -> None:
-        """Store what to do; `start` or `run_forever` does it.
+        """Store the configuration; `start` or `run_forever` acts.
 
         Args:
-          data_dir: holds ``logs/`` and the lock; one supervisor at a time uses it.
-          cwd: where the commands run: the Procfile's directory.
-          grace_s: how long each stage may drain before it is killed.
+          data_dir: holds ``logs/`` and the lock; only one supervisor at a time uses it.
+          cwd: working directory of the commands: the Procfile's directory.
+          grace_s: time that each stage has to finish before it is killed, in seconds.
           on_event: called from the supervising thread.
           follow: also report each line of the processes' logs, as OUTPUT events.
         """
         self._data_dir = data_dir.resolve()
+        self._logs = Logs(self._data_dir / "logs")
         self._cwd = cwd
         self._grace_s = grace_s
         self._on_event = on_event
@@ -142,35 +127,37 @@ class Supervisor:
         self._processes: dict[str, _Process] = {}
         self._lock_file: IO[str] | None = None
         self._guard: subprocess.Popen[str] | None = None
-        self._followed: dict[str, tuple[IO[bytes], bytes]] = {}
+
         self._stop_requests = 0
         self._last_request_at = 0.0
 
-    # -- What runs --------------------------------------------------------------------------------
+    # -- Processes --------------------------------------------------------------------------------
 
     def add(self, spec: ProcessSpec) -> None:
-        """Add a process; `run_forever` starts it within a tick when it is already running."""
+        """Add a process; a running `run_forever` starts it within a tick."""
         if not re.fullmatch(r"[A-Za-z0-9._-]+", spec.name):
-            raise ConfigurationError(f"{spec.name!r} cannot name a process: it names its log file.")
+            raise ConfigurationError(
+                f"{spec.name!r} cannot name a process, because it must also name a log file."
+            )
         if spec.name in self._processes:
-            raise ConfigurationError(f"There are two processes called {spec.name}.")
+            raise ConfigurationError(f"Two processes are named {spec.name}.")
         self._processes[spec.name] = _Process(spec)
 
     def log_path(self, name: str) -> Path:
-        """Return the file that holds what a process prints."""
-        return self._data_dir / "logs" / f"{name}.log"
+        """Return the file that holds a process's output."""
+        return self._logs.path(name)
 
     def pids(self) -> dict[str, int]:
         """Return the process id of each running process, by name."""
         return {process.name: process.pid for process in self._started()}
 
-    # -- Life -------------------------------------------------------------------------------------
+    # -- Start and stop ---------------------------------------------------------------------------
 
     def lock(self) -> None:
-        """Claim the data directory; `start` does it too.
+        """Lock the data directory; `start` does it too.
 
         Raises:
-          ConfigurationError: another platform, or the rest of one, uses it.
+          ConfigurationError: another platform, or the rest of one, uses the directory.
         """
         if self._lock_file is not None:
             return
@@ -182,20 +169,21 @@ class Supervisor:
         except BlockingIOError:
             file.close()
             raise ConfigurationError(
-                f"The data directory {self._data_dir} is in use{by_whom({str(path)})}. Stop that "
-                "platform (it may be finishing already) or set INFERNO_DATA__DIR to another one."
+                f"The data directory {self._data_dir} is in use{file_user(path)}. Stop that "
+                "platform (it may be stopping already), or set INFERNO_DATA__DIR to another "
+                "directory."
             ) from None
         self._lock_file = file
 
     def start(self) -> None:
-        """Start everything that was added: the stores first, the rest once those serve.
+        """Start every process that was added: the stores first, the others once these are ready.
 
         Raises:
-          ConfigurationError: the data directory is taken, or a store does not come up; nothing is
-            left running then.
+          ConfigurationError: the data directory is in use, or a store does not get ready; no
+            process is left running.
         """
         self.lock()
-        self.log_path("any").parent.mkdir(parents=True, exist_ok=True)
+        (self._data_dir / "logs").mkdir(parents=True, exist_ok=True)
         try:
             self._watch_guard()
             for stage in sorted(Stage, reverse=True):
@@ -210,7 +198,7 @@ class Supervisor:
             raise
 
     def run_forever(self) -> None:
-        """Start, keep everything running until SIGTERM, SIGINT or `request_stop`, then stop."""
+        """Start, keep every process running until SIGTERM, SIGINT or `request_stop`, then stop."""
         with self._handling_signals():
             self.start()
             try:
@@ -221,18 +209,18 @@ class Supervisor:
                 self.stop()
 
     def request_stop(self) -> None:
-        """Make `run_forever` stop everything and return; asked again, make it hurry."""
-        # Called by signal handlers, so it takes no lock.
+        """Make `run_forever` stop every process and return; a second call makes it kill them."""
+        # Signal handlers call it, so it takes no lock.
         now = time.monotonic()
         if now - self._last_request_at > SAME_REQUEST_S:
             self._stop_requests += 1
             self._last_request_at = now
 
     def stop(self) -> None:
-        """Stop everything, stage by stage; return when nothing is left."""
+        """Stop every process, stage by stage, and release the data directory."""
         started = self._started()
         if started:
-            message = "Stopping once running work is done. Ctrl-C again kills what is not done."
+            message = "Finishing running work, then stopping. Press Ctrl-C again to kill it."
             self._emit(EventKind.STOPPING, "inferno", message)
         for event in stop_in_order(
             started,
@@ -242,9 +230,7 @@ class Supervisor:
         ):
             self._report(event)
         self._follow_logs()
-        for file, _ in self._followed.values():
-            file.close()
-        self._followed.clear()
+        self._logs.close()
         for process in started:
             process.popen = None
         if self._guard is not None:
@@ -268,7 +254,7 @@ class Supervisor:
         self._report(Event(kind, process, message, level, log_lines))
 
     def _report(self, event: Event) -> None:
-        # The terminal may be gone; that must not keep anything from being stopped.
+        # Even if the terminal is gone, every process must be stopped.
         with suppress(OSError):
             self._on_event(event)
 
@@ -283,18 +269,15 @@ class Supervisor:
                     self._spawn(process)
             elif not process.running():
                 self._follow_logs()
-                self._bury(process)
+                self._handle_death(process)
         self._follow_logs()
 
     def _spawn(self, process: _Process) -> None:
         spec = process.spec
-        path = self.log_path(spec.name)
-        if path.exists() and path.stat().st_size > ROTATE_BYTES:
-            path.replace(path.with_suffix(".log.1"))
-        # A store keeps the data directory's lock while it lives, whatever became of the supervisor.
+        # A store keeps the data directory locked while it runs, even if the supervisor is killed.
         assert self._lock_file is not None
         kept = (self._lock_file.fileno(),) if spec.stage is Stage.STORE else ()
-        with path.open("ab") as log:
+        with self._logs.open(spec.name) as log:
             process.log_start = log.tell()
             process.popen = subprocess.Popen(
                 ["/bin/sh", "-c", _LAUNCH.format(command=spec.command)],
@@ -315,7 +298,7 @@ class Supervisor:
         self._emit(EventKind.STARTED, spec.name, f"Started, process {process.popen.pid}.")
 
     def _environment(self, spec: ProcessSpec) -> dict[str, str]:
-        # `celery` has to be the one beside this Python, whether or not its environment is active.
+        # `celery` must come from this Python's environment, whether or not it is activated.
         own_bin = str(Path(sys.executable).parent)
         path = os.pathsep.join([own_bin, os.environ.get("PATH", os.defpath)])
         return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **spec.env}
@@ -329,12 +312,12 @@ class Supervisor:
         self._follow_logs()
         lines = "\n  > ".join(self._last_lines(process))
         raise ConfigurationError(
-            f"{process.spec.name} did not come up. The end of {self.log_path(process.spec.name)}:"
+            f"{process.spec.name} did not start. Its log {self.log_path(process.spec.name)} ends:"
             f"\n  > {lines}"
         )
 
-    def _bury(self, process: _Process) -> None:
-        """Note a death, remove what the leader left of its group, and plan the next start."""
+    def _handle_death(self, process: _Process) -> None:
+        """Kill the rest of a dead process's group, plan its restart and report the death."""
         assert process.popen is not None
         kill_group(process.popen.pid)
         lived_s = time.monotonic() - process.started_at
@@ -346,50 +329,34 @@ class Supervisor:
         process.failures += 1
         delay_s = min(2.0 ** (process.failures - 1), LONGEST_BACKOFF_S)
         process.due_at = time.monotonic() + delay_s
-        message = f"Ended with {status} after {lived_s:.1f} s; starts again in {delay_s:.0f} s."
+        message = f"Ended with {status} after {lived_s:.1f} s; restarts in {delay_s:.0f} s."
         lines = self._last_lines(process) if lived_s < QUICK_DEATH_S else ()
         self._emit(EventKind.DIED, process.spec.name, message, "warning", lines)
         if process.failures == FAILURES_TO_REPORT and not process.was_stable:
             self._emit(
                 EventKind.FAILING,
                 process.spec.name,
-                f"Failed {process.failures} times in a row and has not come up once. The other "
-                f"processes are not affected; it is tried again every {LONGEST_BACKOFF_S:.0f} s. "
-                f"Its log: {self.log_path(process.spec.name)}",
+                f"Failed {process.failures} times in a row without a stable run. Other processes "
+                f"are not affected. It is restarted every {LONGEST_BACKOFF_S:.0f} s. "
+                f"Log: {self.log_path(process.spec.name)}",
                 "error",
             )
 
-    def _last_lines(self, process: _Process, count: int = 8) -> tuple[str, ...]:
-        """Return the end of what the process printed in its last life."""
-        with self.log_path(process.spec.name).open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(process.log_start, size - 8192))
-            lines = log.read().decode(errors="replace").splitlines()
-        return tuple(line for line in lines if line.strip())[-count:]
+    def _last_lines(self, process: _Process) -> tuple[str, ...]:
+        return self._logs.last_lines(process.spec.name, process.log_start)
 
     def _follow_logs(self) -> None:
-        """Report each line that was added to a log since the last look."""
+        """Report the new lines of every log."""
         if not self._follow:
             return
         for process in list(self._processes.values()):
             name = process.spec.name
-            file, rest = self._followed.get(name, (None, b""))
-            if file is None and process.popen is None:
-                continue
-            path = self.log_path(name)
-            if file is None:
-                file = path.open("rb")
-                file.seek(process.log_start)
-            *lines, rest = (rest + file.read()).split(b"\n")
-            # Rotated at a restart: the old file is read to its end, the new one from the next look.
-            if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
-                file.close()
-                file = path.open("rb")
-            self._followed[name] = (file, rest)
-            for line in lines:
-                self._emit(EventKind.OUTPUT, name, line.decode(errors="replace"))
+            if process.popen is not None or self._logs.follows(name):
+                for line in self._logs.new_lines(name, process.log_start):
+                    self._emit(EventKind.OUTPUT, name, line)
 
     def _watch_guard(self) -> None:
+        """Start the guard, or replace it if it ended."""
         if self._guard is not None and self._guard.poll() is None:
             return
         ended = self._guard
@@ -406,25 +373,26 @@ class Supervisor:
                 text=True,
                 env={**os.environ, "PYTHONPATH": root, "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
-                # The guard keeps the lock until it has stopped what a killed supervisor left.
+                # The guard keeps the lock until it has stopped a killed supervisor's processes.
                 pass_fds=(self._lock_file.fileno(),),
             )
         self._tell_guard()
         if ended is not None:
-            self._emit(EventKind.NOTE, "inferno", "The guard process ended; replaced.", "warning")
+            self._emit(EventKind.NOTE, "inferno", "Replaced the guard, which ended.", "warning")
 
     def _tell_guard(self) -> None:
+        """Send the running leaders to the guard."""
         assert self._guard is not None
         assert self._guard.stdin is not None
         leaders = [[process.name, process.pid, process.stage] for process in self._started()]
-        # A guard that died is replaced at the next tick, and told then.
+        # A guard that died is replaced, and told, at the next tick.
         with suppress(BrokenPipeError):
             self._guard.stdin.write(json.dumps(leaders) + "\n")
             self._guard.stdin.flush()
 
     @contextmanager
     def _handling_signals(self) -> Iterator[None]:
-        """Take stop signals as requests; only the main thread can, others use `request_stop`."""
+        """Turn stop signals into `request_stop`. Only possible in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -1,7 +1,8 @@
-"""Making model packages, checking them, and carrying them from place to place.
+"""Before a model serves: create its package, check it, tune it, and share it.
 
 reading     an artifact -> a draft of its package; one module for each kind of artifact
-creation    a draft -> run it where it does not say enough -> a version in the repository
-validation  a version -> what is right and wrong with it, and what clients will see
-exchange    a version <-> a store: a folder, a web server, or whatever fsspec knows
+creation    a draft -> a trial run if the artifact tells too little -> a version in the repository
+validation  a version -> a report of what is wrong, and of what clients will see
+tuning      a version -> measured forward passes -> recommended settings
+exchange    a version <-> a store: a folder, a web server, or anything that fsspec supports
 """

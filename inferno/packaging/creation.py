@@ -1,7 +1,7 @@
-"""Writing a package into the repository: from a draft to a version that workers can load.
+"""Writes a draft into the repository, as a version that workers can load.
 
-A version appears as a whole: its files are put together in a hidden folder of the repository,
-which nobody looks into, and renamed.
+A version appears at once: its files are assembled in a hidden folder of the repository, which
+readers ignore, and then renamed.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from inferno.packaging import probing
 from inferno.packaging.draft import Dimension, Draft, Tensor
 from inferno.protocol.signature import BATCH
 from inferno.repository.manifest import MANIFEST, TaskType
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import InferenceSettings
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What the owner says of a new package."""
+    """The fields of a new package that its owner chooses."""
 
     name: str
-    #: By default the next free number.
+    #: Version number; None for the next free one.
     version: int | None = None
     task: TaskType = TaskType.OTHER
-    #: By default what the artifact says.
+    #: One line about the model; None for the artifact's.
     description: str | None = None
 
 
@@ -43,12 +43,12 @@ def create(root: Path, identity: Identity, draft: Draft, inference: InferenceSet
     """Write a version.
 
     Args:
-      root: the model repository; made if it is missing.
-      identity: what it is called.
-      draft: what it is made from. Notes are added to it.
-      inference: how it is run, to see what comes out.
+      root: the model repository; created if it does not exist.
+      identity: name, version and description.
+      draft: contents of the package. Notes are added to it.
+      inference: settings of the trial run, which finds unknown outputs.
     Raises:
-      PackageError: there is such a version already, or nothing can be made of the draft.
+      PackageError: the version exists, or no package can be made from the draft.
     """
     version = identity.version or next_version(root, identity.name)
     check_absent(root, identity.name, version)
@@ -86,21 +86,21 @@ def next_version(root: Path, name: str) -> int:
 
 
 def check_absent(root: Path, name: str, version: int) -> None:
-    """Check that a version can be written.
+    """Check that a version does not exist.
 
     Raises:
-      PackageError: it is there.
+      PackageError: the version exists.
     """
     if (root / name / str(version)).exists():
         raise PackageError(
-            f"{root / name / str(version)} exists already; versions do not change: choose another "
-            "number"
+            f"{root / name / str(version)} already exists, and versions never change; choose "
+            "another number"
         )
 
 
 @contextmanager
 def staging(root: Path, name: str, version: int) -> Iterator[Path]:
-    """Give a hidden folder of the repository for the files of a version; see `publish`."""
+    """Yield a hidden folder of the repository for the files of a version; see `publish`."""
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=root) as hidden:
         folder = Path(hidden) / name / str(version)
@@ -109,10 +109,10 @@ def staging(root: Path, name: str, version: int) -> Iterator[Path]:
 
 
 def publish(root: Path, folder: Path) -> Path:
-    """Let a version appear that was put together; returns its folder.
+    """Move a version from its hidden folder to its final one, and return that.
 
     Raises:
-      PackageError: another one of this number has appeared meanwhile.
+      PackageError: a version of this number was added meanwhile.
     """
     target = root / folder.parent.name / folder.name
     target.parent.mkdir(exist_ok=True)
@@ -140,7 +140,7 @@ def _text(draft: Draft, fields: dict[str, Any]) -> str:
 def _signature(
     draft: Draft, folder: Path, inference: InferenceSettings
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the sections `signature` and `batching` of the manifest."""
+    """Return the manifest's sections `signature` and `batching`."""
     inputs = [_named(tensor) for tensor in draft.inputs]
     rows = _rows(draft, inputs)
     outputs = _outputs(draft, folder, inputs, rows, inference)
@@ -152,30 +152,30 @@ def _signature(
         if draft.fixed_rows == 1:
             batching["max_batch_size"] = 1
             draft.notes.append(
-                "Its first dimension is fixed at 1, so each row has a forward pass of its own; "
-                "export it with a dynamic first dimension to have rows share passes."
+                "The first dimension is fixed at 1, so each row needs its own forward pass. Export "
+                "the model with a dynamic first dimension to let rows share passes."
             )
         elif draft.fixed_rows is not None:
             batching["batch_sizes"] = [draft.fixed_rows]
             draft.notes.append(
-                f"Its first dimension is fixed at {draft.fixed_rows}: fewer rows are padded to it."
+                f"The first dimension is fixed at {draft.fixed_rows}; fewer rows are padded to it."
             )
         _note_free_sizes(draft, inputs)
     else:
-        draft.notes.append(f"{reason}, so each task has a forward pass of its own.")
+        draft.notes.append(f"{reason}, so each task needs its own forward pass.")
         inputs = [_renamed(tensor, {BATCH: "rows"}) for tensor in inputs]
         outputs = [_renamed(tensor, {BATCH: "rows"}) for tensor in outputs]
     for tensor in inputs:
         if tensor.dtype == "bytes":
             draft.notes.append(
-                f"{tensor.name} is of bytes, and nobody can make them up: give real ones, in "
-                "base64, in `warm_up.inputs`, and say `content: image` if they are pictures."
+                f"{tensor.name} has dtype bytes, for which no sample can be made up. Put a real "
+                "one, in base64, into `warm_up.inputs`, and set `content: image` for images."
             )
     return {"inputs": list(map(_spec, inputs)), "outputs": list(map(_spec, outputs))}, batching
 
 
 def _rows(draft: Draft, inputs: Sequence[Tensor]) -> set[Dimension]:
-    """Return what the first dimension of the inputs is called, where it may be the batch."""
+    """Return the names of the inputs' first dimensions; empty if these cannot be the batch."""
     first = {tensor.shape[0] if tensor.shape else None for tensor in inputs}
     if first == {1} and draft.fixed_rows == 1:
         return first
@@ -189,26 +189,26 @@ def _outputs(
     rows: set[Dimension],
     inference: InferenceSettings,
 ) -> list[Tensor]:
-    """Return the outputs with all that is known of them; run the draft where it does not say it."""
-    said = draft.outputs
-    complete = said and all(
+    """Return the outputs with dtypes and shapes, from a trial run if the draft is incomplete."""
+    declared = draft.outputs
+    complete = declared and all(
         tensor.shape is not None
         and None not in tensor.shape
         and (not rows or tensor.shape[:1] == (BATCH,) or set(tensor.shape[:1]) <= rows)
-        for tensor in said
+        for tensor in declared
     )
     if complete:
-        return list(said)
+        return list(declared)
     try:
-        # All inputs have as many rows, whatever that is called; a graph that takes a number of
-        # rows and no other is run with it.
+        # All inputs have the same number of rows, whatever the dimension is called. A graph with
+        # a fixed number of rows is run with that number.
         one = dict.fromkeys((BATCH, *rows), draft.fixed_rows or BATCH)
         found = probing.outputs(draft, folder, [_renamed(t, one) for t in inputs], inference)
     except PackageError as exc:
-        if not said or any(tensor.shape is None for tensor in said):
+        if not declared or any(tensor.shape is None for tensor in declared):
             raise
-        draft.notes.append(f"Its outputs were not tried: {exc}")
-        return [_named(tensor) for tensor in said]
+        draft.notes.append(f"The outputs were not tried: {exc}")
+        return [_named(tensor) for tensor in declared]
     if draft.fixed_rows is not None and rows:
         found = [
             replace(t, shape=(BATCH, *t.shape[1:]))
@@ -222,15 +222,15 @@ def _outputs(
 def _unbatched(
     draft: Draft, inputs: Sequence[Tensor], outputs: Sequence[Tensor], rows: set[Dimension]
 ) -> str | None:
-    """Say why rows cannot share forward passes; None if they can."""
+    """Return why rows cannot share forward passes; None if they can."""
     if not rows:
-        return "Not all inputs have a free first dimension"
+        return "Some inputs have no free first dimension"
     for tensor in (*inputs, *outputs):
         if (rows | {BATCH}) & set((tensor.shape or ())[1:]) - {1}:
-            return f"The batch is also another dimension of {tensor.name}"
+            return f"The batch dimension is also another dimension of {tensor.name}"
     for tensor in outputs:
         if not tensor.shape or (tensor.shape[0] not in rows and tensor.shape[0] != BATCH):
-            return f"The first dimension of {tensor.name} does not grow with that of the inputs"
+            return f"The first dimension of {tensor.name} does not grow with the inputs'"
     return None
 
 
@@ -238,8 +238,8 @@ def _note_free_sizes(draft: Draft, inputs: Sequence[Tensor]) -> None:
     free = sorted({dim for t in inputs for dim in (t.shape or ())[1:] if isinstance(dim, str)})
     if free:
         draft.notes.append(
-            f"Tasks share a pass when they agree in {', '.join(free)}; `batching.pad` says what to "
-            "fill up shorter ones with."
+            f"Tasks share a pass if they agree in {', '.join(free)}. Set `batching.pad` to pad "
+            "shorter inputs instead."
         )
 
 
@@ -247,7 +247,7 @@ def _named(tensor: Tensor) -> Tensor:
     """Give each free dimension a name."""
     if tensor.shape is None:
         raise PackageError(
-            f"{tensor.name}: it is not known how many dimensions it has; say it, such as "
+            f"{tensor.name}: the number of dimensions is unknown; name them, such as "
             f"--input {tensor.name}:{tensor.dtype}:batch,3"
         )
     shape = (

@@ -1,4 +1,4 @@
-"""What the package of an artifact will say, as far as the artifact tells it."""
+"""A draft of a package: everything that its artifact tells."""
 
 from __future__ import annotations
 
@@ -10,50 +10,50 @@ from typing import Any
 from inferno.errors import PackageError
 from inferno.protocol import tensors
 
-#: A size; the name of a free one; None for a free one without a name.
+#: Size of a fixed dimension, name of a free one, or None for a free one without a name.
 Dimension = int | str | None
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output, as far as it is known."""
+    """One input or output, possibly incomplete."""
 
     name: str
     dtype: str
-    #: None where not even the number of dimensions is known.
+    #: None if even the number of dimensions is unknown.
     shape: tuple[Dimension, ...] | None
     optional: bool = False
 
 
 @dataclass
 class Draft:
-    """What a package will be made of."""
+    """The contents of a package to be."""
 
-    #: What it is made from, for messages.
+    #: Name of the artifact, for messages.
     source: str
     format: str
-    #: By the path that each gets in the version's folder.
+    #: Files to copy, by their path in the version's folder.
     files: dict[str, Path]
     inputs: list[Tensor]
-    #: Those without a shape, and all if there are none, are found by running it.
+    #: Outputs without a shape, and all outputs of an empty list, are found in a trial run.
     outputs: list[Tensor]
     artifact: str | None = None
     entrypoint: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     description: str = ""
-    #: What its owner should know of it.
+    #: Messages for the owner.
     notes: list[str] = field(default_factory=list)
-    #: The number of rows that the artifact takes, where it takes no other.
+    #: Number of rows, if the artifact accepts no other number.
     fixed_rows: int | None = None
 
 
 def parse_tensor(text: str) -> Tensor:
-    """Read what people say of a tensor: ``name:dtype:shape``, such as ``x:float32:batch,3,224``.
+    """Parse ``name:dtype:shape``, such as ``x:float32:batch,3,224``.
 
     Raises:
-      ValueError: it is not of this form; says what was expected.
+      ValueError: the text has another form; the message tells what is expected.
     """
-    # The names of tensors may have colons, as TensorFlow's do.
+    # Names of tensors may contain colons, as in TensorFlow.
     name, dtype, shape = [*text.rsplit(":", 2), "", ""][:3]
     if not name or not dtype or text.count(":") < 2:
         raise ValueError(f"{text!r}: expected name:dtype:shape, such as x:float32:batch,3")
@@ -67,19 +67,19 @@ def parse_tensor(text: str) -> Tensor:
 def named(
     source: object, found: Sequence[Tensor], given: Sequence[Tensor], kind: str
 ) -> list[Tensor]:
-    """Put what the owner says in the place of what was found.
+    """Replace an artifact's tensors by the owner's descriptions of them.
 
     Args:
-      source: what was read.
-      found: the tensors that it has.
-      given: what the owner says of them.
+      source: the artifact, for messages.
+      found: tensors of the artifact.
+      given: tensors that the owner describes.
       kind: `input` or `output`.
     Raises:
-      PackageError: the owner speaks of one that there is not.
+      PackageError: the artifact has no tensor of a given name.
     """
-    said = {tensor.name: tensor for tensor in given}
-    unknown = said.keys() - {tensor.name for tensor in found}
+    described = {tensor.name: tensor for tensor in given}
+    unknown = described.keys() - {tensor.name for tensor in found}
     if unknown:
         names = ", ".join(tensor.name for tensor in found)
         raise PackageError(f"{source}: has no {kind} {', '.join(sorted(unknown))}; it has {names}")
-    return [said.get(tensor.name, tensor) for tensor in found]
+    return [described.get(tensor.name, tensor) for tensor in found]

@@ -1,11 +1,11 @@
-"""Carrying versions of models between a repository and a store.
+"""Copies versions of models between a repository and a store.
 
-    <store>/<name>/<version>/package.json    what belongs to it: sizes and SHA-256 of all files
+    <store>/<name>/<version>/package.json    the listing: size and SHA-256 of each file
                              files/...       the files, by their path in the model's folder
 
-A version is pushed with its list last, so that nobody sees half of one. It is pulled into a hidden
-folder of the repository, each file is compared with the list, and only then does it appear. What
-has arrived is kept when a pull is cut off; the next one goes on from there.
+A push writes the listing last, so nobody sees half a version. A pull fetches the files into a
+hidden folder of the repository and checks them against the listing before the version appears. If
+a pull is interrupted, the next one continues with the files that have arrived.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from inferno.packaging.creation import check_absent, publish
 from inferno.packaging.python_code import neighbours
 from inferno.packaging.stores import CHUNK, open_store, shown
 from inferno.repository.manifest import MANIFEST
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 
-LIST = "package.json"
-#: A list that is longer is none.
-MAX_LIST_BYTES = 16 << 20
+LISTING = "package.json"
+#: Maximum size of a listing, in bytes.
+MAX_LISTING_BYTES = 16 << 20
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,26 +45,26 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Listing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that belongs to a version."""
+    """All files of a version."""
 
     name: Annotated[str, Meta(pattern=f"^{names.MODEL_NAME.pattern}$")]
     version: Annotated[int, Meta(ge=1)]
-    #: By the path in the model's folder, such as ``2/model.yaml`` or ``processor.py``.
+    #: Files by their path in the model's folder, such as ``2/model.yaml`` or ``processor.py``.
     files: dict[str, Entry]
 
     @property
     def size_bytes(self) -> int:
-        """Of all files together."""
+        """Total size of the files, in bytes."""
         return sum(entry.size_bytes for entry in self.files.values())
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Who is told how far a transfer is."""
+    """Callbacks that report the progress of a transfer."""
 
-    #: Of the bytes of all files, before the first.
+    #: Called first, with the total size in bytes.
     begin: Callable[[int], None]
-    #: Of each number of bytes that is done.
+    #: Called with the number of bytes that were transferred since the last call.
     advance: Callable[[int], None]
 
 
@@ -72,17 +72,18 @@ class Transfer:
 
 
 def push_version(package: Package, url: str, progress: Transfer) -> str:
-    """Put a version into a store.
+    """Copy a version to a store.
 
     Args:
       package: the version.
-      url: of the store.
-      progress: is told how far it is.
+      url: URL of the store.
+      progress: reports the progress.
     Returns:
-      Where it is, for `pull`.
+      The version's URL, for `pull_version`.
     Raises:
-      PackageError: it cannot be carried elsewhere, or the store has another one of this number.
-      ConfigurationError: the store does not take it.
+      PackageError: the version needs files from elsewhere, or the store has different contents
+        under this number.
+      ConfigurationError: the store does not accept it.
     """
     contents = _contents(package)
     listing = Listing(
@@ -95,19 +96,19 @@ def push_version(package: Package, url: str, progress: Transfer) -> str:
     )
     store, place = open_store(url), f"{package.name}/{package.version}"
     where = f"{url.rstrip('/')}/{place}"
-    present = store.read(f"{place}/{LIST}")
+    present = store.read(f"{place}/{LISTING}")
     if present is not None:
         if _read_listing(present, where) != listing:
             raise PackageError(
-                f"{shown(where)} exists already and is another one; versions do not change: choose "
-                "another number"
+                f"{shown(where)} already exists with other content, and versions never change; "
+                "choose another number"
             )
         return where
     progress.begin(listing.size_bytes)
     for path, file in contents.items():
         store.write(f"{place}/files/{path}", file, progress.advance)
     text = msgspec.json.format(msgspec.json.encode(listing), indent=1)
-    store.write(f"{place}/{LIST}", text, lambda _: None)
+    store.write(f"{place}/{LISTING}", text, lambda _: None)
     return where
 
 
@@ -122,7 +123,7 @@ def _contents(package: Package) -> dict[str, Path]:
     for name in named:
         file = Path(os.path.normpath(folder / name))
         if not file.is_file():
-            raise PackageError(f"{file} is missing; a package is pushed with all that it needs")
+            raise PackageError(f"{file} is missing; a package is pushed with all its files")
         files.add(file)
         if file.suffix == ".py":
             files.update(neighbours(file))
@@ -130,7 +131,7 @@ def _contents(package: Package) -> dict[str, Path]:
     for file in files:
         if not file.is_relative_to(folder.parent):
             raise PackageError(
-                f"{package.path}: needs {file}, which is outside of the model's folder "
+                f"{package.path}: needs {file}, which is outside the model's folder "
                 f"{folder.parent}; it cannot be pushed"
             )
         if file.is_file():
@@ -150,20 +151,20 @@ def pull_version(root: Path, url: str, name: str | None, progress: Transfer) -> 
     """Fetch a version into the repository.
 
     Args:
-      root: the repository; made if it is missing.
-      url: as `push` has returned it.
-      name: that the model gets here; default: its own.
-      progress: is told how far it is.
+      root: the repository; created if it does not exist.
+      url: URL that `push_version` returned.
+      name: name of the model in the repository; None to keep its name.
+      progress: reports the progress.
     Raises:
-      PackageError: the package is not as its list says, or a file of it is here with other content.
+      PackageError: a file does not match the listing, or exists here with other content.
       ConfigurationError: the store does not answer.
     """
-    url = url.removesuffix("/").removesuffix(f"/{LIST}")
+    url = url.removesuffix("/").removesuffix(f"/{LISTING}")
     store = open_store(url)
-    content = store.read(LIST)
+    content = store.read(LISTING)
     if content is None:
         raise PackageError(
-            f"{shown(url)}: has no {LIST}; expected what `inferno models push` has made, such as "
+            f"{shown(url)}: has no {LISTING}; expected a URL from `inferno models push`, such as "
             "<store>/<name>/<version>"
         )
     listing = _read_listing(content, url)
@@ -171,7 +172,7 @@ def pull_version(root: Path, url: str, name: str | None, progress: Transfer) -> 
         _check_path(listing, path, url)
     name = name or listing.name
     if not names.MODEL_NAME.fullmatch(name) or names.RESERVED.fullmatch(name):
-        raise PackageError(f"{name}: is no name for a model; expected another one, with --name")
+        raise PackageError(f"{name}: not a valid model name; choose another one with --name")
     check_absent(root, name, listing.version)
     _check_shared(root, name, listing)
     with _arrivals(root, name, listing) as folder:
@@ -192,26 +193,26 @@ def _read_listing(content: Iterator[bytes], url: str) -> Listing:
     raw = b""
     for chunk in content:
         raw += chunk
-        if len(raw) > MAX_LIST_BYTES:
-            raise PackageError(f"{shown(url)}: {LIST} is longer than {MAX_LIST_BYTES} bytes")
+        if len(raw) > MAX_LISTING_BYTES:
+            raise PackageError(f"{shown(url)}: {LISTING} is longer than {MAX_LISTING_BYTES} bytes")
     try:
         return msgspec.json.decode(raw, type=Listing)
     except msgspec.DecodeError as exc:
-        raise PackageError(f"{shown(url)}: {LIST} is not as expected: {exc}") from None
+        raise PackageError(f"{shown(url)}: {LISTING} is not a valid listing: {exc}") from None
 
 
 def _check_path(listing: Listing, path: str, url: str) -> None:
-    """Check that a path stays in the model's folder, and makes no other version appear."""
+    """Check that a path stays in the model's folder and does not add another version."""
     parts = PurePosixPath(path).parts
     plain = re.fullmatch(r"[^\\\0]+", path) and "/".join(parts) == path
     if not plain or path.startswith("/") or ".." in parts:
-        raise PackageError(f"{shown(url)}: {path!r}: expected a path inside of the model's folder")
+        raise PackageError(f"{shown(url)}: {path!r}: expected a path inside the model's folder")
     if parts[-1] == MANIFEST and parts != (str(listing.version), MANIFEST):
-        raise PackageError(f"{shown(url)}: {path!r}: expected no other version than its own")
+        raise PackageError(f"{shown(url)}: {path!r}: expected only version {listing.version}")
 
 
 def _shared(listing: Listing) -> list[str]:
-    """Return the files beside the version's own folder, which other versions may use too."""
+    """Return the files outside the version's folder, which other versions may share."""
     return [path for path in listing.files if PurePosixPath(path).parts[0] != str(listing.version)]
 
 
@@ -223,14 +224,14 @@ def _check_shared(root: Path, name: str, listing: Listing) -> None:
             raise PackageError(f"{target}: would be written through a symbolic link")
         if target.exists() and _digest(target) != listing.files[path].sha256:
             raise PackageError(
-                f"{target} is here already, with other content, and other versions may need it; "
+                f"{target} already exists with other content, which other versions may need; "
                 "choose another name with --name"
             )
 
 
 @contextmanager
 def _arrivals(root: Path, name: str, listing: Listing) -> Iterator[Path]:
-    """Give the hidden folder where files of this very package arrive; it outlives a failure."""
+    """Yield the hidden folder for the files of this listing; after a failure, it is kept."""
     content = hashlib.sha256(msgspec.json.encode(listing)).hexdigest()[:16]
     folder = root / f".pull-{name}-{listing.version}-{content}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -239,7 +240,7 @@ def _arrivals(root: Path, name: str, listing: Listing) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise PackageError(
-                f"{name} version {listing.version} is being pulled already"
+                f"{name} version {listing.version} is already being pulled"
             ) from None
         yield folder
     shutil.rmtree(folder)
@@ -253,7 +254,7 @@ def _fetch(
     url: str,
     progress: Transfer,
 ) -> None:
-    """Fetch one file, or what is missing of it, and compare it with the list."""
+    """Fetch one file, or the missing rest of it, and check it against the listing."""
     if target.is_file() and _digest(target) == entry.sha256:
         progress.advance(entry.size_bytes)
         return
@@ -268,7 +269,7 @@ def _fetch(
         progress.advance(size)
         chunks = read(f"files/{path}", size) if size < entry.size_bytes or not size else iter(())
         if chunks is None:
-            raise PackageError(f"{shown(url)}: files/{path} is in the list and missing")
+            raise PackageError(f"{shown(url)}: files/{path} is in the listing, but missing")
         for chunk in chunks:
             file.write(chunk)
             found.update(chunk)
@@ -279,9 +280,9 @@ def _fetch(
     if size != entry.size_bytes or found.hexdigest() != entry.sha256:
         part.unlink()
         raise PackageError(
-            f"{shown(url)}: files/{path} is not what the list says: expected {entry.size_bytes} "
-            f"bytes with SHA-256 {entry.sha256}, got {size} with {found.hexdigest()}; it was "
-            "thrown away"
+            f"{shown(url)}: files/{path} does not match the listing: expected {entry.size_bytes} "
+            f"bytes with SHA-256 {entry.sha256}, got {size} with {found.hexdigest()}; the file "
+            "was deleted"
         )
     part.rename(target)
 
@@ -292,7 +293,7 @@ def _rename(manifest: Path, old: str, new: str) -> None:
         rf"^name:\s*['\"]?{re.escape(old)}['\"]?(?=\s|$)", f"name: {new}", text, count=1, flags=re.M
     )
     if not count:
-        raise PackageError(f"{manifest.name} has no line `name: {old}` that could be changed")
+        raise PackageError(f"{manifest.name} has no line `name: {old}` to change")
     manifest.write_text(changed, encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
-"""What an MLflow model's folder says: its file MLmodel, and the artifact that this names.
+"""Reads an MLflow model's folder: its file MLmodel, and the artifact that MLmodel names.
 
-Of its flavours, the first of these is taken that the model has: onnx and pytorch (if it was saved
-as TorchScript) are served without MLflow; python_function is called as MLflow would.
+Uses the first of these flavors that the model has: onnx, pytorch (if saved as TorchScript), both
+served without MLflow, and python_function, which is called as MLflow calls it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from inferno.packaging import pyfunc_model
 from inferno.packaging.draft import Dimension, Draft, Tensor
 from inferno.protocol import tensors
 
-#: MLflow's types of columns.
+#: Dtypes by MLflow's types of columns.
 _COLUMNS = {
     "boolean": "bool", "integer": "int32", "long": "int64", "float": "float32",
     "double": "float64", "string": "string", "binary": "bytes",
@@ -29,7 +29,7 @@ def draft(path: Path, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dr
     """Read an MLflow model's folder; see `inferno.packaging.reading.read`.
 
     Raises:
-      PackageError: it is none, or has no flavour that can be served.
+      PackageError: the folder is not an MLflow model, or no flavor can be served.
     """
     described = _described(path)
     flavors = described["flavors"]
@@ -41,7 +41,7 @@ def draft(path: Path, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dr
         found = _python_function(path, flavors["python_function"], described, inputs, outputs)
     else:
         raise PackageError(
-            f"{path}: has the flavours {', '.join(flavors)}; expected onnx, pytorch or "
+            f"{path}: has the flavors {', '.join(flavors)}; expected onnx, pytorch or "
             "python_function"
         )
     found.source = f"the MLflow model {path.resolve().name}"
@@ -63,7 +63,7 @@ def _onnx(
 ) -> Draft:
     from inferno.packaging import onnx_file
 
-    # The graph says the same as the signature, and surely what it takes.
+    # The graph declares the same tensors as MLflow's signature, and more reliably.
     return onnx_file.draft(_inside(path, flavor.get("data", "model.onnx")), inputs, outputs)
 
 
@@ -78,8 +78,8 @@ def _pytorch(
 
     file = _inside(path, flavor.get("model_data", "data")) / "model.pth"
     names = torchscript_file.argument_names(file)
-    said = inputs or _signature(path, described, "inputs", names)
-    return torchscript_file.draft(file, said, outputs)
+    declared = inputs or _signature(path, described, "inputs", names)
+    return torchscript_file.draft(file, declared, outputs)
 
 
 def _python_function(
@@ -89,46 +89,51 @@ def _python_function(
     inputs: Sequence[Tensor],
     outputs: Sequence[Tensor],
 ) -> Draft:
-    said = list(inputs) or _signature(path, described, "inputs", ["inputs"])
-    if not said:
+    declared = list(inputs) or _signature(path, described, "inputs", ["inputs"])
+    if not declared:
         raise PackageError(
-            f"{path}: was logged without a signature; say what it takes, such as "
+            f"{path}: was logged without a signature; name its inputs, such as "
             "--input inputs:float64:batch,4"
         )
     files = {f"mlflow/{f.relative_to(path)}": f for f in path.rglob("*") if f.is_file()}
     columns = _is_columns(described)
     made = list(outputs) or _signature(path, described, "outputs", ["output"])
-    notes = []
-    if str(flavor["loader_module"]).startswith("mlflow"):
-        notes.append(
-            f"It is loaded by {flavor['loader_module']}: install mlflow and what requirements.txt "
-            "of the MLflow model names wherever its workers run."
-        )
-    if columns:
-        notes.append("Its inputs are columns: install pandas wherever its workers run.")
     return Draft(
         source=str(path),
         format="python",
         files={"model.py": Path(pyfunc_model.__file__), **files},
         entrypoint="model:build",
-        inputs=said,
+        inputs=declared,
         outputs=made,
         parameters={
             "loader_module": flavor["loader_module"],
             "data": flavor.get("data", ""),
             "code": flavor.get("code") or "",
             "columns": columns,
-            "named": columns or len(said) > 1 or _has_names(described),
+            "named": columns or len(declared) > 1 or _has_names(described),
             "outputs": [tensor.name for tensor in made],
         },
-        notes=notes,
+        notes=_requirements(str(flavor["loader_module"]), columns),
     )
+
+
+def _requirements(loader_module: str, columns: bool) -> list[str]:
+    """Return notes on the libraries that workers need."""
+    notes = []
+    if loader_module.startswith("mlflow"):
+        notes.append(
+            f"{loader_module} loads the model: install mlflow and the MLflow model's "
+            "requirements.txt wherever its workers run."
+        )
+    if columns:
+        notes.append("The inputs are columns: install pandas wherever the workers run.")
+    return notes
 
 
 def _inside(path: Path, name: object) -> Path:
     place = path / str(name)
     if not place.resolve().is_relative_to(path.resolve()) or not place.exists():
-        raise PackageError(f"{path}: MLmodel names {name}, and there is no such file")
+        raise PackageError(f"{path}: MLmodel names {name}, which does not exist in the folder")
     return place
 
 
@@ -152,22 +157,22 @@ def _has_names(described: Mapping[str, Any]) -> bool:
 def _signature(
     path: Path, described: Mapping[str, Any], kind: str, names: Sequence[str]
 ) -> list[Tensor]:
-    """Return the tensors of a signature; those without a name get one of `names`, in order."""
+    """Return the tensors of MLflow's signature; tensors without a name get one of `names`."""
     found = []
     for place, spec in enumerate(_specs(described, kind)):
         default = names[place] if place < len(names) else f"{kind[:-1]}_{place}"
         name = str(spec.get("name", default))
         optional = kind == "inputs" and not spec.get("required", True)
         if spec.get("type") == "tensor":
-            told = spec["tensor-spec"]
-            dtype = "string" if told["dtype"] in ("object", "str") else told["dtype"]
-            shape: tuple[Dimension, ...] = tuple(n if n > 0 else None for n in told["shape"])
+            inner = spec["tensor-spec"]
+            dtype = "string" if inner["dtype"] in ("object", "str") else inner["dtype"]
+            shape: tuple[Dimension, ...] = tuple(n if n > 0 else None for n in inner["shape"])
         else:
             dtype, shape = _COLUMNS.get(spec.get("type", ""), ""), ("batch",)
         known = tensors.dtype_name(dtype)
         if known is None:
             raise PackageError(
-                f"{path}: {name} is of {spec.get('type')} {dtype}".rstrip()
+                f"{path}: {name} has type {spec.get('type')} {dtype}".rstrip()
                 + f"; expected tensors, or columns of {', '.join(_COLUMNS)}"
             )
         found.append(Tensor(name, known, shape, optional))

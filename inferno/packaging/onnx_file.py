@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself."""
+"""Reads an ONNX file: its inputs, outputs and weights."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def draft(path: Path, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dr
     """Read an ONNX file; see `inferno.packaging.reading.read`.
 
     Raises:
-      PackageError: it is no ONNX file, or has inputs that cannot be sent.
+      PackageError: the file is not an ONNX model, or has inputs that clients cannot send.
     """
     try:
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, OSError, ValueError) as exc:
-        raise PackageError(f"{path}: is no ONNX file: {exc}") from None
+        raise PackageError(f"{path}: not an ONNX file: {exc}") from None
     graph = model.graph
     if not graph.output:
-        raise PackageError(f"{path}: is no ONNX file, or has no outputs")
-    # In old files, weights are inputs with a value.
+        raise PackageError(f"{path}: not an ONNX file, or one without outputs")
+    # In old files, weights are also listed as inputs.
     weights = {tensor.name for tensor in graph.initializer}
     found = [_tensor(path, value) for value in graph.input if value.name not in weights]
     if not found:
@@ -39,18 +39,17 @@ def draft(path: Path, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dr
             made.append(_tensor(path, value))
         else:
             notes.append(
-                f"The output {value.name} is left out, because it is no tensor. Of scikit-learn's "
-                "classifiers, export with the option zipmap=False."
+                f"The output {value.name} is left out, because it is not a tensor. Export "
+                "scikit-learn classifiers with the option zipmap=False."
             )
     if not made:
         raise PackageError(f"{path}: has no output that is a tensor")
-    said = named(path, found, inputs, "input")
     return Draft(
         source=path.name,
         format="onnx",
         files={"model.onnx": path} | _external_files(path, model),
         artifact="model.onnx",
-        inputs=said,
+        inputs=named(path, found, inputs, "input"),
         outputs=named(path, made, outputs, "output"),
         description=next(iter((model.doc_string or graph.doc_string).splitlines()), ""),
         notes=notes,
@@ -60,7 +59,7 @@ def draft(path: Path, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Dr
 
 def _tensor(path: Path, value: ValueInfoProto) -> Tensor:
     if value.type.WhichOneof("value") != "tensor_type":
-        raise PackageError(f"{path}: the input {value.name} is no tensor, so it cannot be sent")
+        raise PackageError(f"{path}: the input {value.name} is not a tensor, so it cannot be sent")
     kind = value.type.tensor_type
     if kind.elem_type == onnx.TensorProto.STRING:
         name: str | None = "string"
@@ -69,8 +68,8 @@ def _tensor(path: Path, value: ValueInfoProto) -> Tensor:
     if name is None:
         element = onnx.TensorProto.DataType.Name(kind.elem_type)
         raise PackageError(
-            f"{path}: {value.name} is of {element}, which cannot be sent; expected one of "
-            f"{', '.join(tensors.DTYPES)}. Convert it in the graph, with a Cast"
+            f"{path}: {value.name} has dtype {element}, which cannot be sent; expected one of "
+            f"{', '.join(tensors.DTYPES)}. Add a Cast to the graph"
         )
     return Tensor(value.name, name, _shape(kind))
 
@@ -85,14 +84,14 @@ def _shape(kind: TypeProto.Tensor) -> tuple[Dimension, ...] | None:
 
 
 def _fixed_rows(found: Sequence[Tensor]) -> int | None:
-    """Return the first dimension, where it is the same number in all inputs."""
+    """Return the first dimension if it is the same number in all inputs, else None."""
     rows = {tensor.shape[0] if tensor.shape else None for tensor in found}
     (only, *others) = rows
     return only if isinstance(only, int) and not others else None
 
 
 def _external_files(path: Path, model: onnx.ModelProto) -> dict[str, Path]:
-    """Return the files beside an ONNX file that hold its weights, by the name that it knows."""
+    """Return the external files that hold weights, by their names in the ONNX file."""
     files: dict[str, Path] = {}
     for tensor in _weights(model.graph):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
@@ -100,9 +99,9 @@ def _external_files(path: Path, model: onnx.ModelProto) -> dict[str, Path]:
         name = next(entry.value for entry in tensor.external_data if entry.key == "location")
         file = (path.parent / name).resolve()
         if Path(name).is_absolute() or not file.is_relative_to(path.parent.resolve()):
-            raise PackageError(f"{path}: its weights are in {name}; expected a file beside it")
+            raise PackageError(f"{path}: weights are in {name}; expected a file in the same folder")
         if not file.is_file():
-            raise PackageError(f"{path}: its weights are in {name}, and there is no such file")
+            raise PackageError(f"{path}: weights are in {name}, which does not exist")
         files[name] = file
     return files
 

@@ -1,7 +1,7 @@
-"""Running a draft on made-up inputs, to see what comes out.
+"""Trial run of a draft on made-up inputs, to find the dtypes and shapes of its outputs.
 
-Each free dimension has one size in a first pass and another in a second one. A dimension of an
-output that has changed with one of them is that one.
+The free dimensions have different sizes in two passes. An output's dimension that changes in the
+same way as an input's is the same dimension.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from inferno.protocol import tensors
 from inferno.protocol.signature import Signature, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array
 from inferno.repository.manifest import Manifest
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.runtimes import ModelContext, Runtime, find_runtime
 from inferno.settings import InferenceSettings
 
-#: What texts of made-up inputs say.
+#: Text in made-up inputs.
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 
 
 def outputs(
     draft: Draft, folder: Path, inputs: Sequence[Tensor], inference: InferenceSettings
 ) -> list[Tensor]:
-    """Return what comes out, with dtypes and shapes.
+    """Return the outputs with dtypes and shapes.
 
     Args:
-      draft: what is run.
-      folder: where its files are.
-      inputs: with a name for each free dimension.
-      inference: how forward passes are run.
+      draft: the draft to run.
+      folder: folder of the draft's files.
+      inputs: inputs with a name for each free dimension.
+      inference: settings of the forward passes.
     Raises:
-      PackageError: it cannot be loaded, or fails on the inputs.
+      PackageError: the model cannot be loaded, or fails on the inputs.
     """
     runtime = _load(draft, folder, inputs, inference)
     names = list(dict.fromkeys(d for t in inputs for d in t.shape or () if isinstance(d, str)))
     first, second = (dict(zip(names, itertools.count(start, 2))) for start in (2, 3))
     runs = [_run(draft, runtime, inputs, sizes) for sizes in (first, second)]
-    wanted = [tensor.name for tensor in draft.outputs] or list(runs[0])
-    for name in wanted:
+    expected = [tensor.name for tensor in draft.outputs] or list(runs[0])
+    for name in expected:
         if name not in runs[0]:
             raise PackageError(
-                f"{draft.source}: gave no output {name!r}; it gave {', '.join(runs[0])}"
+                f"{draft.source}: returned no output {name!r}, but {', '.join(runs[0])}"
             )
     symbols = {(first[name], second[name]): name for name in names}
     return [
@@ -57,14 +57,14 @@ def outputs(
             _dtype(draft, name, runs[0][name]),
             _shape(name, symbols, [run[name] for run in runs]),
         )
-        for name in wanted
+        for name in expected
     ]
 
 
 def _load(
     draft: Draft, folder: Path, inputs: Sequence[Tensor], inference: InferenceSettings
 ) -> Runtime:
-    # What comes out is not known yet; a runtime asks for the names alone.
+    # Outputs are unknown so far; runtimes only need their names.
     named = [tensor.name for tensor in draft.outputs] or ["output"]
     specs = [TensorSpec(name=name, dtype="float32", shape=("n",)) for name in named]
     package = Package(
@@ -105,12 +105,12 @@ def _run(
         made = runtime.run(preprocess(given) if preprocess else given)
         made = postprocess(made) if postprocess else made
         if not isinstance(made, dict):
-            raise TypeError(f"it gave {type(made).__name__}, expected outputs by name")
+            raise TypeError(f"returned {type(made).__name__}, expected outputs by name")
     except Exception as exc:  # Whatever the model raises.
         tried = ", ".join(f"{name} {list(array.shape)}" for name, array in given.items())
         raise PackageError(
-            f"{draft.source}: fails on made-up inputs ({tried}): {type(exc).__name__}: {exc}. Say "
-            "which sizes are fixed with --input name:dtype:shape, or what comes out with --output "
+            f"{draft.source}: fails on made-up inputs ({tried}): {type(exc).__name__}: {exc}. "
+            "Declare fixed sizes with --input name:dtype:shape, or the outputs with --output "
             "name:dtype:shape"
         ) from exc
     return {name: np.asarray(array) for name, array in made.items()}
@@ -130,7 +130,7 @@ def _dtype(draft: Draft, name: str, array: Array) -> str:
     dtype = kinds.get(array.dtype.kind) or (tensors.dtype_of(array) if array.size else "")
     if dtype not in tensors.DTYPES:
         raise PackageError(
-            f"{draft.source}: the output {name} is of {array.dtype}; expected one of "
+            f"{draft.source}: the output {name} has dtype {array.dtype}; expected one of "
             f"{', '.join(tensors.DTYPES)}"
         )
     return dtype
@@ -142,7 +142,7 @@ def _shape(
     first, second = (array.shape for array in arrays)
     if len(first) != len(second):
         raise PackageError(
-            f"the output {name} has {len(first)} dimensions once and {len(second)} another time"
+            f"the output {name} has {len(first)} dimensions in one run and {len(second)} in another"
         )
     return tuple(
         one if one == other else symbols.get((one, other), f"{name}_{axis}")

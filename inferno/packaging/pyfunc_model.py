@@ -1,7 +1,7 @@
-"""A model of MLflow's flavour python_function, called as MLflow would call it.
+"""A model of MLflow's flavor python_function, called as MLflow calls it.
 
-`inferno models new` copies this file into packages as `model.py`, beside the folder `mlflow`; so it
-imports nothing of Inferno's.
+`inferno models new` copies this file into packages as `model.py`, beside the folder `mlflow`.
+Therefore it imports nothing from Inferno.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ import numpy as np
 
 
 def build(context: Any) -> Any:
-    """Load the model with the module that it names.
+    """Load the model with its loader module.
 
     Args:
-      context: with what MLmodel says in its parameters: `loader_module`, `data`, `code`, and how
-        inputs are handed over.
+      context: its parameters come from MLmodel: `loader_module`, `data`, `code`, and how inputs are
+        passed.
     """
-    told = context.parameters
+    parameters = context.parameters
     folder = context.path / "mlflow"
-    if told["code"]:
-        # As MLflow does: its code imports its own modules by their names.
-        sys.path.insert(0, str(folder / told["code"]))
-    loader = importlib.import_module(told["loader_module"])
-    model = loader._load_pyfunc(str(folder / told["data"]))
+    if parameters["code"]:
+        # As MLflow does, so that the model's code can import its modules by name.
+        sys.path.insert(0, str(folder / parameters["code"]))
+    loader = importlib.import_module(parameters["loader_module"])
+    model = loader._load_pyfunc(str(folder / parameters["data"]))
 
     def predict(inputs: dict[str, Any]) -> dict[str, Any]:
         given: Any = dict(inputs)
-        if told["columns"]:
+        if parameters["columns"]:
             import pandas as pd
 
             given = pd.DataFrame(given)
-        elif not told["named"]:
+        elif not parameters["named"]:
             (given,) = inputs.values()
-        return _named(model.predict(given), told["outputs"])
+        return _named(model.predict(given), parameters["outputs"])
 
     return predict
 

@@ -1,4 +1,4 @@
-"""Python code: the module of an entry point, and the files that it imports from beside it."""
+"""Python code as an artifact: the module of an entry point, and the local files that it imports."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from inferno.packaging.draft import Draft, Tensor
 
 
 def draft(source: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Draft:
-    """Read `module:function`, a path or a name from the current folder; see `reading.read`.
+    """Read `module:function`; see `reading.read`.
 
+    Args:
+      source: the module is a path, or a name in the current folder.
+      inputs: inputs of the model; code does not declare them.
+      outputs: outputs of the model; found in a trial run if empty.
     Raises:
-      PackageError: there is no such file, or the owner has not said what its inputs are.
+      PackageError: the file does not exist, or `inputs` is empty.
     """
     module, _, function = source.rpartition(":")
     file = Path(module if module.endswith(".py") else f"{module.replace('.', '/')}.py")
     if not file.is_file():
-        raise PackageError(f"{source}: there is no file {file}")
+        raise PackageError(f"{source}: {file} does not exist")
     if not inputs:
         raise PackageError(
-            f"{source}: code does not say what it takes; say it, such as "
+            f"{source}: code does not declare its inputs; name them, such as "
             "--input text:string:batch or --input x:float32:batch,3"
         )
     return Draft(
@@ -36,10 +40,10 @@ def draft(source: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> D
 
 
 def neighbours(file: Path) -> list[Path]:
-    """Return the files that a module imports from beside it, and those that these import.
+    """Return the local files that a module imports by relative imports, directly or indirectly.
 
     Raises:
-      PackageError: one of them is no Python.
+      PackageError: a file is not valid Python.
     """
     found: dict[Path, None] = {}
     waiting = [file]
@@ -55,7 +59,7 @@ def _imported(file: Path) -> Iterator[Path]:
     try:
         tree = ast.parse(file.read_bytes(), str(file))
     except (SyntaxError, ValueError) as exc:
-        raise PackageError(f"{file}: is no Python: {exc}") from None
+        raise PackageError(f"{file}: not valid Python: {exc}") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == 1:
             names = [node.module] if node.module else [alias.name for alias in node.names]

@@ -1,4 +1,4 @@
-"""Finding out what kind of artifact something is, and reading it."""
+"""Reads an artifact into a draft of its package, by the kind of the artifact."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from inferno.errors import PackageError
 from inferno.packaging import python_code
 from inferno.packaging.draft import Draft, Tensor
 
-#: Reads an artifact; the tensors are what its owner says of the inputs and outputs.
+#: Reads an artifact; the tensors are the inputs and outputs that its owner describes.
 Reader = Callable[[Path, Sequence[Tensor], Sequence[Tensor]], Draft]
 
-#: The reader of each kind of file. They are imported when they are needed: they load libraries.
+#: Reader by kind of file. Readers are imported on demand, because they import large libraries.
 _READERS = {
     ".onnx": "inferno.packaging.onnx_file",
     ".pt": "inferno.packaging.torchscript_file",
@@ -26,26 +26,26 @@ _READERS = {
 
 
 def read(source: str, inputs: Sequence[Tensor] = (), outputs: Sequence[Tensor] = ()) -> Draft:
-    """Read what a package can be made from.
+    """Read an artifact into a draft of its package.
 
     Args:
       source: a file, an MLflow model's folder, or `module:function` of a Python file.
-      inputs: what its owner says of its inputs; it goes before what the artifact says.
-      outputs: the same of its outputs.
+      inputs: inputs that the owner describes; they replace those of the artifact.
+      outputs: outputs that the owner describes; they replace those of the artifact.
     Raises:
-      PackageError: nothing can be made from it; says why.
+      PackageError: no package can be made from the artifact; the message tells why.
     """
     path = Path(source)
     if path.is_dir():
         if not (path / "MLmodel").is_file():
             raise PackageError(
-                f"{source}: is a folder without the file MLmodel; expected a file of "
-                f"{_kinds()}, an MLflow model's folder or module:function"
+                f"{source}: a folder without the file MLmodel; expected a file of {_kinds()}, an "
+                "MLflow model's folder or module:function"
             )
         return _reader("MLmodel")(path, inputs, outputs)
     if path.suffix in _READERS:
         if not path.is_file():
-            raise PackageError(f"{source}: there is no such file")
+            raise PackageError(f"{source}: the file does not exist")
         return _reader(path.suffix)(path, inputs, outputs)
     if re.fullmatch(r".*[^:]:\w+", source):
         return python_code.draft(source, inputs, outputs)

@@ -1,4 +1,4 @@
-"""Made-up inputs for a model: good ones that differ from each other, and bad ones of every kind."""
+"""Made-up inputs for a model: valid ones that differ, and wrong ones of every kind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from inferno.engine.engine import Engine, chunks
 from inferno.protocol.signature import BATCH, Limits, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array, Tensors
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 
 #: Texts of different lengths.
 TEXTS = (
@@ -26,17 +26,17 @@ TEXTS = (
     "Never again will I wait two hours for a cold meal and a rude word.",
     "42",
 )
-#: A free dimension of made-up inputs.
+#: Size of a free dimension in made-up inputs.
 FREE_SIZE = 8
 
 
 def members(engine: Engine, count: int) -> list[Tensors]:
-    """Return inputs of one row each that differ, the first of which is the sample.
+    """Return different inputs of one row each; the first is the warm-up sample.
 
     Args:
-      engine: its package's warm-up sample gives the values of the others: they are those of the
-        sample, in another order, where it has different ones.
-      count: of members; there are fewer where the inputs cannot be varied.
+      engine: engine of the model. The other inputs are rows of its warm-up inputs, or the sample's
+        values in another order.
+      count: number of inputs; fewer are returned if they cannot be varied.
     """
     package = engine.package
     given = package.manifest.warm_up.inputs
@@ -50,7 +50,7 @@ def members(engine: Engine, count: int) -> list[Tensors]:
     padded = package.manifest.batching.pad
     found = [sample]
     for place in range(1, count):
-        # Shorter ones, where the model says how they are filled up again.
+        # Shorten the inputs that the model pads again.
         shorter = {
             name: array[(slice(None), *(slice(max(1, n - place)) for n in array.shape[1:]))]
             if name in padded and _is_free(package.signature.input(name))
@@ -61,7 +61,7 @@ def members(engine: Engine, count: int) -> list[Tensors]:
     return found
 
 
-#: Samples are the owner's own and not bounded like clients' inputs.
+#: Limits for samples, which come from the owner and not from clients.
 UNBOUNDED = Limits(text_bytes=2**31, image_bytes=2**31, rows=2**31)
 
 
@@ -70,7 +70,7 @@ def _is_free(spec: TensorSpec) -> bool:
 
 
 def picture() -> bytes:
-    """Return a small PNG of random grey."""
+    """Return a small PNG of random grey pixels."""
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
@@ -89,7 +89,7 @@ def _varied(array: Array, place: int, random: np.random.Generator) -> Array:
         return random.permutation(array.ravel()).reshape(array.shape)
     if array.dtype.kind == "f":
         return random.random(array.shape).astype(array.dtype)
-    # Of integers nobody knows what they stand for; 0 and 1 are valid nearly everywhere.
+    # The meaning of integers is unknown; 0 and 1 are valid nearly everywhere.
     return random.integers(0, 2, array.shape).astype(array.dtype)
 
 
@@ -97,20 +97,20 @@ def _varied(array: Array, place: int, random: np.random.Generator) -> Array:
 class BadInput:
     """An input that a client may send by mistake."""
 
-    #: What is wrong with it.
+    #: What is wrong with the input.
     case: str
     inputs: dict[str, Any]
-    #: Whether the signature forbids it; if it does not, the model itself has to cope.
+    #: Whether the signature forbids the input. If not, the model itself must handle it.
     forbidden: bool = True
 
 
 def bad_inputs(package: Package, good: Tensors, limits: Limits) -> Iterator[BadInput]:
-    """Yield wrong inputs of every kind that the signature knows, and odd ones that it allows.
+    """Yield every kind of input that the signature forbids, and odd ones that it allows.
 
     Args:
-      package: whose model is asked.
-      good: inputs of one row that it takes.
-      limits: the sizes that inputs may have.
+      package: package of the model.
+      good: valid inputs of one row.
+      limits: largest sizes of inputs.
     """
     signature = package.signature
     yield BadInput("no input at all", {})
@@ -118,7 +118,7 @@ def bad_inputs(package: Package, good: Tensors, limits: Limits) -> Iterator[BadI
         if not spec.optional and len(good) > 1:
             rest = {name: array for name, array in good.items() if name != spec.name}
             yield BadInput(f"{spec.name} is missing", rest)
-    yield BadInput("an input that there is not", good | {"unexpected": 1})
+    yield BadInput("an unknown input", good | {"unexpected": 1})
     if len(signature.one_of) > 1:
         names = signature.one_of[:2]
         both = {name: plain(signature.input(name)) for name in names}
@@ -133,7 +133,7 @@ def bad_inputs(package: Package, good: Tensors, limits: Limits) -> Iterator[BadI
 
 
 def plain(spec: TensorSpec) -> Array:
-    """Return an array of a declared tensor, of zeros or of texts."""
+    """Return an array for a declared tensor: zeros, texts or pictures."""
     shape = [d if isinstance(d, int) else 1 if d == BATCH else FREE_SIZE for d in spec.shape]
     if spec.dtype in NUMERIC:
         return np.zeros(shape, NUMERIC[spec.dtype])
@@ -146,7 +146,7 @@ def _bad_values(spec: TensorSpec, good: Array, limits: Limits) -> Iterator[tuple
     yield ("text instead of numbers", "seven", True) if numeric else ("a number", 7, True)
     yield "null", None, True
     yield (
-        "of another dtype",
+        "another dtype",
         {"dtype": "int8" if spec.dtype != "int8" else "float32", "shape": [1], "data": [1]},
         True,
     )
@@ -167,10 +167,10 @@ def _bad_values(spec: TensorSpec, good: Array, limits: Limits) -> Iterator[tuple
         yield "emoji and control characters", np.full(good.shape, "🙂\x00\x1b", dtype=object), False
         yield "20,000 characters", np.full(good.shape, "word " * 4000, dtype=object), False
     else:
-        yield "no base64", "%%%", True
-        yield "nothing in it", np.full(good.shape, b"", dtype=object), True
+        yield "not base64", "%%%", True
+        yield "no bytes", np.full(good.shape, b"", dtype=object), True
         if spec.content == "image":
-            yield "no image", np.full(good.shape, b"plain text", dtype=object), True
+            yield "not an image", np.full(good.shape, b"plain text", dtype=object), True
         cut = np.array([item[: max(24, len(item) // 2)] for item in good.flat], dtype=object)
         yield "cut off in the middle", cut.reshape(good.shape), False
 

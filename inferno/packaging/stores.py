@@ -1,4 +1,4 @@
-"""Where packages are kept: a folder, a web server, or whatever else fsspec knows, such as S3."""
+"""Stores of packages: a folder, a web server, or anything else that fsspec supports, such as S3."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ import httpx
 
 from inferno.errors import ConfigurationError, InfernoError
 
-#: Bytes that are read at once.
+#: Bytes to read at once.
 CHUNK = 1 << 20
-#: Seconds without a byte after which a web server is given up.
+#: Time without a byte after which a web server counts as dead, in seconds.
 SILENCE_S = 60.0
 
 
 class Store(Protocol):
-    """A place with files, each of them under a path."""
+    """A place with files, each under a path."""
 
     def read(self, path: str, offset: int = 0) -> Iterator[bytes] | None:
-        """Yield the content of a file, from an offset on; None if there is no such file.
+        """Yield the content of a file from an offset in bytes; None if the file does not exist.
 
         Raises:
-          ConfigurationError: the store does not answer, or not as it should.
+          ConfigurationError: the store does not answer, or answers with an error.
         """
 
     def write(self, path: str, content: bytes | Path, progress: Callable[[int], None]) -> None:
         """Write a file.
 
         Args:
-          path: of it; folders are made.
-          content: its bytes, or the file that holds them.
-          progress: is told of each number of bytes that is written.
+          path: path of the file; folders are created.
+          content: the content, or a file that holds it.
+          progress: called with the number of bytes written since the last call.
         Raises:
-          ConfigurationError: the store does not take it.
+          ConfigurationError: the store does not accept the file.
         """
 
 
 def open_store(url: str) -> Store:
-    """Return the store at a URL, or at a folder's path.
+    """Return the store at a URL or in a folder.
 
     Raises:
-      ConfigurationError: nothing is known of such URLs, or a library is missing.
+      ConfigurationError: the URL's scheme is unknown, or a library is missing.
     """
     if url.startswith(("http://", "https://")):
         return WebStore(url)
@@ -52,7 +52,7 @@ def open_store(url: str) -> Store:
 
 
 def shown(url: str) -> str:
-    """Return a URL as it may be shown: without a password, and without what signs it."""
+    """Return a URL without its password and query, which may hold secrets."""
     if "://" not in url:
         return url
     scheme, _, rest = url.partition("://")
@@ -61,11 +61,11 @@ def shown(url: str) -> str:
 
 
 class FileStore:
-    """A folder, or what fsspec makes look like one."""
+    """A folder, or anything that fsspec presents as one."""
 
     def __init__(self, url: str) -> None:
-        """Find out what the URL means; nothing is read yet."""
-        # Slow to import, and other commands have no need of it.
+        """Open the file system of the URL; nothing is read yet."""
+        # Imported here: it is slow, and other commands do not need it.
         import fsspec
 
         self._url = url
@@ -108,24 +108,24 @@ class FileStore:
             yield
         except InfernoError:
             raise
-        except Exception as exc:  # Each kind of store has a library with exceptions of its own.
+        except Exception as exc:  # Each kind of store has its own library and exceptions.
             raise ConfigurationError(
                 f"{shown(self._url)}: {what}: {type(exc).__name__}: {exc}"
             ) from exc
 
 
 class WebStore:
-    """A web server: any that serves files; to push, it must take PUT."""
+    """Any web server that serves files; to push, it must accept PUT."""
 
     def __init__(self, url: str) -> None:
-        """Take the address; nothing is asked yet."""
+        """Store the URL; nothing is sent yet."""
         self._url = httpx.URL(url)
         self._client = httpx.Client(timeout=SILENCE_S, follow_redirects=True)
 
     def read(self, path: str, offset: int = 0) -> Iterator[bytes] | None:
         """Yield the content of a file; see `Store.read`."""
         chunks = self._chunks(path, offset)
-        # The head of the answer is here when the first chunk is.
+        # The first chunk arrives after the head of the answer.
         first = next(chunks)
         if first is None:
             chunks.close()
@@ -133,7 +133,7 @@ class WebStore:
         return _joined(first, chunks)
 
     def _chunks(self, path: str, offset: int) -> Generator[bytes | None, None, None]:
-        # A compressed answer would have other offsets.
+        # In a compressed answer, offsets would be different.
         headers = {"Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
@@ -146,7 +146,7 @@ class WebStore:
                 return
             answer.raise_for_status()
             yield b""
-            # Not every server knows ranges; then the beginning comes again.
+            # A server that ignores ranges sends the file from its beginning.
             skip = 0 if answer.status_code == 206 else offset
             for chunk in answer.iter_bytes(CHUNK):
                 yield chunk[skip:]
@@ -167,8 +167,8 @@ class WebStore:
             )
             if answer.status_code in (405, 501):
                 raise ConfigurationError(
-                    f"{shown(str(self._url))}: the server does not take files (PUT); push to the "
-                    "folder that it serves"
+                    f"{shown(str(self._url))}: the server does not accept files (PUT); push to "
+                    "the folder that it serves"
                 )
             answer.raise_for_status()
 

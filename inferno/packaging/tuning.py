@@ -1,6 +1,6 @@
-"""Choosing a model's settings: measure its forward passes here, and simulate its lane with them.
+"""Finds a model's settings: measures its forward passes, and simulates its lane with them.
 
-tune       engine -> seconds by rows, for each number of executors -> the settings that do best
+tune       engine -> seconds by rows, for each number of executors -> the best settings
 simulate   seconds by rows, arrivals, settings -> throughput and latencies
 """
 
@@ -19,37 +19,37 @@ from inferno.batching.former import BatchFormer
 from inferno.batching.latency import LatencyCurve
 from inferno.batching.simulation import Call, Lane, Report, crowd, poisson
 from inferno.engine.engine import Engine
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import BatchingSettings, InferenceSettings
 
-#: Beginning and settling a batch, which its executor does too: measured on the platform, in
-#: seconds.
+#: Time in seconds that an executor needs to begin and settle a batch, measured on the platform.
 OVERHEAD_S = 0.0015
-#: So many tasks are simulated.
+#: Number of simulated tasks.
 TASKS = 4000
-#: What the front end takes for one task, in seconds.
+#: Time in seconds that the front end needs for one task.
 FRONT_END_S = 0.0002
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """How long the passes of a model take, with so many at the same time."""
+    """Measured times of a model's forward passes."""
 
     model: str
     version: int
     device: str
-    #: Passes at the same time, each with so many threads.
+    #: Number of concurrent passes.
     executors: int
+    #: Threads of each pass.
     threads: int
-    #: Median of a pass by its rows.
+    #: Median time of a pass in seconds, by its rows.
     seconds: dict[int, float]
 
     def rows_per_s(self, rows: int) -> float:
-        """Return what passes of so many rows get done."""
+        """Return the throughput of passes with this many rows, in rows per second."""
         return self.executors * rows / self.seconds[rows]
 
     @property
     def best(self) -> int:
-        """The rows of the pass that gets most done; the smallest within 2 %: it answers sooner."""
+        """Rows of the pass with the highest throughput; within 2 %, the fewest rows."""
         most = max(map(self.rows_per_s, self.seconds))
         return min(rows for rows in self.seconds if self.rows_per_s(rows) >= 0.98 * most)
 
@@ -63,21 +63,21 @@ def measure(
     seconds: float,
     progress: Callable[[str], None],
 ) -> Measured:
-    """Measure the passes of a model with so many executors, all of them busy.
+    """Measure the forward passes of a model while all executors are busy.
 
     Args:
-      package: with the warm-up sample that is measured.
-      batching: the settings of batches.
-      inference: the settings of engines, but for the threads.
-      executors: passes at the same time.
-      threads: of each.
-      seconds: to spend on each batch size.
-      progress: is told what is being measured.
+      package: package of the model; its warm-up sample is measured.
+      batching: settings of batches.
+      inference: settings of engines; `threads` replaces theirs.
+      executors: number of concurrent passes.
+      threads: threads of each pass.
+      seconds: time to measure each batch size.
+      progress: called with a description of each step.
     Raises:
-      PackageError: it cannot be loaded, or fails on its sample.
+      PackageError: the model cannot be loaded, or fails on its sample.
     """
-    said = package.manifest.inference.model_copy(update={"threads": threads})
-    manifest = package.manifest.model_copy(update={"inference": said})
+    section = package.manifest.inference.model_copy(update={"threads": threads})
+    manifest = package.manifest.model_copy(update={"inference": section})
     engine = Engine(replace(package, manifest=manifest), batching, inference)
     progress(f"warming up, {executors} x {threads} threads")
     engine.warm_up()
@@ -95,7 +95,7 @@ def measure(
 
 
 def quickest(measured: Sequence[Measured]) -> Measured:
-    """Return what gets most done; within 5 %, the one that has most threads for a lone task."""
+    """Return the highest throughput; within 5 %, the one with most threads for a single task."""
     most = max(m.rows_per_s(m.best) for m in measured)
     return max(
         (m for m in measured if m.rows_per_s(m.best) >= 0.95 * most), key=lambda m: m.threads
@@ -103,7 +103,7 @@ def quickest(measured: Sequence[Measured]) -> Measured:
 
 
 def candidates(cores: int | None = None) -> list[tuple[int, int]]:
-    """Return the numbers of executors and of threads for each that share this machine's cores."""
+    """Return pairs of executors and threads per executor that use all cores."""
     cores = cores or len(os.sched_getaffinity(0))
     executors = sorted({1, min(2, cores), cores})
     return [(number, cores // number) for number in executors]
@@ -111,7 +111,7 @@ def candidates(cores: int | None = None) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Choice:
-    """Settings of a model, and how it behaves with them."""
+    """Settings of a model, and its simulated behaviour with them."""
 
     max_batch_size: int
     max_batch_delay_ms: float
@@ -119,7 +119,7 @@ class Choice:
 
     @property
     def p95_ms(self) -> float:
-        """The 95th percentile from a client's call to its answer."""
+        """95th percentile of the time from a client's call to its answer, in milliseconds."""
         return self.report.percentile(95) * 1000
 
 
@@ -138,15 +138,15 @@ def simulate(
     """Simulate a model's lane.
 
     Args:
-      measured: how long its passes take.
-      arrivals: when which client calls, in seconds.
-      until: when the simulation ends, in seconds.
-      max_batch_size: rows of one pass, at most; each task has one.
-      max_batch_delay_ms: the window.
-      closed_loop: whether clients call again after an answer.
-      adaptive: end the window early when nobody else is expected.
-      overhead: of a batch, beside its pass, in seconds.
-      slo_p95_ms: the objective of the model.
+      measured: times of the model's passes.
+      arrivals: time of each call in seconds, and the client that calls.
+      until: end of the simulation, in seconds.
+      max_batch_size: maximum number of rows in one pass; each task has one row.
+      max_batch_delay_ms: the window, in ms.
+      closed_loop: whether clients call again after each answer.
+      adaptive: whether the window ends early when no other task is expected.
+      overhead: time of a batch besides its pass, in seconds.
+      slo_p95_ms: latency objective of the model, in ms.
     """
     curve = LatencyCurve(measured.seconds)
     former: BatchFormer[Call] = BatchFormer(
@@ -168,7 +168,7 @@ def simulate(
     return Choice(max_batch_size, max_batch_delay_ms, lane.run(until))
 
 
-#: The windows that are tried, in ms.
+#: Windows to simulate, in ms.
 DELAYS_MS = (0.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 
 
@@ -176,12 +176,12 @@ def choices(measured: Measured, *, rate: float | None) -> Iterator[Choice]:
     """Simulate every measured batch size with every window of `DELAYS_MS`.
 
     Args:
-      measured: how long passes take.
-      rate: tasks of strangers in a second; None for a crowd of clients that keeps the model busy.
+      measured: times of the model's passes.
+      rate: independent tasks per second; None for clients that keep the model busy.
     """
     clients = 2 * max(measured.seconds) * measured.executors
     longest = OVERHEAD_S + max(measured.seconds.values())
-    # Enough for the tail of the latencies, and no more.
+    # Long enough for the tail of the latencies.
     until = max(min(20.0, TASKS / rate) if rate else TASKS * longest / clients, 30 * longest)
     for size, delay_ms in product(measured.seconds, DELAYS_MS):
         yield simulate(
@@ -197,10 +197,10 @@ def choices(measured: Measured, *, rate: float | None) -> Iterator[Choice]:
 def recommend(
     choices: Sequence[Choice], *, slo_p95_ms: float | None, rate: float | None
 ) -> Choice | None:
-    """Return the best choice, or None when none meets the objective.
+    """Return the best choice, or None if no choice meets the objective.
 
-    It keeps the objective and keeps up with the arrivals; of those, it gets most done (within 2 %),
-    then answers soonest, then is the one with the shortest window.
+    Of the choices that meet the objective and keep up with the arrivals, the best has the highest
+    throughput (within 2 %), then the lowest latency, then the shortest window.
     """
     fitting = [
         choice

@@ -1,4 +1,4 @@
-"""Trying a package before anybody depends on it: load, run, compare, and ask it wrong things."""
+"""Checks a package before it serves: load it, run it, compare outputs, and send wrong inputs."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from inferno.errors import ForwardFailed, InfernoError, InvalidInput, PackageErr
 from inferno.packaging.samples import BadInput, bad_inputs, members
 from inferno.protocol.signature import Limits
 from inferno.protocol.tensors import Array, Tensors
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import Settings
 
-#: How far outputs may differ, relative to the largest value, by dtype. Others have to be equal.
+#: Allowed difference of outputs by dtype, relative to the largest value; 0 for other dtypes.
 TOLERANCES = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-7}
-#: So many different rows are compared.
+#: Number of different rows to compare.
 COMPARED = 8
-#: Seconds spent on the latency of one batch size.
+#: Time to measure the latency of one batch size, in seconds.
 MEASURING_S = 0.3
 
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found."""
+    """Result of one check."""
 
     name: str
     state: Literal["ok", "warning", "failure"]
@@ -39,10 +39,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client sees who sends a wrong input."""
+    """What a client sees after sending a wrong input."""
 
     case: str
-    #: The problem as it is sent; None where there is an answer.
+    #: The problem that the client receives; None if the model answers.
     problem: Problem | None
     #: Whether the signature forbids it.
     forbidden: bool
@@ -50,25 +50,25 @@ class Answer:
 
 @dataclass
 class Report:
-    """Everything that was found."""
+    """Results of all checks of a package."""
 
     path: Path
     package: Package | None = None
     device: str | None = None
     checks: list[Check] = field(default_factory=list)
-    #: Median of a forward pass by its rows.
+    #: Median time of a forward pass in ms, by its rows.
     latency_ms: dict[int, float] = field(default_factory=dict)
-    #: What the process has grown by, with the runtime's library.
+    #: Growth of the process in bytes, including the runtime's library.
     memory_bytes: int | None = None
     bad_inputs: list[Answer] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no check failed."""
         return all(check.state != "failure" for check in self.checks)
 
     def document(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the report as a JSON document."""
         package = self.package
         return {
             "ok": self.ok,
@@ -84,7 +84,7 @@ class Report:
         }
 
     def add(self, name: str, state: Literal["ok", "warning", "failure"], detail: str) -> None:
-        """Note what a check has found."""
+        """Add the result of a check."""
         self.checks.append(Check(name, state, detail))
 
 
@@ -94,17 +94,16 @@ def validate(
     tolerance: float | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Report:
-    """Try the package in a version's folder, in this process.
+    """Check the package in a version's folder, in this process.
 
     Args:
-      path: the folder.
-      settings: how it will be served.
-      tolerance: how far outputs may differ, relative to the largest value; default as the package
-        says, or else by dtype.
-      progress: is told what is being done.
+      path: folder of the version.
+      settings: settings that the package will be served with.
+      tolerance: allowed difference of outputs, relative to the largest value; None for the
+        manifest's, else by dtype.
+      progress: called with the name of each step.
     """
     report = Report(path)
-    memory = psutil.Process().memory_info
     try:
         report.package = package = Package.read(path)
     except PackageError as exc:
@@ -115,13 +114,27 @@ def validate(
         "manifest",
         "ok",
         f"{len(signature.inputs)} in, {len(signature.outputs)} out, "
-        + ("rows share passes" if signature.batched else "each task has a pass of its own"),
+        + ("rows share passes" if signature.batched else "each task needs its own pass"),
     )
     if package.is_ensemble:
-        report.add("stages", "ok", "it runs nothing itself; validate the models of its stages")
+        report.add("stages", "ok", "an ensemble runs nothing itself; validate its stages' models")
         return report
     if tolerance is None:
         tolerance = package.manifest.batching.tolerance
+    _try(report, package, settings, tolerance, progress)
+    _check_labels(report, package)
+    return report
+
+
+def _try(
+    report: Report,
+    package: Package,
+    settings: Settings,
+    tolerance: float | None,
+    progress: Callable[[str], None],
+) -> None:
+    """Load a package, run it, and add what is found to the report."""
+    memory = psutil.Process().memory_info
     progress(step := "load")
     before, started = memory().rss, time.perf_counter()
     try:
@@ -134,11 +147,9 @@ def validate(
         _measure(report, engine)
         report.memory_bytes = memory().rss - before + _device_memory()
         progress(step := "bad input")
-        _ask_wrong_things(report, engine, sample, settings)
+        _send_wrong_inputs(report, engine, sample, settings)
     except PackageError as exc:
         report.add(step, "failure", exc.detail)
-    _check_labels(report, package)
-    return report
 
 
 def _device_memory() -> int:
@@ -151,7 +162,9 @@ def _check_labels(report: Report, package: Package) -> None:
     sizes = {spec.shape[-1] for spec in package.signature.outputs if len(spec.shape) > 1}
     if labels and len(labels) not in sizes:
         report.add(
-            "labels", "warning", f"{len(labels)} labels, and no output of so many scores: {sizes}"
+            "labels",
+            "warning",
+            f"{len(labels)} labels, but no output has that many scores: {sizes}",
         )
 
 
@@ -164,50 +177,70 @@ def _compare(report: Report, engine: Engine, tolerance: float | None) -> Tensors
     Raises:
       PackageError: the model fails on its own sample.
     """
+    usable, alone, error = _run_alone(engine)
+    report.add("answer", "ok", "outputs are as declared, without NaN or infinity")
+    if not _repeats(report, engine, usable[0], alone[0], tolerance):
+        return usable[0]
+    if not engine.package.signature.batched or engine.max_batch_size == 1:
+        return usable[0]
+    if len(usable) == 1:
+        reason = f": others fail with {type(error).__name__}: {error}" if error else ""
+        report.add(
+            "batched",
+            "warning",
+            f"only the sample could be tried{reason}; add several rows to warm_up.inputs to find "
+            "out whether rows change each other's outputs",
+        )
+    for rows in sorted({min(len(usable), engine.max_batch_size), engine.max_batch_size}):
+        _compare_batch(report, engine, usable, alone, rows, tolerance)
+    return usable[0]
+
+
+def _run_alone(engine: Engine) -> tuple[list[Tensors], list[Tensors], Exception | None]:
+    """Run different inputs, each alone in its pass.
+
+    Returns:
+      The inputs that work, their outputs, and the error of another input, if one failed.
+
+    Raises:
+      PackageError: the model fails on its own sample, the first input.
+    """
     tried = members(engine, COMPARED)
-    alone: list[Tensors] = []
     usable: list[Tensors] = []
-    refused: Exception | None = None
+    outputs: list[Tensors] = []
+    error: Exception | None = None
     for member in tried:
         try:
-            alone.append(_run(engine, [member])[0])
+            outputs.append(_run(engine, [member])[0])
             usable.append(member)
         except Exception as exc:  # Whatever the model raises.
             if member is tried[0]:
                 made_up = engine.package.manifest.warm_up.inputs is None
                 raise PackageError(
                     f"fails on its warm-up sample: {type(exc).__name__}: {exc}"
-                    + ("; warm_up.inputs says which inputs are good ones" if made_up else "")
+                    + ("; put valid inputs into warm_up.inputs" if made_up else "")
                 ) from exc
-            refused = exc
-    report.add("answer", "ok", "outputs are as declared, without NaN or infinity")
-    again = _run(engine, usable[:1])[0]
-    difference = _difference(engine, [alone[0]], [again])
-    repeats = _within(engine, difference, tolerance)
-    if not repeats:
-        declared = engine.package.manifest.deterministic
-        report.add(
-            "repeat",
-            "failure" if declared else "warning",
-            f"the same input gives other outputs: {_describe(difference)}"
-            + ("; the package says that it is deterministic" if declared else "")
-            + "; so it is not compared with itself in batches",
-        )
-        return usable[0]
-    report.add("repeat", "ok", "the same input gives the same outputs")
-    if not engine.package.signature.batched or engine.max_batch_size == 1:
-        return usable[0]
-    if len(usable) == 1:
-        reason = f": others fail, with {type(refused).__name__}: {refused}" if refused else ""
-        report.add(
-            "batched",
-            "warning",
-            f"only the sample could be tried{reason}; several rows in warm_up.inputs would tell "
-            "whether rows change each other's outputs",
-        )
-    for rows in sorted({min(len(usable), engine.max_batch_size), engine.max_batch_size}):
-        _compare_batch(report, engine, usable, alone, rows, tolerance)
-    return usable[0]
+            error = exc
+    return usable, outputs, error
+
+
+def _repeats(
+    report: Report, engine: Engine, inputs: Tensors, outputs: Tensors, tolerance: float | None
+) -> bool:
+    """Check that the same inputs give the same outputs again."""
+    difference = _difference(engine, [outputs], _run(engine, [inputs]))
+    if _within(engine, difference, tolerance):
+        report.add("repeat", "ok", "the same input gives the same outputs")
+        return True
+    declared = engine.package.manifest.deterministic
+    report.add(
+        "repeat",
+        "failure" if declared else "warning",
+        f"the same input gives different outputs: {_describe(difference)}"
+        + ("; the package is declared deterministic" if declared else "")
+        + "; so its outputs are not compared between batches",
+    )
+    return False
 
 
 def _compare_batch(
@@ -227,6 +260,26 @@ def _compare_batch(
         )
         return
     expected = [alone[place] for place in places]
+    _report_padded_outputs(report, engine, expected, together)
+    difference = _difference(engine, expected, together)
+    same = _within(engine, difference, tolerance)
+    report.add(
+        "batched",
+        "ok" if same else "failure",
+        f"{rows} rows together, {len(set(places))} of them different: "
+        + (
+            f"as alone, {_describe(difference)}"
+            if same
+            else f"not as alone, {_describe(difference)}. Rows change each other's outputs; set "
+            "batching.tolerance in model.yaml, or --tolerance, to allow more"
+        ),
+    )
+
+
+def _report_padded_outputs(
+    report: Report, engine: Engine, expected: Sequence[Tensors], together: Sequence[Tensors]
+) -> None:
+    """Warn about outputs whose shapes change when rows share a batch."""
     longer = [
         spec.name
         for spec in engine.package.signature.outputs
@@ -239,22 +292,9 @@ def _compare_batch(
         report.add(
             "padding",
             "warning",
-            f"{', '.join(longer)}: longer when longer rows share the batch; what is beyond a row's "
-            "own length is of no meaning",
+            f"{', '.join(longer)}: longer when longer rows share the batch; values beyond a row's "
+            "own length are meaningless",
         )
-    difference = _difference(engine, expected, together)
-    same = _within(engine, difference, tolerance)
-    report.add(
-        "batched",
-        "ok" if same else "failure",
-        f"{rows} rows together, {len(set(places))} of them different: "
-        + (
-            f"as alone, {_describe(difference)}"
-            if same
-            else f"not as alone, {_describe(difference)}. Rows change each other's outputs; "
-            "batching.tolerance in model.yaml, or --tolerance, says how much is too much"
-        ),
-    )
 
 
 def _run(engine: Engine, inputs: Sequence[Tensors]) -> list[Tensors]:
@@ -264,7 +304,7 @@ def _run(engine: Engine, inputs: Sequence[Tensors]) -> list[Tensors]:
 def _difference(
     engine: Engine, expected: Sequence[Tensors], given: Sequence[Tensors]
 ) -> dict[str, float]:
-    """Return by output how far two series of answers differ, relative to the largest value."""
+    """Return the largest difference of two series of answers by output, relative to the values."""
     return {
         spec.name: max(
             (
@@ -280,7 +320,7 @@ def _difference(
 
 def _distance(one: Array, other: Array) -> float:
     if one.shape != other.shape:
-        # Padding may lengthen an output; what is beyond is for its owner to say.
+        # Padding may lengthen an output; only the common part is compared.
         smaller = tuple(slice(min(sizes)) for sizes in zip(one.shape, other.shape, strict=True))
         one, other = one[smaller], other[smaller]
     if one.dtype.kind != "f":
@@ -326,7 +366,7 @@ def _measure(report: Report, engine: Engine) -> None:
 # -- Wrong inputs ----------------------------------------------------------------------------------
 
 
-def _ask_wrong_things(report: Report, engine: Engine, good: Tensors, settings: Settings) -> None:
+def _send_wrong_inputs(report: Report, engine: Engine, good: Tensors, settings: Settings) -> None:
     sizes = settings.limits
     limits = Limits(sizes.max_text_bytes, sizes.max_image_bytes, sizes.max_rows)
     before = _run(engine, [good])[0]
@@ -336,29 +376,29 @@ def _ask_wrong_things(report: Report, engine: Engine, good: Tensors, settings: S
     taken = [answer.case for answer in asked if answer.forbidden and answer.problem is None]
     failed = [a for a in asked if a.problem is not None and a.problem["status"] >= 500]
     if taken:
-        report.add("bad input", "warning", f"these are answered: {'; '.join(taken)}")
+        report.add("bad input", "warning", f"these are accepted: {'; '.join(taken)}")
     if failed:
         report.add(
             "bad input",
             "warning",
-            f"these fail with status 500, as if it were not the client's fault: "
-            f"{'; '.join(answer.case for answer in failed)}. A ValueError in preprocess would be "
-            "422",
+            f"these fail with status 500, although the client is at fault: "
+            f"{'; '.join(answer.case for answer in failed)}. Raise a ValueError in preprocess to "
+            "answer 422",
         )
     if not taken and not failed:
         report.add("bad input", "ok", f"{len(asked)} kinds are refused or answered")
     try:
         same = _within(engine, _difference(engine, [before], _run(engine, [good])), None)
     except Exception as exc:  # Whatever the model raises.
-        report.add("afterwards", "failure", f"a good input fails: {type(exc).__name__}: {exc}")
+        report.add("afterwards", "failure", f"a valid input fails: {type(exc).__name__}: {exc}")
         return
     random = any(check.name == "repeat" and check.state != "ok" for check in report.checks)
     if not same and not random:
-        report.add("afterwards", "failure", "a good input is answered otherwise than before")
+        report.add("afterwards", "failure", "a valid input gives different outputs than before")
 
 
 def _ask(engine: Engine, bad: BadInput, limits: Limits) -> Answer:
-    """Ask one wrong thing, as the platform would."""
+    """Send one wrong input, as the platform does."""
     package = engine.package
     try:
         inputs = package.signature.parse(bad.inputs, limits)

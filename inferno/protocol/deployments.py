@@ -1,4 +1,4 @@
-"""The bodies of the calls that load, unload and activate versions of models."""
+"""Request bodies of the calls that load, unload and activate versions of models."""
 
 from __future__ import annotations
 
@@ -8,43 +8,45 @@ import msgspec
 from msgspec import Meta
 
 from inferno.errors import InvalidField
-from inferno.protocol.requests import decode
+from inferno.protocol.decoding import decode
 
-Version = Annotated[int, Meta(ge=1, description="A version's number.")]
-Share = Annotated[float, Meta(gt=0, description="A part of the requests, relative to the others'.")]
+Version = Annotated[int, Meta(ge=1, description="Version number.")]
+Share = Annotated[
+    float, Meta(gt=0, description="Weight in sharing requests, relative to the other versions'.")
+]
 
 
 class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Load a version."""
 
-    #: The model's.
+    #: Name of the model.
     name: str
-    #: By default the newest; then each newer one that appears takes over.
+    #: Version to load. `latest` also lets each newer version take over when it appears.
     version: Version | Literal["latest"] = "latest"
-    #: Whether it answers all requests that name no version, once it is loaded.
+    #: Whether the version becomes the active one once it is loaded.
     activate: bool = True
 
 
 class Unload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Take a version out of service."""
+    """Stop serving a version."""
 
-    #: The model's.
+    #: Name of the model.
     name: str
-    #: By default all versions.
+    #: Version to unload; None for every version.
     version: Version | None = None
 
 
 class Activate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Say which versions answer; one of both."""
+    """Choose the active versions, with exactly one of the fields."""
 
-    #: That answers all requests which name none.
+    #: Version that answers all requests that name none.
     version: Version | Literal["latest"] | None = None
-    #: Versions that share these requests.
+    #: Weights of the versions that share the requests that name none.
     weights: dict[Version, Share] | None = None
 
     @property
     def shares(self) -> dict[int, float]:
-        """The shares of all versions that are named."""
+        """Weight of each chosen version."""
         assert not isinstance(self.version, str)
         return {self.version: 1.0} if self.version is not None else dict(self.weights or {})
 
@@ -53,7 +55,7 @@ def parse_load(body: bytes) -> Load:
     """Read the body of a load.
 
     Raises:
-      InvalidRequest: it is not of the documented form; names the field.
+      InvalidRequest: the body does not have the documented form; names the field.
     """
     return decode(body, Load)
 
@@ -62,16 +64,16 @@ def parse_unload(body: bytes) -> Unload:
     """Read the body of an unload.
 
     Raises:
-      InvalidRequest: it is not of the documented form; names the field.
+      InvalidRequest: the body does not have the documented form; names the field.
     """
     return decode(body, Unload)
 
 
 def parse_activate(body: bytes) -> Activate:
-    """Read the body of a call that says which versions answer.
+    """Read the body of an activation.
 
     Raises:
-      InvalidRequest: it is not of the documented form; names the field.
+      InvalidRequest: the body does not have the documented form; names the field.
     """
     given = decode(body, Activate)
     if (given.version is None) == (not given.weights):

@@ -1,4 +1,4 @@
-"""What tells equal inputs from others: a digest of validated tensors."""
+"""A digest of validated inputs. Tasks with equal digests may share a result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from inferno.protocol.tensors import Tensors
 
 
 def digest(inputs: Tensors) -> str:
-    """Return a digest of named arrays, the same for the same names, dtypes, shapes and values.
+    """Return a digest of the names, dtypes, shapes and values of arrays, as 32 hex digits.
 
     Args:
       inputs: as `Signature.parse` returns them.
@@ -24,7 +24,7 @@ def digest(inputs: Tensors) -> str:
             continue
         for item in array.ravel():
             raw = item.encode("utf-8", "surrogatepass") if isinstance(item, str) else item
-            # With its length, so that no two lists of texts look the same.
+            # The length keeps ["ab", "c"] and ["a", "bc"] apart.
             found.update(len(raw).to_bytes(8, "little"))
             found.update(raw)
     return found.hexdigest()

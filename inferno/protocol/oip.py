@@ -1,7 +1,7 @@
-"""The Open Inference Protocol, version 2: its requests and answers, in JSON and in binary.
+"""The Open Inference Protocol, version 2: requests and answers in JSON and in binary.
 
-The protocol is that of KServe, https://github.com/kserve/open-inference-protocol, with Triton's
-extensions for binary tensors, classification, schedule policy and generation.
+KServe defines the protocol, https://github.com/kserve/open-inference-protocol. Triton's extensions
+for binary tensors, classification, schedule policy and generation are included.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import orjson
 
 from inferno.errors import InvalidField, InvalidRequest
 from inferno.protocol import tensors
-from inferno.protocol.requests import MAX_PRIORITY, InferRequest, decode
+from inferno.protocol.decoding import decode
+from inferno.protocol.requests import MAX_PRIORITY, InferRequest
 from inferno.protocol.signature import Signature
 
-#: Says how many bytes of a body are its JSON; what follows are the binary tensors.
+#: Header with the number of bytes of the body's JSON; the binary tensors follow the JSON.
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 EXTENSIONS = [
@@ -34,7 +35,7 @@ EXTENSIONS = [
     "statistics",
 ]
 
-#: Of `priority`, `timeout` and the like, those that ask for what is not there.
+#: Request parameters that are not supported.
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 
 
@@ -45,12 +46,12 @@ class InputTensor(msgspec.Struct, frozen=True):
     shape: list[int]
     datatype: str
     parameters: dict[str, Any] = {}
-    #: Nested or flat; not there where it is binary.
+    #: Nested or flat lists; unset for a binary tensor.
     data: Any = msgspec.UNSET
 
 
 class RequestedOutput(msgspec.Struct, frozen=True):
-    """One output that is asked for."""
+    """One requested output."""
 
     name: str
     parameters: dict[str, Any] = {}
@@ -66,7 +67,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
 
 
 class GenerateRequest(msgspec.Struct, frozen=True):
-    """The JSON of a request for a text."""
+    """The JSON of a generate request."""
 
     text_input: str
     id: str = ""
@@ -87,33 +88,33 @@ class IndexRequest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Form:
-    """How an answer is to be written."""
+    """The form of the answer that a client requests."""
 
     id: str
-    #: The outputs that are written in binary; None for all of them.
+    #: Outputs to send in binary; None for all.
     binary: frozenset[str] | None
-    #: Outputs whose so many best classes are answered, in place of the numbers.
+    #: Number of best classes to return instead of the numbers, by output.
     classes: Mapping[str, int]
 
     def is_binary(self, output: str) -> bool:
-        """Return whether an output is written in binary."""
+        """Return whether to send an output in binary."""
         return self.binary is None or output in self.binary
 
 
 def parse_infer(
     body: bytes, header_length: str | None, model: str, version: int | None
 ) -> tuple[InferRequest, Form]:
-    """Read a request for an inference.
+    """Read an inference request.
 
     Args:
-      body: JSON, and the bytes of the binary inputs behind it.
-      header_length: the header of this name: how much of it is JSON; None for all of it.
-      model: that the path names.
-      version: that the path names, if it does.
+      body: JSON, followed by the bytes of the binary inputs.
+      header_length: the `HEADER_LENGTH` header; None when the body is only JSON.
+      model: name of the model in the path.
+      version: model version in the path, if any.
     Returns:
-      the request, and how its answer is to be written.
+      The request, and the form of its answer.
     Raises:
-      InvalidRequest: it is not of the protocol's form; names the field.
+      InvalidRequest: the request does not follow the protocol; names the field.
     """
     size = _header_length(header_length, len(body))
     given = decode(body[:size] if size < len(body) else body, InferenceRequest)
@@ -128,7 +129,7 @@ def parse_infer(
         None if given.outputs is None else [output.name for output in given.outputs],
         _priority(given.parameters),
         _timeout_ms(given.parameters),
-        # Numbers that are not needed as text never become text.
+        # base64 saves writing numbers as text when the answer sends them in binary.
         "base64" if form.binary is None or form.binary or form.classes else "json",
     )
     for name in _SEQUENCE:
@@ -140,7 +141,7 @@ def parse_infer(
 def _header_length(text: str | None, body_bytes: int) -> int:
     if text is None:
         return body_bytes
-    # Python reads no number of more than some thousand digits.
+    # Python refuses to parse numbers of several thousand digits.
     if not re.fullmatch(r"[0-9]{1,15}", text) or int(text) > body_bytes:
         raise InvalidRequest(
             f"{HEADER_LENGTH}: expected at most the body's {body_bytes} bytes, got {text!r:.40}"
@@ -154,7 +155,7 @@ def _inputs(given: Sequence[InputTensor], binary: memoryview) -> dict[str, Any]:
     for tensor in given:
         field = f"inputs.{tensor.name}"
         if tensor.name in inputs:
-            raise InvalidField("it is given twice", field)
+            raise InvalidField("the input is given twice", field)
         size = tensor.parameters.get("binary_data_size")
         if size is None:
             if tensor.data is msgspec.UNSET:
@@ -166,7 +167,7 @@ def _inputs(given: Sequence[InputTensor], binary: memoryview) -> dict[str, Any]:
             }
             continue
         if tensor.data is not msgspec.UNSET:
-            raise InvalidField("expected either data or binary_data_size, and not both", field)
+            raise InvalidField("expected either data or binary_data_size, not both", field)
         if type(size) is not int or not 0 <= size <= len(binary) - at:
             raise InvalidField(
                 f"binary_data_size is {size!r:.40}, but {len(binary) - at} bytes are left", field
@@ -183,13 +184,13 @@ def _form(given: InferenceRequest) -> Form:
     binary, classes = set(), {}
     for output in given.outputs or ():
         field = f"outputs.{output.name}.parameters"
-        wanted = output.parameters.get("binary_data")
-        if by_default if wanted is None else _flag(output.parameters, "binary_data", field):
+        chosen = output.parameters.get("binary_data")
+        if by_default if chosen is None else _flag(output.parameters, "binary_data", field):
             binary.add(output.name)
         if (count := output.parameters.get("classification")) is not None:
             if type(count) is not int or count < 1:
                 raise InvalidField(
-                    f"expected how many classes, got {count!r:.40}", f"{field}.classification"
+                    f"expected a number of classes, got {count!r:.40}", f"{field}.classification"
                 )
             classes[output.name] = count
     everything = by_default and given.outputs is None
@@ -204,7 +205,7 @@ def _flag(parameters: Mapping[str, Any], name: str, field: str) -> bool:
 
 
 def _priority(parameters: Mapping[str, Any]) -> int:
-    """Return the priority in our sense: here, 0 is the default and 1 the most urgent."""
+    """Convert a priority of the protocol, where 1 is the most urgent and 0 the default."""
     given = parameters.get("priority", 0)
     if type(given) is not int or given < 0:
         raise InvalidField(f"expected a number from 0, got {given!r:.40}", "parameters.priority")
@@ -229,12 +230,12 @@ class _Tensor(msgspec.Struct):
     dtype: str
     shape: list[int]
     data: msgspec.Raw = msgspec.Raw()
-    #: Decoded, which takes a fifth of the time that Python's own module takes.
+    #: msgspec decodes it in a fifth of the time that Python's base64 module takes.
     base64: bytes | None = None
 
 
 class _Result(msgspec.Struct):
-    """What is needed of a stored result."""
+    """The fields of a stored result that answers need."""
 
     model: str
     version: int
@@ -249,29 +250,23 @@ _encode = msgspec.json.Encoder().encode
 def write_infer(
     result: bytes, task_id: str, form: Form, labels: Sequence[str]
 ) -> tuple[bytes, int | None]:
-    """Write the answer to an inference.
+    """Write the answer to an inference request.
 
     Args:
-      result: as it was stored.
-      task_id: of the task.
-      form: as the client wants it.
-      labels: of the model's classes.
+      result: the stored result.
+      task_id: id of the task.
+      form: form of the answer that the client requests.
+      labels: names of the model's classes.
     Returns:
-      the body, and how many bytes of it are JSON where binary outputs follow.
+      The body, and the number of its bytes that are JSON; None without binary outputs.
     Raises:
-      InvalidField: classes of an output are asked for that has no numbers.
+      InvalidField: the client requests classes of an output that is not numeric.
     """
     given = _decode_result(result)
     outputs: list[dict[str, Any]] = []
     binary: list[bytes] = []
-    for name, tensor in given.outputs.items():
-        if (count := form.classes.get(name)) is not None:
-            if tensor.dtype not in tensors.NUMERIC:
-                raise InvalidField(
-                    f"expected an output of numbers, and this is {tensor.dtype}",
-                    f"outputs.{name}.parameters.classification",
-                )
-            tensor = _classified(_array(tensor), count, labels)
+    for name, stored in given.outputs.items():
+        tensor = _requested(name, stored, form, labels)
         entry: dict[str, Any] = {
             "name": name,
             "datatype": tensors.DATATYPES[tensor.dtype],
@@ -300,8 +295,21 @@ def write_infer(
     return b"".join([head, *binary]), len(head)
 
 
+def _requested(name: str, tensor: _Tensor, form: Form, labels: Sequence[str]) -> _Tensor:
+    """Return an output, or its best classes if the client requests these."""
+    count = form.classes.get(name)
+    if count is None:
+        return tensor
+    if tensor.dtype not in tensors.NUMERIC:
+        raise InvalidField(
+            f"expected a numeric output, but its dtype is {tensor.dtype}",
+            f"outputs.{name}.parameters.classification",
+        )
+    return _classified(_array(tensor), count, labels)
+
+
 def write_generate(result: bytes, task_id: str, request_id: str) -> dict[str, Any]:
-    """Return the answer to a request for a text."""
+    """Return the answer to a generate request."""
     given = _decode_result(result)
     (tensor,) = given.outputs.values()
     (text,) = _flat(msgspec.json.decode(tensor.data))
@@ -322,7 +330,7 @@ def _array(tensor: _Tensor) -> tensors.Array:
 
 
 def _numbers(array: tensors.Array) -> msgspec.Raw:
-    # orjson writes arrays, and float32 in its shortest form, which msgspec does not.
+    # Unlike msgspec, orjson writes arrays, and float32 in its shortest form.
     return msgspec.Raw(orjson.dumps(array.ravel(), option=orjson.OPT_SERIALIZE_NUMPY))
 
 
@@ -349,10 +357,10 @@ def _classified(scores: tensors.Array, count: int, labels: Sequence[str]) -> _Te
     """Return the best classes of each row, as `score:index` or `score:index:label`."""
     rows = scores.reshape(len(scores), -1) if scores.ndim > 1 else scores.reshape(1, -1)
     count = min(count, rows.shape[1])
-    # Of equal scores, the lower index is first.
+    # Of equal scores, the lower index comes first.
     best = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
 
-    # As Triton writes them.
+    # The number formats of Triton.
     written = "f" if rows.dtype.kind == "f" else "d"
 
     def described(row: int, index: int) -> str:
@@ -366,7 +374,7 @@ def _classified(scores: tensors.Array, count: int, labels: Sequence[str]) -> _Te
 
 
 def texts_of(signature: Signature) -> tuple[str, str] | None:
-    """Return the names of the input and the output of a model that makes a text of a text."""
+    """Return the names of the input and the output of a text-to-text model; None for others."""
     inputs, outputs = signature.inputs, signature.outputs
     if len(inputs) != 1 or len(outputs) != 1 or {inputs[0].dtype, outputs[0].dtype} != {"string"}:
         return None

@@ -1,7 +1,8 @@
-"""Tensors as bytes, for what is too large to travel in JSON.
+"""Tensors as MessagePack, for inputs that are too large for a message.
 
-It is MessagePack, in which a numeric tensor is its bytes, and a `bytes` tensor the bytes of its
-elements.
+Step *submit*: the web tier packs large inputs under a key of their own (a claim). Step *forward*:
+the worker unpacks them. A numeric tensor is packed as its bytes, a `bytes` tensor as the bytes of
+its elements.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from inferno.protocol.tensors import Array, Tensors
 class _Packed(msgspec.Struct, array_like=True):
     """One tensor."""
 
-    #: Of `tensors.DTYPES`.
+    #: Name of the dtype, from `tensors.DTYPES`.
     dtype: str
     shape: tuple[int, ...]
     #: Little-endian, row-major bytes, or the elements of a `string` or `bytes` tensor.
@@ -30,7 +31,7 @@ _decode = msgspec.msgpack.Decoder(dict[str, _Packed]).decode
 
 
 def size(inputs: Tensors) -> int:
-    """Return how large inputs are, in bytes; texts count by their characters.
+    """Return the size of inputs in bytes. A character of a text counts as one byte.
 
     Args:
       inputs: as `Signature.parse` returns them.
@@ -42,7 +43,7 @@ def size(inputs: Tensors) -> int:
 
 
 def pack(inputs: Tensors) -> bytes:
-    """Return inputs as bytes.
+    """Pack inputs.
 
     Args:
       inputs: as `Signature.parse` returns them.
@@ -51,19 +52,19 @@ def pack(inputs: Tensors) -> bytes:
 
 
 def unpack(payload: bytes) -> Tensors:
-    """Return what was packed; numeric arrays are views of a part of it, not to be written.
+    """Unpack inputs. Numeric arrays are read-only views of the payload.
 
     Raises:
-      ValueError: nothing like that was packed.
+      ValueError: the payload is not packed inputs.
     """
     return {name: _unpacked(packed) for name, packed in _read(payload).items()}
 
 
 def in_json(payload: bytes) -> dict[str, Any]:
-    """Return what was packed as explicit tensors of the wire.
+    """Return packed inputs as explicit tensors for JSON.
 
     Raises:
-      ValueError: nothing like that was packed.
+      ValueError: the payload is not packed inputs.
     """
     return {
         name: tensors.encode(_unpacked(packed), packed.dtype, "base64")

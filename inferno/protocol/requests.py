@@ -1,103 +1,106 @@
-"""The bodies of submit and predict, in every form that clients send.
+"""Request bodies of submit and predict, in every form that clients send.
 
-    {"model", "inputs"}                           the native body
-    {"model_name", "input_type", "payload"}       a form that says what the payload is
+    {"model", "inputs"}                           the native form
+    {"model_name", "input_type", "payload"}       names the kind of the payload
     {"model_id", "input"}                         the shortest form
 
-All become one `InferRequest`, as does a body that is one input itself: an image, or the bytes of a
-tensor. The query of the URL says the rest then.
+Step *submit*: the web tier turns all of them into one `InferRequest`. A body may also be the input
+itself, an image or the bytes of a tensor; the query of the URL then holds the other fields.
 """
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from inferno.errors import InvalidField, InvalidRequest
+from inferno.errors import InvalidField
+from inferno.protocol.decoding import convert_query, decode, explain
 from inferno.protocol.signature import Limits, Signature
 from inferno.protocol.tensors import MAX_DIMENSIONS, Binary, Tensors
 from inferno.protocol.webhooks import DEFAULT_EVENTS, MAX_URL, parse_address
 
-#: S0's range: higher is sooner.
+#: Range of priorities; a higher one runs sooner.
 MIN_PRIORITY, MAX_PRIORITY = 0, 9
-#: Longest deadline that a task can have, in milliseconds: one day.
+#: Longest deadline of a task, in milliseconds: one day.
 MAX_TIMEOUT_MS = 86_400_000
 
 _MISSING: Any = msgspec.UNSET
 
-# What a body may say, with its constraints: msgspec checks them, and the OpenAPI document shows
-# them.
+# Fields of bodies with their constraints. msgspec checks them, the OpenAPI document shows them.
 
 Version = Annotated[
-    int | None, Meta(description="Of the model; the active one by default.", examples=[1])
+    int | None, Meta(description="Model version (default: the active one).", examples=[1])
 ]
-Outputs = Annotated[list[str] | None, Meta(description="Names of the outputs to return; all.")]
+Outputs = Annotated[
+    list[str] | None, Meta(description="Names of the outputs to return (default: all).")
+]
 Priority = Annotated[
-    int, Meta(ge=MIN_PRIORITY, le=MAX_PRIORITY, description="0 to 9; higher is sooner.")
+    int, Meta(ge=MIN_PRIORITY, le=MAX_PRIORITY, description="0 to 9; higher runs sooner.")
 ]
 TimeoutMs = Annotated[
     Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_MS)] | None,
-    Meta(description="The forward pass must start within so many milliseconds.", examples=[30_000]),
+    Meta(
+        description="The forward pass must start within this many milliseconds.", examples=[30_000]
+    ),
 ]
 Codec = Annotated[
     Literal["json", "base64"] | None,
-    Meta(description="How numbers in outputs are written; as the model's package says."),
+    Meta(description="Encoding of numeric outputs (default: set by the model's package)."),
 ]
 InputType = Annotated[
     Literal["text", "image", "audio"] | None,
-    Meta(description="Which input a plain value is meant for."),
+    Meta(description="Kind of input that a plain value is for."),
 ]
 Webhook = Annotated[
     str | None,
     Meta(
-        description="A URL that is called about the task.",
+        description="URL to call about the task.",
         extra_json_schema={"format": "uri", "maxLength": MAX_URL},
     ),
 ]
 Events = Annotated[
     Annotated[list[Literal["start", "completed"]], Meta(min_length=1)] | None,
-    Meta(description="What it is called for; `completed` by default."),
+    Meta(description="Events to call the webhook for (default: `completed`)."),
 ]
 SameEvents = Annotated[
     Annotated[list[Literal["start", "completed"]], Meta(min_length=1)] | None,
-    Meta(description="Another name of `webhook_events`."),
+    Meta(description="Alias of `webhook_events`."),
 ]
 UseCache = Annotated[
-    bool, Meta(description="Whether the result of another task with equal inputs will do.")
+    bool, Meta(description="Whether a kept or shared result of equal inputs may answer.")
 ]
 
 
 class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One inference as a client asks for it, not yet checked against the model's signature."""
+    """One inference as a client requests it, not yet checked against the model's signature."""
 
-    #: Named inputs, or one plain value for the input that can hold it.
+    #: Inputs by name, or one plain value for the input that can hold it.
     inputs: Any
     model: str = ""
     version: int | None = None
-    #: Outputs to return; default all.
+    #: Outputs to return; None for all.
     outputs: list[str] | None = None
-    #: 0 to 9; higher is sooner.
+    #: 0 to 9; higher runs sooner.
     priority: int = 0
     #: The forward pass must start within this many milliseconds.
     timeout_ms: float | None = None
-    #: How numeric outputs are written: `json` or `base64`; default as the model's package says.
+    #: Encoding of numeric outputs, `json` or `base64`; None for the default of the package.
     codec: str | None = None
-    #: `text`, `image` or `audio`: which input a plain value is meant for.
+    #: Kind of input that a plain value is for: `text`, `image` or `audio`.
     input_type: str | None = None
-    #: URL that is told of the task.
+    #: URL to call about the task.
     webhook: str | None = None
-    #: What it is told of: keys of `webhooks.EVENTS`, each once. None without a webhook.
+    #: Events to call the webhook for, from `webhooks.EVENTS`, each once. None without a webhook.
     webhook_events: list[str] | None = None
-    #: Whether the result of another task with equal inputs will do.
+    #: Whether a kept or shared result of equal inputs may answer.
     cache: bool = True
-    #: Requests with the same key get the same version, where several share the work.
+    #: Requests with the same key get the same version when several versions are active.
     sticky: str | None = None
-    #: It came as `instances`, and is answered with `predictions`.
+    #: Whether the request has `instances` and its answer `predictions` (KServe's V1).
     by_instance: bool = False
 
     def arrays(self, signature: Signature, limits: Limits) -> Tensors:
@@ -106,7 +109,7 @@ class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Returns:
           The inputs as arrays by name.
         Raises:
-          InvalidInput: names the field and the expectation.
+          InvalidInput: an input or the selection of outputs is wrong; names the field.
         """
         if self.outputs is not None:
             signature.check_outputs(self.outputs)
@@ -119,7 +122,7 @@ class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SubmitBody(msgspec.Struct, forbid_unknown_fields=True):
-    """What to run, in one of three forms: `model` and `inputs`, or the names of other servers."""
+    """The body of a submit. `model` and `inputs` also have the names of other servers."""
 
     inputs: Annotated[
         Any,
@@ -128,13 +131,15 @@ class SubmitBody(msgspec.Struct, forbid_unknown_fields=True):
             examples=[{"text": "What a lovely day!"}],
         ),
     ] = _MISSING
-    payload: Annotated[Any, Meta(description="Another name of `inputs`.")] = _MISSING
-    input: Annotated[Any, Meta(description="Another name of `inputs`.")] = _MISSING
-    model: Annotated[str, Meta(description="The model's name.")] | msgspec.UnsetType = msgspec.UNSET
-    model_name: Annotated[str, Meta(description="Another name of `model`.")] | msgspec.UnsetType = (
+    payload: Annotated[Any, Meta(description="Alias of `inputs`.")] = _MISSING
+    input: Annotated[Any, Meta(description="Alias of `inputs`.")] = _MISSING
+    model: Annotated[str, Meta(description="Name of the model.")] | msgspec.UnsetType = (
         msgspec.UNSET
     )
-    model_id: Annotated[str, Meta(description="Another name of `model`.")] | msgspec.UnsetType = (
+    model_name: Annotated[str, Meta(description="Alias of `model`.")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    model_id: Annotated[str, Meta(description="Alias of `model`.")] | msgspec.UnsetType = (
         msgspec.UNSET
     )
     version: Version = None
@@ -153,7 +158,7 @@ def _exactly_one(*names: str) -> dict[str, Any]:
     return {"oneOf": [{"required": [name]} for name in names]}
 
 
-#: With what `_unify` checks besides.
+#: `SubmitBody` with the constraints that `_unify` checks.
 Submit = Annotated[
     SubmitBody,
     Meta(
@@ -168,7 +173,7 @@ Submit = Annotated[
 
 
 class PredictBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The inputs by name; the path names the model."""
+    """The body of a predict. The path names the model."""
 
     inputs: Annotated[dict[str, Any], Meta(description="Inputs by name.")] | msgspec.UnsetType = (
         msgspec.UNSET
@@ -178,7 +183,7 @@ class PredictBody(msgspec.Struct, forbid_unknown_fields=True):
             list[Any],
             Meta(
                 min_length=1,
-                description="One item for each row, in place of `inputs`: KServe's form.",
+                description="One item for each row, instead of `inputs` (KServe's V1).",
             ),
         ]
         | msgspec.UnsetType
@@ -200,19 +205,23 @@ _SHAPE = rf"^[0-9]{{1,9}}(,[0-9]{{1,9}}){{0,{MAX_DIMENSIONS - 1}}}$"
 
 
 class BinaryPredictQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """What the query of a URL says of a body that is the input itself."""
+    """URL parameters of a predict whose body is the input itself."""
 
     input: Annotated[
         str | None,
-        Meta(description="The input's name; may be left out where only one can hold the body."),
+        Meta(description="Name of the input; optional if only one input can hold the body."),
     ] = None
     shape: Annotated[
         Annotated[str, Meta(pattern=_SHAPE)] | None,
-        Meta(description="Of a numeric tensor: sizes with commas between.", examples=["1,3,8,8"]),
+        Meta(
+            description="Shape of a numeric tensor: sizes separated by commas.",
+            examples=["1,3,8,8"],
+        ),
     ] = None
     version: Version = None
     outputs: Annotated[
-        str | None, Meta(description="Names of the outputs to return, with commas between; all.")
+        str | None,
+        Meta(description="Names of the outputs to return, separated by commas (default: all)."),
     ] = None
     priority: Priority = 0
     timeout_ms: TimeoutMs = None
@@ -220,12 +229,10 @@ class BinaryPredictQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class BinarySubmitQuery(BinaryPredictQuery, forbid_unknown_fields=True, kw_only=True):
-    """The same, of a submit."""
+    """URL parameters of a submit whose body is the input itself."""
 
-    model: Annotated[str, Meta(description="The model's name.")]
+    model: Annotated[str, Meta(description="Name of the model.")]
 
-
-_T = TypeVar("_T")
 
 #: Content types of a body that is the input itself.
 _BINARY = re.compile(
@@ -234,7 +241,7 @@ _BINARY = re.compile(
 
 
 def is_binary(content_type: str | None) -> bool:
-    """Return whether a body of this content type is the input itself, for `parse_binary`."""
+    """Return whether a body of this content type is the input itself; see `parse_binary`."""
     return content_type is not None and _BINARY.match(content_type) is not None
 
 
@@ -242,13 +249,13 @@ def parse_submit(body: bytes) -> InferRequest:
     """Read the body of a submit.
 
     Raises:
-      InvalidRequest: it is no JSON object of the documented form; names the field.
+      InvalidRequest: the body is not a JSON object of the documented form; names the field.
     """
     return _unify(decode(body, SubmitBody))
 
 
 def convert_submit(message: Mapping[str, Any]) -> InferRequest:
-    """Read a submit that came as part of a larger message.
+    """Read a submit that is part of a larger JSON message.
 
     Raises:
       InvalidRequest: as `parse_submit`.
@@ -263,7 +270,7 @@ def parse_predict(body: bytes, model: str) -> InferRequest:
     """Read the body of a predict for the model that the path names.
 
     Raises:
-      InvalidRequest: it is no JSON object of the documented form; names the field.
+      InvalidRequest: the body is not a JSON object of the documented form; names the field.
     """
     given = decode(body, PredictBody)
     by_instance = given.instances is not msgspec.UNSET
@@ -286,7 +293,7 @@ def parse_predict(body: bytes, model: str) -> InferRequest:
 
 
 def _columns(instances: Any) -> Any:
-    """Return what is given by rows by inputs: by their names, or as one plain value."""
+    """Turn instances (rows) into inputs by name, or into one plain value (a list of rows)."""
     rows = [_decoded(row) for row in instances]
     if not any(isinstance(row, dict) for row in rows):
         return rows
@@ -301,7 +308,7 @@ def _columns(instances: Any) -> Any:
 
 
 def _decoded(value: Any) -> Any:
-    """Return base64 that is marked as such, `{"b64": "..."}`, as the text that it is."""
+    """Return the base64 text of `{"b64": "..."}`; any other value unchanged."""
     if isinstance(value, dict) and value.keys() == {"b64"}:
         return value["b64"]
     return value
@@ -313,12 +320,12 @@ def parse_binary(body: bytes, query: Mapping[str, str], model: str | None = None
     Args:
       body: an element of a `bytes` tensor, or a numeric tensor's little-endian, row-major bytes.
       query: the parameters of the URL.
-      model: that the path names; None where the query does.
+      model: name of the model in the path; None when the query names it.
     Raises:
-      InvalidRequest: a parameter is wrong; names it.
+      InvalidRequest: a parameter is wrong; names the parameter.
     """
     if model is not None and "model" in query:
-        raise InvalidField("the path names the model already", "model")
+        raise InvalidField("the path already names the model", "model")
     kind = BinarySubmitQuery if model is None else BinaryPredictQuery
     given: BinaryPredictQuery = convert_query(query, kind)
     shape = None if given.shape is None else tuple(map(int, given.shape.split(",")))
@@ -332,84 +339,6 @@ def parse_binary(body: bytes, query: Mapping[str, str], model: str | None = None
         given.timeout_ms,
         given.codec,
     )
-
-
-def convert_query(query: Mapping[str, Any], kind: type[_T]) -> _T:
-    """Read the parameters of a URL.
-
-    Args:
-      query: texts, or lists of them, by name.
-      kind: the struct that they make up.
-    Raises:
-      InvalidField: a parameter is wrong, missing or unknown; names it.
-    """
-    try:
-        return msgspec.convert(query, kind, strict=False)
-    except msgspec.ValidationError as exc:
-        raise explain(exc, kind) from None
-
-
-def decode(body: bytes, kind: type[_T]) -> _T:
-    """Read a body that is a JSON object of a certain form.
-
-    Raises:
-      InvalidRequest: it is not; names the field.
-    """
-    if not body:
-        raise InvalidRequest("expected a JSON object, got an empty body")
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as exc:
-        raise explain(exc, kind) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise InvalidRequest(f"the body is no valid JSON: {exc}") from None
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deeply") from None
-
-
-def explain(exc: msgspec.ValidationError, kind: type) -> InvalidRequest:
-    """Return the error that says in our words what msgspec found wrong with a struct.
-
-    Args:
-      exc: as msgspec raised it.
-      kind: the struct that was to be read.
-    """
-    # Of a mapping, it says whether a key or a value is meant.
-    text, _, path = str(exc).replace("`key` in ", "").partition(" - at `$")
-    path, member = path.rstrip("`").lstrip("."), ""
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text):
-        member, text = unknown[1], f"unknown field {unknown[1]!r}"
-    if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
-        member, text = missing[1], f"missing field {missing[1]!r}"
-    field = ".".join(filter(None, (path, member))) or None
-    if field is not None and (found := re.fullmatch(r"Invalid enum value (.*)", text, re.DOTALL)):
-        text = f"expected {_choices(kind, field.partition('[')[0])}, got {found[1]}"
-    return InvalidRequest(text) if field is None else InvalidField(text, field)
-
-
-@functools.cache
-def _choices(kind: type, field: str) -> str:
-    """Say what may stand in a field that holds one of several texts, or a list of them."""
-    info = msgspec.inspect.type_info(kind)
-    assert isinstance(info, msgspec.inspect.StructType)
-    (found,) = [one.type for one in info.fields if one.encode_name == field]
-    *others, last = _literals(found)
-    return f"{', '.join(others)} or {last}" if others else last
-
-
-def _literals(info: msgspec.inspect.Type) -> Iterator[str]:
-    match info:
-        case msgspec.inspect.LiteralType():
-            yield from map(str, info.values)
-        case msgspec.inspect.EnumType():
-            yield from (member.value for member in info.cls)
-        case msgspec.inspect.UnionType():
-            for one in info.types:
-                yield from _literals(one)
-        case msgspec.inspect.ListType():
-            yield from _literals(info.item_type)
-        case msgspec.inspect.Metadata():
-            yield from _literals(info.type)
 
 
 def _unify(body: SubmitBody) -> InferRequest:
@@ -429,7 +358,7 @@ def _unify(body: SubmitBody) -> InferRequest:
 
 
 def _events(body: SubmitBody | PredictBody) -> list[str] | None:
-    """Check a body's webhook and return the events that it is told of."""
+    """Check a body's webhook and return the events to call it for."""
     events: list[Any] | None = body.webhook_events
     field = "webhook_events"
     if body.webhook_events_filter is not None:

@@ -1,9 +1,9 @@
-"""JSON Schemas (draft 2020-12) of what one model takes and gives, made from its signature.
+"""JSON Schemas (draft 2020-12) of a model's requests and answers, derived from its signature.
 
-What a signature accepts is valid by its schema. The other way round, a schema cannot say
-everything: that lists are of equal length and a free dimension has the same size everywhere, that
-`shape` agrees with `data`, how many bytes base64 or a text has, and that bytes are an image or a
-sound.
+Every input that a signature accepts is valid by its schema, but not the other way round. A schema
+cannot express that lists have equal length, that a free dimension has the same size everywhere,
+that `shape` agrees with `data`, how many bytes a text or base64 has, or that bytes are an image or
+a sound.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from inferno.protocol.tensors import ALIASES, NUMERIC
 
 Schema = dict[str, Any]
 
-#: Largest size of a dimension that a tensor can state.
+#: Largest size of a dimension in a tensor's `shape`.
 _MAX_SIZE = 2**31 - 1
 _BASE64 = r"^[A-Za-z0-9+/]+={0,2}$"
 _BYTES = r"^(data:[^,]*;base64,)?[A-Za-z0-9+/]+={0,2}$"
@@ -31,8 +31,8 @@ def request_schema(signature: Signature, limits: Limits) -> Schema:
     """Return the schema of the JSON body of a predict.
 
     Args:
-      signature: of the model.
-      limits: sizes that inputs may have.
+      signature: signature of the model.
+      limits: largest sizes of inputs.
     """
     schema = schema_of(Predict)
     del schema["title"]
@@ -59,11 +59,11 @@ def inputs_schema(signature: Signature, limits: Limits) -> Schema:
 
 
 def response_schema(signature: Signature) -> Schema:
-    """Return the schema of the answer to a predict that succeeded: by outputs, or by instances."""
+    """Return the schema of a successful predict's answer, with outputs or with predictions."""
     schema = schema_of(Answer)
     schema["properties"]["outputs"] = {
         "type": "object",
-        "description": "Those that were asked for; by default, all.",
+        "description": "The requested outputs (default: all).",
         "properties": {spec.name: _output(spec) for spec in signature.outputs},
         "minProperties": 1,
         "additionalProperties": False,
@@ -72,7 +72,7 @@ def response_schema(signature: Signature) -> Schema:
 
 
 def schema_of(kind: Any) -> Schema:
-    """Return the schema of a type, with everything that it refers to in its place."""
+    """Return the schema of a type, with all references inlined."""
     (schema,), parts = msgspec.json.schema_components([kind])
 
     def inlined(node: Any) -> Any:
@@ -107,7 +107,7 @@ def _about(spec: TensorSpec) -> str:
 
 
 def _explicit(spec: TensorSpec, element: Schema, nested: Schema, rows: int) -> list[Schema]:
-    """Return the forms of an explicit tensor: nested lists, flat ones, bytes in base64."""
+    """Return the schemas of an explicit tensor: nested lists, one flat list, or base64."""
     dtype = {"enum": _dtype_names(spec.dtype)}
     shape = _shape([_size(dim, rows) for dim in spec.shape])
     members = {"dtype": dtype, "datatype": dtype, "shape": shape, "name": {}, "parameters": {}}
@@ -130,7 +130,7 @@ def _explicit(spec: TensorSpec, element: Schema, nested: Schema, rows: int) -> l
         packed = {
             "type": "string",
             "pattern": _BASE64,
-            "description": "The little-endian, row-major bytes.",
+            "description": "Little-endian, row-major bytes.",
         }
         forms.append(form("Tensor in base64", ["shape", "base64"], base64=packed))
     return forms
@@ -151,13 +151,13 @@ def _size(dim: int | str, rows: int) -> Schema:
 
 
 def _shape(sizes: list[Schema]) -> Schema:
-    # The list of `prefixItems` must not be empty.
+    # JSON Schema does not allow an empty `prefixItems`.
     each = {"prefixItems": sizes} if sizes else {}
     return {"type": "array", **each, "minItems": len(sizes), "maxItems": len(sizes)}
 
 
 def _nested(shape: Sequence[int | str], element: Schema, rows: int) -> Schema:
-    """Return the schema of lists that are nested as a shape says."""
+    """Return the schema of lists nested by a shape."""
     schema = dict(element)
     for dim in reversed(shape):
         schema = {"type": "array", "items": schema}
@@ -196,7 +196,7 @@ def _number(dtype: str) -> Schema:
         return {"type": "integer", "minimum": int(limits.min), "maximum": int(limits.max)}
     if kind.itemsize == 8:
         return {"type": "number"}
-    # What is nearer to the largest number than to the one that would be next becomes the former.
+    # Numbers up to half a step above the largest one round down to it.
     floats = np.finfo(kind)
     over = float(floats.max) + 2.0 ** (int(floats.maxexp) - int(floats.nmant) - 2)
     return {"type": "number", "exclusiveMinimum": -over, "exclusiveMaximum": over}

@@ -1,6 +1,7 @@
-"""A model's signature: what it takes, what it gives, and whether given inputs fit.
+"""A model's signature: its inputs and outputs, and the check that given inputs fit.
 
-The web tier validates against it before anything is queued; the worker decodes with the same code.
+Step *submit*: the web tier validates inputs before a task is queued. Step *forward*: the worker
+decodes the same inputs with the same code.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from inferno.errors import InvalidInput
 from inferno.protocol import tensors
 from inferno.protocol.tensors import Array, Tensors
 
-#: The symbolic name of the leading dimension that batches grow along.
+#: Name of the leading dimension, along which rows are batched.
 BATCH = "batch"
 
-#: First bytes of the formats that are let through to a model's decoder, by the content that is
-#: declared. WebP's begin with RIFF and a length, as those of WAV and AVI do; MP3's with tags or
-#: with a frame.
+#: First bytes of the accepted file formats, by declared content. Other bytes never reach a model's
+#: decoder. WebP, WAV and AVI all begin with RIFF and a length; MP3 with a tag or a frame.
 MAGIC = {
     "image": {
         "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
@@ -42,13 +42,13 @@ MAGIC = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes that inputs may have."""
+    """Largest sizes of inputs."""
 
-    #: Size of one text as UTF-8, in bytes.
+    #: Maximum size of one text, in bytes of UTF-8.
     text_bytes: int
-    #: Size of one binary input, decoded, in bytes.
+    #: Maximum size of one decoded binary input, in bytes.
     image_bytes: int
-    #: Rows of one task.
+    #: Maximum number of rows in one task.
     rows: int
 
 
@@ -57,16 +57,18 @@ class TensorSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1, description="The tensor's name on the wire.")
+    name: str = Field(min_length=1, description="Name of the tensor in requests and results.")
     dtype: str = Field(description="One of " + ", ".join(tensors.DTYPES) + ".")
     shape: tuple[int | str, ...] = Field(
-        description="Fixed sizes as integers, free ones by name; `batch` is the leading rows."
+        description="Sizes of the dimensions: integers if fixed, names if free. `batch` is the "
+        "leading dimension of rows."
     )
-    optional: bool = Field(default=False, description="May be left out.")
+    optional: bool = Field(default=False, description="Whether clients may omit it.")
     content: Literal["text", "image", "audio"] | None = Field(
-        default=None, description="What it holds; `image` and `audio` are checked to be that."
+        default=None,
+        description="Kind of content. The first bytes of `image` and `audio` are checked.",
     )
-    description: str | None = Field(default=None, description="For people.")
+    description: str | None = Field(default=None, description="One line about the tensor.")
 
     @field_validator("dtype")
     @classmethod
@@ -97,10 +99,11 @@ class TensorSpec(BaseModel):
     def parse(self, value: Any, limits: Limits) -> Array:
         """Turn a plain value, explicit tensor, binary input or array into an array of this spec.
 
-        A plain value may leave out the batch dimension: one text, one image, one vector is one row.
+        A plain value may omit the batch dimension: one text, one image or one vector is one row.
 
         Raises:
-          InvalidInput: names the field and the expectation, also where a size is over its limit.
+          InvalidInput: the value does not fit or exceeds a limit; names the field and what is
+            expected.
         """
         if self._takes_texts and (texts := _plain_texts(value, limits)):
             array = np.empty(len(texts), dtype=object)
@@ -144,10 +147,10 @@ class TensorSpec(BaseModel):
 
 
 def _plain_texts(value: Any, limits: Limits) -> list[str] | None:
-    """Return texts that are surely right, or None when a closer look is needed.
+    """Return the texts if one quick check proves them valid; None if each must be checked.
 
-    It looks at all of them at once, and knows the usual forms: a text, a list of texts, and the
-    tensor that `tasks.intake.submit` writes.
+    Knows the usual forms: a text, a list of texts, and the tensor that `tasks.intake.submit`
+    writes.
     """
     if type(value) is dict and value.keys() == {"dtype", "shape", "data"}:
         shape, texts = value["shape"], value["data"]
@@ -163,7 +166,7 @@ def _plain_texts(value: Any, limits: Limits) -> list[str] | None:
         together = "".join(texts)
         width = 1
         if not together.isascii():
-            width = 4  # Bytes of a character, at most.
+            width = 4  # Maximum bytes of one character.
             together.encode()
     except (TypeError, UnicodeEncodeError):
         return None
@@ -194,18 +197,18 @@ def _check_bytes(raw: bytes, limit: int, content: str | None, field: str) -> Non
 
 
 class Signature(BaseModel):
-    """What a model takes and gives."""
+    """The inputs and outputs of a model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    inputs: tuple[TensorSpec, ...] = Field(min_length=1, description="The inputs.")
-    outputs: tuple[TensorSpec, ...] = Field(min_length=1, description="The outputs.")
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1, description="Inputs of the model.")
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1, description="Outputs of the model.")
     one_of: tuple[str, ...] = Field(
-        default=(), description="Optional inputs of which exactly one must be given."
+        default=(), description="Optional inputs, of which each task gives exactly one."
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> Signature:
+    def _check_consistency(self) -> Signature:
         for kind, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
             names = [spec.name for spec in specs]
             if len(set(names)) != len(names):
@@ -214,7 +217,7 @@ class Signature(BaseModel):
         if not set(self.one_of) <= optional:
             raise ValueError("one_of: every name must be an optional input")
         if len({spec.batched for spec in (*self.inputs, *self.outputs)}) > 1:
-            raise ValueError("either every tensor has `batch` as its first dimension, or none")
+            raise ValueError("either every tensor has `batch` as its first dimension, or none does")
         return self
 
     @property
@@ -227,20 +230,20 @@ class Signature(BaseModel):
         return {spec.name: spec for spec in self.inputs}
 
     def input(self, name: str) -> TensorSpec:
-        """Return the declared input of that name."""
+        """Return the input with this name."""
         return self._inputs[name]
 
     def output(self, name: str) -> TensorSpec:
-        """Return the declared output of that name."""
+        """Return the output with this name."""
         return next(spec for spec in self.outputs if spec.name == name)
 
     def parse(self, values: Mapping[str, Any], limits: Limits) -> Tensors:
         """Validate named inputs and turn them into arrays.
 
         Returns:
-          The arrays by name, with equal row counts and consistently bound symbolic dimensions.
+          The arrays by name. A dimension of the same name has the same size in all of them.
         Raises:
-          InvalidInput: names the field and the expectation.
+          InvalidInput: an input is wrong, missing or unknown; names the field and what is expected.
         """
         self._check_names(values)
         arrays: Tensors = {}
@@ -284,12 +287,12 @@ class Signature(BaseModel):
             )
 
     def assign(self, value: Any, kind: str | None = None) -> dict[str, Any]:
-        """Give one plain value to the input that can hold it.
+        """Assign one plain value to the input that can hold it.
 
         Args:
           value: a text, a base64 or data-URI image, a number, a (nested) list of these, or a
             `tensors.Binary`.
-          kind: `text`, `image` or `audio` when the client said which (`input_type`).
+          kind: the client's `input_type`: `text`, `image`, `audio` or None.
         Returns:
           The value by the input's name.
         Raises:
@@ -297,19 +300,19 @@ class Signature(BaseModel):
         """
         fitting = [spec for spec in self.inputs if _can_hold(spec, value, kind)]
         if len(fitting) > 1:
-            # A required input goes first: an optional one is named by who means it.
+            # Prefer the required input: a client names an optional one when it means that.
             fitting = [spec for spec in fitting if not spec.optional] or fitting
         if len(fitting) != 1:
             inputs = ", ".join(f"{spec.name} ({spec.dtype})" for spec in self.inputs)
             count = "no input" if not fitting else "more than one input"
-            raise InvalidInput(f"{count} can hold this value; name it: {inputs}", "inputs")
+            raise InvalidInput(f"{count} can hold this value; give it by name: {inputs}", "inputs")
         return {fitting[0].name: value}
 
     def check_outputs(self, names: Sequence[str]) -> None:
-        """Check a client's selection of outputs.
+        """Check the outputs that a client selects.
 
         Raises:
-          InvalidInput: it is empty, or names an output that is not declared.
+          InvalidInput: the selection is empty, or names an unknown output.
         """
         declared = [spec.name for spec in self.outputs]
         unknown = sorted(set(names) - set(declared))

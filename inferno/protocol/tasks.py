@@ -1,4 +1,7 @@
-"""The life of a task: its states, and what is known of it when it is over."""
+"""The states of a task, and the documents that describe its result.
+
+Step *settle*: a worker stores a `Result`. Step *deliver*: the web tier answers with it.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,26 @@ from msgspec import Meta
 
 
 class TaskState(StrEnum):
-    """Where a task stands. Values are what clients see."""
+    """State of a task. Clients see the values."""
 
-    #: Accepted, and waiting in its lane or in a worker's buffer.
+    #: Accepted; waits in its lane or in a worker's buffer.
     QUEUED = "queued"
-    #: A forward pass with the task in it has started.
+    #: A forward pass with the task has started.
     RUNNING = "running"
-    #: Failed for a passing reason; it waits to be tried again.
+    #: Failed with a transient error; waits for its next attempt.
     RETRYING = "retrying"
-    #: Over: the outputs can be fetched.
+    #: Finished; the outputs can be fetched.
     SUCCEEDED = "succeeded"
-    #: Over: the error says why.
+    #: Finished; the error tells why.
     FAILED = "failed"
-    #: Over: its client took it back.
+    #: Finished; a client cancelled it.
     CANCELLED = "cancelled"
-    #: Over: the forward pass did not start in time.
+    #: Finished; the forward pass did not start in time.
     EXPIRED = "expired"
 
     @property
     def terminal(self) -> bool:
-        """Whether the task is over: a terminal state never changes."""
+        """Whether the task is finished; a terminal state never changes."""
         return self in TERMINAL
 
 
@@ -37,12 +40,12 @@ TERMINAL = frozenset(
     {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
 )
 
-#: The states that may follow each state.
+#: Allowed next states, by state.
 TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
     TaskState.QUEUED: frozenset(
         {TaskState.RUNNING, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
     ),
-    # A crash or a stopping worker hands a running task to another delivery, which runs it again.
+    # After a crash, or when its worker stops, a running task is delivered and run again.
     TaskState.RUNNING: frozenset({TaskState.RUNNING, TaskState.RETRYING} | TERMINAL),
     TaskState.RETRYING: frozenset(
         {TaskState.RUNNING, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
@@ -52,76 +55,84 @@ TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
 
 
 class Timings(msgspec.Struct, frozen=True):
-    """Where a task's time went, in milliseconds."""
+    """Times of a task's steps, in milliseconds."""
 
-    queue_ms: Annotated[float, Meta(description="From acceptance until a worker held it.")]
-    batch_wait_ms: Annotated[float, Meta(description="From there until its forward pass started.")]
+    queue_ms: Annotated[float, Meta(description="From acceptance until a worker held the task.")]
+    batch_wait_ms: Annotated[
+        float, Meta(description="From then until the forward pass of its batch started.")
+    ]
     inference_ms: Annotated[
         float,
         Meta(
-            description="The forward pass, with splitting its batch, and preparing it where it did "
-            "not wait for another pass meanwhile."
+            description="Forward pass and splitting of its outputs; also preparing the batch, "
+            "unless that was done while waiting for another pass."
         ),
     ]
-    total_ms: Annotated[float, Meta(description="From acceptance until its outcome was settled.")]
+    total_ms: Annotated[float, Meta(description="From acceptance until the task was settled.")]
 
 
 class BatchInfo(msgspec.Struct, frozen=True):
-    """The batch that a task rode in."""
+    """The batch that a task ran in."""
 
     id: str
-    size: Annotated[int, Meta(description="Tasks in it.")]
-    rows: Annotated[int, Meta(description="Rows in it: a task may have several.")]
+    size: Annotated[int, Meta(description="Number of tasks.")]
+    rows: Annotated[int, Meta(description="Number of rows; a task may have several.")]
     flush_reason: Annotated[
         str,
-        Meta(description="Why it left: `full`, `window`, `idle`, `deadline` or `isolated`."),
+        Meta(
+            description="Why the batch was sent: `full`, `window`, `idle`, `deadline` or "
+            "`isolated`."
+        ),
     ]
     predicted_ms: Annotated[
         float,
-        Meta(description="What the pass was expected to take; 0 before anything was measured."),
+        Meta(description="Predicted time of the pass in milliseconds; 0 before any measurement."),
     ]
-    run_ms: Annotated[float, Meta(description="What it took, in milliseconds.")]
+    run_ms: Annotated[float, Meta(description="Actual time of the pass in milliseconds.")]
 
 
 class StageRun(msgspec.Struct, frozen=True):
-    """What an ensemble had from one of its stages."""
+    """One stage's run for a task of an ensemble."""
 
     name: str
     model: str
     version: int
-    task_id: Annotated[str, Meta(description="Of the stage's own task.")]
+    task_id: Annotated[str, Meta(description="Id of the stage's own task.")]
     ms: Annotated[
         float,
-        Meta(description="From when the stage could begin until the ensemble had its result."),
+        Meta(
+            description="From when the stage could start until the ensemble had its result, in "
+            "milliseconds."
+        ),
     ]
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a finished task leaves, in the `result` of Celery's own format."""
+    """Result of a task that succeeded, stored as the `result` of Celery's own format."""
 
-    #: Tensors of the wire by name. Raw JSON in the web tier, which only passes them on.
+    #: Explicit tensors by name. Raw JSON in the web tier, which only passes them on.
     outputs: dict[str, Any] | msgspec.Raw
     model: str
     version: int
     timings: Timings
     batch: BatchInfo
     worker: str
-    #: Whether it is the result of an earlier task, which was kept.
+    #: Whether it is the kept result of an earlier task.
     cached: bool = False
-    #: Of an ensemble, in the order in which they ended.
+    #: Stages of an ensemble, in the order in which they ended; empty for other models.
     stages: tuple[StageRun, ...] = ()
 
 
 class OutputTensor(TypedDict):
     """An explicit tensor; it has either `data` or `base64`."""
 
-    dtype: Annotated[str, Meta(description="Such as `float32`, `string`.", examples=["float32"])]
+    dtype: Annotated[str, Meta(description="Such as `float32` or `string`.", examples=["float32"])]
     shape: Annotated[list[int], Meta(examples=[[1, 2]])]
     data: NotRequired[
         Annotated[
             Any,
             Meta(
-                description="Nested lists; an element of a `bytes` tensor is base64.",
+                description="Nested lists. Each element of a `bytes` tensor is base64.",
                 examples=[[[0.1, 0.9]]],
             ),
         ]
@@ -129,12 +140,12 @@ class OutputTensor(TypedDict):
     base64: NotRequired[
         Annotated[
             str,
-            Meta(description="The little-endian, row-major bytes of a numeric tensor."),
+            Meta(description="Little-endian, row-major bytes of a numeric tensor."),
         ]
     ]
 
 
-#: Marks what was answered with a kept result; other documents do not have it.
+#: Only present in answers with a kept result.
 Cached = Annotated[bool, Meta(description="Whether it is the kept result of an earlier task.")]
 
 
@@ -149,15 +160,17 @@ class Answer(TypedDict):
     batch: BatchInfo
     worker: Annotated[str, Meta(examples=["sentiment-4711@host"])]
     cached: NotRequired[Cached]
-    stages: NotRequired[Annotated[list[StageRun], Meta(description="Of an ensemble.")]]
+    stages: NotRequired[Annotated[list[StageRun], Meta(description="Stages of an ensemble.")]]
 
 
 class Predictions(TypedDict):
-    """The answer to a synchronous call with `instances`: KServe's V1."""
+    """The answer to a synchronous call with `instances` (KServe's V1)."""
 
     predictions: Annotated[
         list[Any],
-        Meta(description="One for each instance; of several outputs, an object of them."),
+        Meta(
+            description="One item for each instance: the output, or an object of several outputs."
+        ),
     ]
     model_name: str
     model_version: str

@@ -2,8 +2,10 @@
 
 In memory a tensor is a numpy array; `string` and `bytes` tensors are object arrays of `str` and
 `bytes`. On the wire it is ``{"dtype", "shape", "data" | "base64"}``: `data` holds nested or flat
-lists, `base64` the little-endian, row-major bytes of a numeric tensor. In JSON, an element of a
-`bytes` tensor is base64 itself.
+lists, `base64` the little-endian, row-major bytes of a numeric tensor. In JSON, each element of a
+`bytes` tensor is base64.
+
+The web tier decodes when a task is submitted; the worker decodes inputs and encodes outputs.
 """
 
 from __future__ import annotations
@@ -28,11 +30,11 @@ Tensors = dict[str, Array]
 
 @dataclass(frozen=True)
 class Binary:
-    """An input that is sent as it is, not in JSON."""
+    """An input that a client sends as a body of its own, not in JSON."""
 
     #: One element of a `bytes` tensor, or the little-endian, row-major bytes of a numeric one.
     raw: bytes
-    #: Of a numeric tensor.
+    #: Shape of a numeric tensor; None for a `bytes` element.
     shape: tuple[int, ...] | None = None
 
 
@@ -40,14 +42,14 @@ class Binary:
 class Raw:
     """A whole tensor as bytes, as the Open Inference Protocol's binary extension sends it."""
 
-    #: `FP32`, `BYTES` and so on.
+    #: The protocol's name of the dtype, such as `FP32` or `BYTES`.
     datatype: str
     shape: list[int]
-    #: Little-endian and row-major; of `BYTES`, each element after its length (unsigned, 32 bits).
+    #: Little-endian and row-major. Each element of `BYTES` follows its length (unsigned, 32 bits).
     raw: memoryview
 
 
-#: Numeric dtypes by their name on the wire.
+#: Numeric dtypes by their names on the wire.
 NUMERIC: dict[str, np.dtype[Any]] = {
     name: np.dtype(name).newbyteorder("<")
     for name in (
@@ -56,7 +58,7 @@ NUMERIC: dict[str, np.dtype[Any]] = {
     )
 }  # fmt: skip
 
-#: Other names for the same dtypes: torch's, numpy's and the Open Inference Protocol's.
+#: Aliases of the dtypes: names of torch, numpy and the Open Inference Protocol.
 ALIASES: dict[str, str] = {
     "BOOL": "bool",
     "INT8": "int8", "INT16": "int16", "INT32": "int32", "INT64": "int64",
@@ -67,7 +69,7 @@ ALIASES: dict[str, str] = {
     "str": "string", "text": "string", "BYTES": "string", "binary": "bytes",
 }  # fmt: skip
 
-#: The Open Inference Protocol's names of the dtypes.
+#: Names of the dtypes in the Open Inference Protocol.
 DATATYPES: dict[str, str] = {
     "bool": "BOOL",
     "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
@@ -78,15 +80,15 @@ DATATYPES: dict[str, str] = {
 
 DTYPES = (*NUMERIC, "string", "bytes")
 
-#: Lists may be nested this deep, and shapes this long. numpy ends at 64.
+#: Maximum number of dimensions, in lists and shapes. numpy allows 64.
 MAX_DIMENSIONS = 32
 
-#: What an element of a tensor is in JSON, by the kind of its dtype; a float may be written as `1`.
+#: Python type of a tensor's elements in JSON, by the kind of the dtype. A float may be sent as `1`.
 _ELEMENTS: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
 
 
 def dtype_name(name: str) -> str | None:
-    """Return the canonical name of a dtype, or None when there is no such dtype."""
+    """Return the canonical name of a dtype, or None for an unknown one."""
     name = name.removeprefix("torch.")
     return name if name in DTYPES else ALIASES.get(name)
 
@@ -97,11 +99,11 @@ def decode(value: Mapping[str, Any], dtype: str, field: str) -> Array:
     Args:
       value: ``{"dtype", "shape", "data" | "base64"}``; `dtype` may be missing.
       dtype: the dtype that the model's signature declares; the tensor must have it.
-      field: where the tensor stands in the request, for errors.
+      field: the tensor's place in the request, for errors.
     Returns:
-      An array of the declared dtype and the stated shape.
+      An array with the declared dtype and the tensor's shape.
     Raises:
-      InvalidInput: names the field and what was expected.
+      InvalidInput: the tensor is wrong; names the field and what is expected.
     """
     unknown = value.keys() - {"dtype", "datatype", "shape", "data", "base64", "name", "parameters"}
     if unknown:
@@ -110,7 +112,7 @@ def decode(value: Mapping[str, Any], dtype: str, field: str) -> Array:
             field,
         )
     if ("data" in value) == ("base64" in value):
-        raise InvalidInput("a tensor has either data or base64, and not both", field)
+        raise InvalidInput("a tensor has either data or base64, not both", field)
     _check_dtype(value.get("dtype", value.get("datatype", dtype)), dtype, field)
     if "base64" in value:
         if "shape" not in value:
@@ -136,12 +138,12 @@ def from_values(value: Any, dtype: str, field: str) -> Array:
     """Turn a JSON scalar or (nested) list into an array.
 
     Raises:
-      InvalidInput: a value is of the wrong kind, out of range, not finite, or the lists are ragged.
+      InvalidInput: a value has the wrong type, is out of range or not finite, or lists are ragged.
     """
     if dtype in ("string", "bytes"):
         return _from_texts(value, dtype, field)
     target = NUMERIC[dtype]
-    # numpy itself would take "1", null and true for numbers, and pad texts to the longest.
+    # numpy would accept "1", null and true as numbers, and pad texts to the longest.
     values, _ = _typed(value, _ELEMENTS[target.kind], dtype, field)
     try:
         with np.errstate(over="ignore"):
@@ -157,19 +159,19 @@ def from_values(value: Any, dtype: str, field: str) -> Array:
 
 
 def from_binary(value: Binary, dtype: str, field: str) -> Array:
-    """Turn an input that is sent as it is into an array.
+    """Turn a binary input into an array.
 
     Returns:
-      An array of the stated shape; of no dimension for one element of a `bytes` tensor.
+      An array with the input's shape; without dimensions for one element of a `bytes` tensor.
     Raises:
-      InvalidInput: it does not have as many bytes as its shape says, or the dtype needs JSON.
+      InvalidInput: the number of bytes does not match the shape, or the dtype needs JSON.
     """
     if dtype == "string":
-        raise InvalidInput("a string tensor is sent as JSON, not as a binary body", field)
+        raise InvalidInput("a string tensor must be sent as JSON, not as a binary body", field)
     if dtype == "bytes":
         if value.shape is not None:
             raise InvalidInput(
-                "a binary body is one element of a bytes tensor, without shape", field
+                "a binary body is one element of a bytes tensor and has no shape", field
             )
         array = np.empty((), dtype=object)
         array[()] = value.raw
@@ -182,10 +184,10 @@ def from_binary(value: Binary, dtype: str, field: str) -> Array:
 def from_raw(value: Raw, dtype: str, field: str) -> Array:
     """Turn a tensor of the Open Inference Protocol's binary extension into an array.
 
-    BF16, which numpy does not have, is widened for a model that takes float32.
+    BF16, which numpy lacks, is widened for a model that takes float32.
 
     Raises:
-      InvalidInput: its bytes do not fit its shape, or its datatype is another one.
+      InvalidInput: the bytes do not match the shape, or the datatype is not the declared one.
     """
     shape = _shape(value.shape, field)
     if value.datatype == "BF16" and dtype == "float32":
@@ -216,7 +218,7 @@ def _unframed(raw: memoryview, field: str) -> list[bytes]:
         at = start + int.from_bytes(raw[at:start], "little")
         if start > end or at > end:
             raise InvalidInput(
-                "the binary data ends within an element; each is preceded by its length, 4 bytes "
+                "the binary data ends within an element; each element follows its length, 4 bytes "
                 "little-endian",
                 field,
             )
@@ -225,35 +227,35 @@ def _unframed(raw: memoryview, field: str) -> list[bytes]:
 
 
 def framed(elements: Iterable[bytes]) -> bytes:
-    """Return elements of a BYTES tensor, each after its length, as the protocol sends them."""
+    """Encode the elements of a BYTES tensor as the protocol does: each one after its length."""
     return b"".join(len(item).to_bytes(4, "little") + item for item in elements)
 
 
 def dtype_of(array: Array) -> str:
-    """Return the name on the wire of the dtype of an array that is not empty."""
+    """Return the wire name of an array's dtype. An object array must have an element."""
     if not array.dtype.hasobject:
         return array.dtype.name
     return "string" if isinstance(array.item(0), str) else "bytes"
 
 
 def of_dtype(array: Array, dtype: str, field: str) -> Array:
-    """Return an array if it is of a dtype.
+    """Check the dtype of an array and return the array.
 
     Raises:
-      InvalidInput: it is of another one.
+      InvalidInput: the array has another dtype.
     """
     _check_dtype(dtype_of(array), dtype, field)
     return array
 
 
 def encode(array: Array, dtype: str, codec: str) -> dict[str, Any]:
-    """Turn an array into a tensor of the wire.
+    """Turn an array into an explicit tensor of the wire.
 
     Args:
-      array: of the dtype named.
-      dtype: the name on the wire.
-      codec: `json` keeps numbers as an array (for a JSON writer that knows numpy); `base64` makes
-        text of them.
+      array: array with elements of the dtype.
+      dtype: the dtype's wire name.
+      codec: `json` leaves numbers as an array, for a JSON writer that knows numpy; `base64` encodes
+        them as text.
     """
     head: dict[str, Any] = {"dtype": dtype, "shape": list(array.shape)}
     if dtype == "string":
@@ -264,16 +266,17 @@ def encode(array: Array, dtype: str, codec: str) -> dict[str, Any]:
     array = np.asarray(array, dtype=NUMERIC[dtype], order="C")
     if codec == "base64":
         return head | {"base64": base64.b64encode(array.tobytes()).decode()}
-    # Writers that know arrays do not know all that have no dimension.
+    # Not every JSON writer that knows arrays also writes those without dimensions.
     return head | {"data": array if array.ndim else array.item()}
 
 
 def _check_dtype(given: Any, expected: str, field: str) -> None:
     name = dtype_name(given) if isinstance(given, str) else None
     if name is None:
-        shown = repr(given) if isinstance(given, str | int | float | None) else "that is no text"
+        plain = isinstance(given, str | int | float | None)
+        shown = repr(given) if plain else "that is not a string"
         raise InvalidInput(f"unsupported dtype {shown}; supported are {', '.join(DTYPES)}", field)
-    # BYTES is the Open Inference Protocol's one name for both.
+    # The Open Inference Protocol uses BYTES for both string and bytes.
     if name != expected and not (given == "BYTES" and expected == "bytes"):
         raise InvalidInput(f"dtype is {name}, but the model expects {expected}", field)
 
@@ -289,7 +292,7 @@ def _shape(value: Any, field: str) -> tuple[int, ...]:
 def _from_base64(text: Any, dtype: str, shape: tuple[int, ...], field: str) -> Array:
     if dtype in ("string", "bytes"):
         raise InvalidInput(
-            f"a {dtype} tensor is given as data, a list with one item for each element", field
+            f"a {dtype} tensor needs data, a list with one item for each element", field
         )
     return _from_bytes(decode_base64(text, field), dtype, shape, "base64", field)
 
@@ -304,7 +307,7 @@ def _from_bytes(
             field,
         )
     if dtype == "bool" and bytes(raw).strip(b"\0\1"):
-        raise InvalidInput("a byte of a bool tensor is 0 or 1", field)
+        raise InvalidInput("every byte of a bool tensor must be 0 or 1", field)
     return _finite(np.frombuffer(raw, dtype=NUMERIC[dtype]).reshape(shape), dtype, field)
 
 
@@ -312,12 +315,12 @@ def decode_base64(text: Any, field: str) -> bytes:
     """Decode standard base64, strictly.
 
     Raises:
-      InvalidInput: it is no text, or no complete base64.
+      InvalidInput: the value is not a string, or not complete base64.
     """
     if not isinstance(text, str):
         raise InvalidInput("base64 must be a string", field)
     try:
-        # Five times as fast as binascii, and as strict.
+        # Five times as fast as binascii, and just as strict.
         return msgspec.convert(text, bytes)
     except (msgspec.ValidationError, UnicodeError):
         raise InvalidInput(
@@ -328,7 +331,7 @@ def decode_base64(text: Any, field: str) -> bytes:
 def _from_texts(value: Any, dtype: str, field: str) -> Array:
     values, depth = _typed(value, str, dtype, field)
     if depth == 1:
-        # numpy would look into each text, whether it is a sequence.
+        # np.array would inspect each text to see whether it is a sequence.
         array = np.empty(len(values), dtype=object)
         array[:] = values
     else:
@@ -342,7 +345,11 @@ def _from_texts(value: Any, dtype: str, field: str) -> Array:
 
 
 def _typed(value: Any, element: type, dtype: str, field: str) -> tuple[Any, int]:
-    """Check that a value is an element or a (nested) list of them; return it, and how nested."""
+    """Check that a value is an element or a (nested) list of elements.
+
+    Returns:
+      The value and its depth of nesting.
+    """
     depth, level = 0, value
     while isinstance(level, list):
         depth += 1
@@ -394,7 +401,7 @@ def _finite(array: Array, dtype: str, field: str) -> Array:
     return array
 
 
-#: What msgspec calls the types of JSON, for people.
+#: JSON types as errors name them, by msgspec's names.
 _KINDS = {
     "str": "text", "bool": "true or false", "object": "an object", "array": "a list",
     "int": "an integer", "float": "a fraction", "null": "null",

@@ -1,8 +1,8 @@
-"""Webhooks: where they may go, and how they are signed.
+"""Webhooks: the addresses that they may call, and their signatures.
 
-The form of an address is checked when a task is submitted, the machine behind it when the webhook
-is delivered: what a name leads to may change in between. Signatures are those of Standard Webhooks
-(https://www.standardwebhooks.com), so that its libraries verify them.
+The URL's form is checked when a task is submitted. The IP address is checked when the webhook is
+delivered, because DNS may change in between. Signatures follow Standard Webhooks
+(https://www.standardwebhooks.com), so its libraries verify them.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from urllib.parse import urlsplit
 
 from inferno.errors import InvalidField
 
-#: What a webhook can be told of, and the `type` of its message.
+#: `type` of a webhook's message, by event.
 EVENTS = {"start": "task.started", "completed": "task.completed"}
 DEFAULT_EVENTS = ("completed",)
 
-#: Most characters of an address.
+#: Maximum number of characters of a URL.
 MAX_URL = 2048
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?", re.IGNORECASE)
 
-#: Addresses of IPv4 hosts in networks that have IPv6 alone (RFC 6052).
+#: Prefix of IPv4 hosts' addresses in IPv6-only networks (RFC 6052).
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a webhook goes, taken apart."""
+    """The parts of a webhook's URL."""
 
     scheme: str
-    #: A name or an IP address, without brackets.
+    #: Host name or IP address, without brackets.
     host: str
     port: int
-    #: Path and query. They often hold a token, and so do not appear in logs.
+    #: Path and query. They often hold a token and stay out of logs.
     target: str = field(repr=False)
 
     def __str__(self) -> str:
@@ -51,11 +51,11 @@ def parse_address(url: str) -> Address:
     """Check the form of a webhook's URL.
 
     Raises:
-      InvalidField: says what is expected; it does not repeat the URL, which may hold a secret.
+      InvalidField: the URL is wrong. The message does not repeat it, because it may hold a secret.
     """
     if len(url) > MAX_URL:
         raise _refused(f"expected at most {MAX_URL} characters, got {len(url)}")
-    # Parsers disagree on where a host ends when there is a backslash.
+    # Parsers disagree about where the host ends if there is a backslash.
     if not re.fullmatch(r"[!-\[\]-~]*", url):
         raise _refused(
             "expected a URL of printable ASCII characters without spaces and backslashes"
@@ -80,12 +80,12 @@ def parse_address(url: str) -> Address:
 
 
 def check_reach(url: str) -> None:
-    """Refuse a URL that says by itself that it leads to a private address.
+    """Refuse a URL with a private address as its host.
 
-    Names are looked up when the webhook is delivered, and refused then.
+    Names are resolved and checked when the webhook is delivered.
 
     Raises:
-      InvalidField: the host is an IP address that is not public, or `localhost`.
+      InvalidField: the host is `localhost` or an IP address that is not public.
     """
     host = parse_address(url).host
     name = host.rstrip(".")
@@ -98,10 +98,10 @@ def check_reach(url: str) -> None:
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address belongs to the public internet.
+    """Return whether an IP address belongs to the public internet.
 
-    Loopback, private, shared, link-local, multicast, reserved and unspecified addresses do not; an
-    IPv6 address that stands for an IPv4 one is as public as that.
+    Loopback, private, shared, link-local, multicast, reserved and unspecified addresses do not. An
+    IPv6 address that maps an IPv4 address counts as that address.
     """
     parsed = ip_address(address)
     if isinstance(parsed, IPv6Address):
@@ -121,10 +121,10 @@ def sign(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
     """Return the `webhook-signature` of a message.
 
     Args:
-      key: the shared secret, decoded.
-      message_id: its `webhook-id`.
-      timestamp: its `webhook-timestamp`, in seconds since the epoch.
-      body: as it is sent.
+      key: the decoded shared secret.
+      message_id: `webhook-id` of the message.
+      timestamp: `webhook-timestamp` of the message, in seconds since the epoch.
+      body: the message's bytes.
     """
     signed = f"{message_id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
@@ -147,7 +147,7 @@ def _is_literal(host: str) -> bool:
 
 
 def _old_literal(host: str) -> str | None:
-    """Return the address that resolvers see in 127.1, 0x7f000001 and 2130706433."""
+    """Return the IP address that resolvers read in 127.1, 0x7f000001 or 2130706433."""
     try:
         return socket.inet_ntoa(socket.inet_aton(host))
     except OSError:

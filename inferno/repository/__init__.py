@@ -1,1 +1,1 @@
-"""What a model package says of itself, and where packages are found."""
+"""Model packages: their manifests, the graphs of ensembles, and the repository that holds them."""

@@ -1,11 +1,11 @@
-"""Ensembles: models whose package is a declared graph of other models.
+"""Ensembles: models whose package declares a graph of other models.
 
-What passes through the graph are *values*, each with a name: the ensemble's own inputs at first,
-then what its stages give. A stage can begin when all the values that it takes are there, so that
-the order in which stages are written does not matter.
+Named *values* pass through the graph: first the ensemble's own inputs, then the outputs of its
+stages. A stage can start once every value that it takes exists, so stages may be declared in any
+order.
 
-    check_graph    what can be said of the manifest alone
-    check_types    what can be said when the stages' signatures are known
+    check_graph    checks the manifest alone
+    check_types    also checks the signatures of the stages' models
 """
 
 from __future__ import annotations
@@ -23,63 +23,62 @@ FORMAT = "ensemble"
 
 
 class Stage(BaseModel):
-    """One model of an ensemble, and which values it takes and gives."""
+    """One model of an ensemble, and the values that it takes and gives."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(
-        pattern=f"^{names.MODEL_NAME.pattern}$", description="Which model; it may be an ensemble."
+        pattern=f"^{names.MODEL_NAME.pattern}$",
+        description="Model that the stage runs; it may be an ensemble.",
     )
     version: int | None = Field(
-        default=None, ge=1, description="Of the model. Default: the one that is active."
+        default=None, ge=1, description="Model version. Default: the active version."
     )
-    name: str = Field(default="", description="What the stage is called. Default: as its model.")
-    inputs: dict[str, str] = Field(
-        min_length=1, description="The value that each input of the model takes."
-    )
+    name: str = Field(default="", description="Name of the stage. Default: the model's name.")
+    inputs: dict[str, str] = Field(min_length=1, description="Value for each input of the model.")
     outputs: dict[str, str] = Field(
-        min_length=1, description="The value that each output of the model gives."
+        min_length=1, description="Value that each output of the model becomes."
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _called(cls, given: Any) -> Any:
+    def _default_name(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and not given.get("name"):
             return {**given, "name": given.get("model")}
         return given
 
     @property
     def takes(self) -> frozenset[str]:
-        """The values that must be there before it can begin."""
+        """The values that the stage needs before it can start."""
         return frozenset(self.inputs.values())
 
     @property
     def gives(self) -> frozenset[str]:
-        """The values that are there when it is over."""
+        """The values that exist once the stage has finished."""
         return frozenset(self.outputs.values())
 
 
 def check_graph(stages: Sequence[Stage], signature: Signature) -> None:
-    """Check that every value is made once, and that every stage is needed and can begin.
+    """Check that each value is made once, and that each stage is needed and can start.
 
     Args:
-      stages: in any order.
-      signature: of the ensemble.
+      stages: the stages in any order.
+      signature: signature of the ensemble.
     Raises:
-      ValueError: names the stage and the value.
+      ValueError: the graph is wrong; names the stage and the value.
     """
     inputs = [spec.name for spec in signature.inputs]
     makers: dict[str, str] = dict.fromkeys(inputs, "an input of the ensemble")
     known: set[str] = set()
     for stage in stages:
         if stage.name in known:
-            raise ValueError(f"two stages are called {stage.name!r}; give each a `name` of its own")
+            raise ValueError(f"two stages are named {stage.name!r}; give each its own `name`")
         known.add(stage.name)
         for value in stage.outputs.values():
             if value in makers:
                 raise ValueError(
                     f"stage {stage.name}: outputs: the value {value!r} is made twice: "
-                    f"it is {makers[value]} as well"
+                    f"it is also {makers[value]}"
                 )
             makers[value] = f"an output of stage {stage.name}"
     for stage in stages:
@@ -87,7 +86,7 @@ def check_graph(stages: Sequence[Stage], signature: Signature) -> None:
             if value not in makers:
                 raise ValueError(
                     f"stage {stage.name}: inputs.{name}: nothing makes the value {value!r}; "
-                    f"there are: {', '.join(makers)}"
+                    f"the values are: {', '.join(makers)}"
                 )
     if stuck := _stuck(stages, inputs):
         raise ValueError(f"stages wait for each other: {' -> '.join(_circle(stuck))}")
@@ -106,38 +105,38 @@ def check_graph(stages: Sequence[Stage], signature: Signature) -> None:
 
 
 def needed(stages: Sequence[Stage], values: Sequence[str]) -> list[Stage]:
-    """Return the stages that certain values need, directly or through others."""
-    wanted, found = set(values), set[str]()
+    """Return the stages on which values depend, directly or through other stages."""
+    sought, found = set(values), set[str]()
     growing = True
     while growing:
         growing = False
         for stage in stages:
-            if stage.name not in found and stage.gives & wanted:
+            if stage.name not in found and stage.gives & sought:
                 found.add(stage.name)
-                wanted |= stage.takes
+                sought |= stage.takes
                 growing = True
     return [stage for stage in stages if stage.name in found]
 
 
 def ordered(stages: Sequence[Stage], inputs: Sequence[str]) -> Iterator[Stage]:
-    """Yield those stages that can begin, each after those whose values it takes."""
-    there, left = set(inputs), list(stages)
-    while ready := [stage for stage in left if stage.takes <= there]:
+    """Yield the stages that can start, each after the stages whose values it takes."""
+    available, left = set(inputs), list(stages)
+    while ready := [stage for stage in left if stage.takes <= available]:
         yield from ready
-        there.update(*(stage.gives for stage in ready))
+        available.update(*(stage.gives for stage in ready))
         left = [stage for stage in left if stage not in ready]
 
 
 def _stuck(stages: Sequence[Stage], inputs: Sequence[str]) -> list[Stage]:
-    able = {stage.name for stage in ordered(stages, inputs)}
-    return [stage for stage in stages if stage.name not in able]
+    startable = {stage.name for stage in ordered(stages, inputs)}
+    return [stage for stage in stages if stage.name not in startable]
 
 
 def _circle(stuck: Sequence[Stage]) -> list[str]:
-    """Return names of stages of which each takes a value of the next, the last again the first."""
+    """Return the names of stages that wait for each other, ending with the first name again."""
     path = [stuck[0]]
     while True:
-        # Each of them waits for another one that is stuck, or it would not be.
+        # A stuck stage always waits for another stuck stage.
         following = next(stage for stage in stuck if stage.gives & path[-1].takes)
         if following in path:
             return [stage.name for stage in [*path[path.index(following) :], following]]
@@ -147,22 +146,22 @@ def _circle(stuck: Sequence[Stage]) -> list[str]:
 def check_types(
     stages: Sequence[Stage], signature: Signature, signatures: Mapping[str, Signature]
 ) -> None:
-    """Check that every value fits where it goes.
+    """Check that each value has the dtype and shape that its takers declare.
 
     Args:
-      stages: of an ensemble whose graph is right.
-      signature: of the ensemble.
-      signatures: of the stages' models, by the names of the stages.
+      stages: stages that `check_graph` has accepted.
+      signature: signature of the ensemble.
+      signatures: signatures of the stages' models, by stage name.
     Raises:
-      ValueError: names the stage and the field.
+      ValueError: a value does not fit; names the stage and the field.
     """
     values = {spec.name: spec for spec in signature.inputs}
     for stage in ordered(stages, list(values)):
         model, place = signatures[stage.name], f"stage {stage.name}"
         if model.batched != signature.batched:
             raise ValueError(
-                f"{place}: either the ensemble and {stage.model} both have `batch` as the first "
-                "dimension of their tensors, or neither"
+                f"{place}: either both the ensemble and {stage.model} must have `batch` as the "
+                "first dimension of their tensors, or neither"
             )
         declared = {spec.name: spec for spec in model.inputs}
         for name, value in stage.inputs.items():
@@ -178,7 +177,7 @@ def check_types(
 
 def _declared(specs: Mapping[str, TensorSpec], name: str, place: str, model: str) -> TensorSpec:
     if name not in specs:
-        raise ValueError(f"{place}: {model} has none of that name; it has: {', '.join(specs)}")
+        raise ValueError(f"{place}: {model} has no such tensor; it has: {', '.join(specs)}")
     return specs[name]
 
 
@@ -187,15 +186,15 @@ def _check_required(stage: Stage, model: Signature, values: Mapping[str, TensorS
         if not spec.optional and spec.name not in stage.inputs:
             raise ValueError(f"stage {stage.name}: inputs.{spec.name}: missing; it is required")
     given = [name for name in model.one_of if name in stage.inputs]
-    sure = [name for name in given if not values[stage.inputs[name]].optional]
-    if model.one_of and (not given or len(sure) > 1):
+    certain = [name for name in given if not values[stage.inputs[name]].optional]
+    if model.one_of and (not given or len(certain) > 1):
         raise ValueError(
             f"stage {stage.name}: inputs: expected exactly one of {', '.join(model.one_of)}"
         )
 
 
 def _check_fit(value: TensorSpec, spec: TensorSpec, name: str, place: str) -> None:
-    """Check that one value may go where a tensor is declared."""
+    """Check that a value fits a declared tensor."""
     sizes = zip(value.shape, spec.shape, strict=False)
     if (
         value.dtype != spec.dtype

@@ -1,4 +1,4 @@
-"""What `model.yaml` says of one version of a model."""
+"""The fields of `model.yaml`, which describes one version of a model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from inferno.repository.graph import Stage
 
 MANIFEST = "model.yaml"
 
-#: Batches of an ensemble that one worker has under way, by default: they do nothing but wait.
+#: Default for the concurrent batches of an ensemble in one worker. High, because they only wait.
 ENSEMBLE_EXECUTORS = 16
 
 
 class TaskType(StrEnum):
-    """What a model is for; it decides how results are shown."""
+    """What a model is for; decides how the front page shows its results."""
 
     CLASSIFICATION = "classification"
     DETECTION = "detection"
@@ -47,7 +47,7 @@ class Batching(_Section):
     """How tasks of a model share forward passes. Unset values come from the settings."""
 
     max_batch_size: int | None = Field(
-        default=None, ge=1, description="Rows of one forward pass, at most."
+        default=None, ge=1, description="Maximum number of rows in one forward pass."
     )
     max_batch_delay_ms: float | None = Field(
         default=None,
@@ -55,57 +55,58 @@ class Batching(_Section):
         validation_alias=AliasChoices(
             "max_batch_delay_ms", "max_batch_latency_ms", "max_batch_wait_ms"
         ),
-        description="How long the oldest waiting task may be held back, while an executor is free, "
-        "in ms.",
+        description="Longest time in ms that the oldest waiting task is held back for others while "
+        "an executor is free.",
     )
     slo_p95_ms: float | None = Field(
         default=None,
         gt=0,
-        description="What 95 of 100 tasks shall take at most, in ms: steers batch size and window, "
-        "and replaces max_batch_delay_ms.",
+        description="Latency objective: the 95th percentile in ms, from acceptance to result. "
+        "Steers batch size and window, and replaces max_batch_delay_ms.",
     )
     pad: dict[str, float | str] = Field(
         default_factory=dict,
-        description="Tensors whose free dimensions are padded to the longest of the batch, and the "
-        "value to pad with.",
+        description="Padding value by tensor. The tensor's free dimensions are padded to the "
+        "longest in the batch.",
     )
     mask: dict[str, str] = Field(
         default_factory=dict,
-        description="Padded sequences that the artifact gets a mask with, and the mask's name: "
-        "int64 of rows and length, 1 where the sequence was given.",
+        description="Name of the attention mask by padded tensor. The mask is int64 "
+        "[batch, length], 1 where the sequence has values.",
     )
     buckets: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(),
-        description="Sizes of padded dimensions, ascending: each is padded to the next one listed.",
+        description="Sizes that padded dimensions are rounded up to, ascending.",
     )
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(),
-        description="Rows of forward passes, ascending, for models that are compiled for these: "
-        "passes are padded to the next one. The last is the default of max_batch_size.",
+        description="Batch sizes that the model is compiled for, ascending. Each forward pass is "
+        "padded to the next one. The last is the default of max_batch_size.",
     )
     oversized: Literal["split", "refuse"] = Field(
-        default="split", description="What happens to a task of more rows than max_batch_size."
+        default="split", description="What happens to a task with more rows than max_batch_size."
     )
     tolerance: float | None = Field(
         default=None,
         ge=0,
-        description="How far outputs of a row may differ with what else is in its pass, relative "
-        "to the largest value, before `inferno models validate` finds fault; default by dtype.",
+        description="How much a row's outputs may change with the other rows in its batch, "
+        "relative to the largest value, before `inferno models validate` reports a failure. "
+        "Default: depends on the dtype.",
     )
 
     @field_validator("buckets", "batch_sizes")
     @classmethod
-    def _ascend(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    def _check_ascending(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
         if list(sizes) != sorted(set(sizes)):
             raise ValueError(f"{list(sizes)}: expected ascending sizes")
         return sizes
 
     @model_validator(mode="after")
-    def _cover(self) -> Batching:
+    def _check_sections(self) -> Batching:
         if self.buckets and not self.pad:
-            raise ValueError("buckets: expected `pad`, which says what to fill them up with")
+            raise ValueError("buckets: needs `pad`, which names the tensors and padding values")
         if missing := self.mask.keys() - self.pad.keys():
-            raise ValueError(f"mask: {min(missing)}: expected it in `pad`, too")
+            raise ValueError(f"mask: {min(missing)}: must also be in `pad`")
         if self.batch_sizes and (self.max_batch_size or 1) > self.batch_sizes[-1]:
             raise ValueError(
                 f"max_batch_size: {self.max_batch_size}: expected at most the last of batch_sizes"
@@ -114,21 +115,22 @@ class Batching(_Section):
 
 
 class Concurrency(_Section):
-    """How many forward passes of a model run at the same time in one worker."""
+    """How many forward passes of a model run concurrently in one worker."""
 
     max_concurrency: int | None = Field(
         default=None,
         ge=1,
         le=64,
-        description="Executors of the model in one worker. Default: 1, and 16 for an ensemble.",
+        description="Number of executors of the model in one worker. Default: 1; 16 for an "
+        "ensemble.",
     )
 
 
 class Codecs(_Section):
-    """How numbers are written in results."""
+    """How numbers are encoded in results."""
 
     default: Literal["json", "base64"] = Field(
-        default="json", description="For requests that do not say."
+        default="json", description="Encoding for requests that do not choose one."
     )
 
 
@@ -140,7 +142,8 @@ class Inference(_Section):
     )
     quantize: Literal["none", "int8", "fp16", "bf16"] | None = Field(
         default=None,
-        description="Precision that the artifact is loaded in; an error where that cannot be.",
+        description="Precision that the artifact is loaded in; loading fails if that is not "
+        "possible.",
     )
     compile: bool | None = Field(
         default=None, description="Whether a torch module is compiled with torch.compile."
@@ -149,11 +152,11 @@ class Inference(_Section):
 
 
 class WarmUp(_Section):
-    """The sample that the engine is warmed up with."""
+    """The sample inputs that the engine is warmed up with."""
 
     inputs: dict[str, Any] | None = Field(
         default=None,
-        description="Inputs as a client would send them. Default: made from the signature.",
+        description="Inputs as a client sends them. Default: derived from the signature.",
     )
 
 
@@ -161,22 +164,26 @@ class Retries(_Section):
     """What happens after a transient error. Unset values come from the settings."""
 
     max_retries: int | None = Field(
-        default=None, ge=0, description="Further attempts after the first."
+        default=None, ge=0, description="Number of retries after the first attempt."
     )
     backoff_s: float | None = Field(
-        default=None, gt=0, description="Delay before the first retry; doubles with each."
+        default=None,
+        gt=0,
+        description="Delay before the first retry, in seconds; doubles each time.",
     )
-    max_backoff_s: float | None = Field(default=None, gt=0, description="Longest delay.")
+    max_backoff_s: float | None = Field(
+        default=None, gt=0, description="Longest delay, in seconds."
+    )
     jitter: bool | None = Field(
-        default=None, description="Draw each delay evenly from zero to its full length."
+        default=None, description="Randomize each delay between zero and its full length."
     )
 
 
 class Cache(_Section):
-    """Which work is done once for equal inputs. Unset: if the package is `deterministic`."""
+    """Which work is shared by equal inputs. Unset values equal `deterministic`."""
 
     results: bool | None = Field(
-        default=None, description="Whether results are kept, to answer later tasks with them."
+        default=None, description="Whether results are kept to answer later tasks."
     )
     ttl_s: float | None = Field(
         default=None, gt=0, description="How long a result is kept, in seconds."
@@ -193,59 +200,62 @@ class Manifest(_Section):
     """The fields of `model.yaml`."""
 
     name: str = Field(
-        pattern=f"^{names.MODEL_NAME.pattern}$", description="As the folder is called."
+        pattern=f"^{names.MODEL_NAME.pattern}$", description="Model name; equals the folder's name."
     )
-    version: int = Field(ge=1, description="As the folder is called.")
+    version: int = Field(ge=1, description="Version number; equals the folder's name.")
     format: str = Field(
-        description="The runtime: onnx, torchscript, python or transformers; or ensemble, of "
-        "other models."
+        description="Runtime: onnx, torchscript, python or transformers. Or `ensemble`."
     )
     artifact: str | None = Field(
-        default=None, description="File, or folder for transformers, that the runtime loads."
+        default=None, description="File that the runtime loads; a folder for transformers."
     )
     entrypoint: str | None = Field(
         default=None, description="`module:function` that builds a python model."
     )
     processor: str | None = Field(
         default=None,
-        description="`module:function` that builds the pre- and post-processing of an artifact.",
+        description="`module:function` that builds the artifact's pre- and post-processing.",
     )
     task: TaskType = Field(default=TaskType.OTHER, description="What the model is for.")
-    description: str = Field(default="", description="One line for people.")
+    description: str = Field(default="", description="One line about the model.")
     signature: Signature = Field(description="Inputs and outputs.")
     labels: tuple[str, ...] = Field(
         default=(), description="Class names, in the order of the scores."
     )
-    batching: Batching = Field(default_factory=Batching, description="Sharing of forward passes.")
-    concurrency: Concurrency = Field(default_factory=Concurrency, description="Parallel passes.")
+    batching: Batching = Field(
+        default_factory=Batching, description="How tasks share forward passes."
+    )
+    concurrency: Concurrency = Field(
+        default_factory=Concurrency, description="Number of concurrent forward passes."
+    )
     inference: Inference = Field(
         default_factory=Inference, description="Device, precision and threads."
     )
-    codecs: Codecs = Field(default_factory=Codecs, description="Writing of numbers.")
-    warm_up: WarmUp = Field(default_factory=WarmUp, description="The warm-up sample.")
-    retries: Retries = Field(default_factory=Retries, description="After transient errors.")
+    codecs: Codecs = Field(default_factory=Codecs, description="Encoding of numbers in results.")
+    warm_up: WarmUp = Field(default_factory=WarmUp, description="Warm-up sample.")
+    retries: Retries = Field(default_factory=Retries, description="Retries after transient errors.")
     deterministic: bool = Field(
         default=False,
-        description="Whether equal inputs give equally good outputs, and a pass has no other "
+        description="Whether equal inputs give equally good outputs and a forward pass has no side "
         "effects.",
     )
-    cache: Cache = Field(default_factory=Cache, description="Work that is done once.")
+    cache: Cache = Field(default_factory=Cache, description="Work shared by equal inputs.")
     timeout_s: float | None = Field(
         default=None,
         gt=0,
         le=86_400,
-        description="Limit of one forward pass, in seconds; a worker whose pass takes longer ends "
-        "and is restarted.",
+        description="Time limit of one forward pass, in seconds. A worker that exceeds it is "
+        "restarted.",
     )
     parameters: dict[str, Any] = Field(
-        default_factory=dict, description="Handed to the model's own code."
+        default_factory=dict, description="Values for the model's own code."
     )
     ensemble: tuple[Stage, ...] = Field(
         default=(), description="The stages of an ensemble, in any order."
     )
 
     @model_validator(mode="after")
-    def _batchable(self) -> Manifest:
+    def _check_batch_size(self) -> Manifest:
         size = self.batching.max_batch_size or max(self.batching.batch_sizes, default=1)
         if not self.signature.batched and size > 1:
             raise ValueError(
@@ -255,18 +265,18 @@ class Manifest(_Section):
         return self
 
     @model_validator(mode="after")
-    def _paddable(self) -> Manifest:
+    def _check_padding(self) -> Manifest:
         for spec in self.signature.inputs:
             value = self.batching.pad.get(spec.name)
-            wanted, kind = ("a number", str) if spec.dtype in NUMERIC else ("a text", float)
-            if isinstance(value, kind):
-                raise ValueError(f"batching.pad.{spec.name}: {value!r}: expected {wanted}")
+            expected, wrong = ("a number", str) if spec.dtype in NUMERIC else ("a text", float)
+            if isinstance(value, wrong):
+                raise ValueError(f"batching.pad.{spec.name}: {value!r}: expected {expected}")
         return self
 
     @model_validator(mode="after")
-    def _composed(self) -> Manifest:
+    def _check_stages(self) -> Manifest:
         if (self.format == ensemble.FORMAT) != bool(self.ensemble):
-            raise ValueError("ensemble: expected stages if `format` is ensemble, else nothing")
+            raise ValueError("ensemble: expected stages if `format` is ensemble, else no stages")
         if self.ensemble:
             try:
                 self._check_ensemble()
@@ -284,7 +294,7 @@ class Manifest(_Section):
 
 
 def explain(error: ErrorDetails) -> str:
-    """Return one line on what is wrong with a field: its place, its value and the expectation."""
+    """Return a validation error as one line: the field, its value and what is expected."""
     message = error["msg"].removeprefix("Value error, ")
     parts = [".".join(map(str, error["loc"])), message[:1].lower() + message[1:]]
     value = error["input"]

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from inferno.errors import PackageError
 from inferno.protocol.tensors import Tensors
 from inferno.repository.manifest import explain
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 
 #: Where the class of each `format` is found.
 RUNTIMES = {

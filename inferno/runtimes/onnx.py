@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from inferno.errors import PackageError
 from inferno.protocol.tensors import Tensors
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.runtimes.base import ModelContext, UnsuitablePrecision, artifact, build_processor
 
 logger = logging.getLogger(__name__)

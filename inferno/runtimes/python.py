@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from inferno.errors import PackageError
 from inferno.protocol.tensors import Tensors
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.runtimes.base import ModelContext, UnsuitablePrecision, build, build_processor
 
 if TYPE_CHECKING:

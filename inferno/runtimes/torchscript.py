@@ -6,7 +6,7 @@ import torch
 
 from inferno.errors import PackageError
 from inferno.protocol.tensors import Tensors
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.runtimes.base import ModelContext, artifact, build_processor
 from inferno.runtimes.modules import ModuleRunner
 

@@ -26,7 +26,7 @@ from transformers import (
 
 from inferno.errors import PackageError
 from inferno.protocol.tensors import Array, Tensors
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.runtimes import images
 from inferno.runtimes.base import ModelContext
 from inferno.runtimes.modules import ModuleRunner

@@ -1,1 +1,1 @@
-"""Runs Redis, a worker and a whole platform for tests and benchmarks."""
+"""Runs Redis, RabbitMQ, workers, the web tier and whole platforms for tests and benchmarks."""

@@ -12,41 +12,41 @@ import httpx
 
 from inferno.operate.embedded_redis import running_url
 from inferno.operate.ports import free_port
-from inferno.testing.processes import bin_path, process, wait_until
+from inferno.testing.processes import command_path, process, wait_until
 
 
 @dataclass(frozen=True)
 class Platform:
     """A running platform."""
 
-    #: Of the web tier.
+    #: URL of the web tier.
     url: str
     flower_url: str
     redis_url: str
-    #: What its processes were started with, for further ones.
+    #: Environment of its processes, for starting more of them.
     env: dict[str, str]
     data: Path
     popen: Popen[bytes]
 
 
 def platform_env(data: Path) -> dict[str, str]:
-    """Settings of a private platform."""
+    """Return the environment variables of a platform on free ports."""
     return {
         "INFERNO_DATA__DIR": str(data),
         "INFERNO_SERVER__PORT": str(free_port()),
         "INFERNO_FLOWER__PORT": str(free_port()),
-        # Flower keeps its API to itself unless it is told otherwise.
+        # Flower's API needs a login unless this is set.
         "FLOWER_UNAUTHENTICATED_API": "true",
     }
 
 
 @contextmanager
-def running(data: Path, env: dict[str, str], *options: str) -> Iterator[Platform]:
+def running_platform(data: Path, env: dict[str, str], *options: str) -> Iterator[Platform]:
     """Run `inferno up` on a directory until the end of the block."""
     env = platform_env(data) | env
     url = f"http://127.0.0.1:{env['INFERNO_SERVER__PORT']}"
     log = data / "up.log"
-    with process([bin_path("inferno"), "up", *options], env, log) as popen:
+    with process([command_path("inferno"), "up", *options], env, log) as popen:
         wait_until(lambda: popen.poll() is not None or is_ready(url), 120, "platform ready")
         assert popen.poll() is None, log.read_text()
         redis_url = running_url(data)

@@ -1,4 +1,4 @@
-"""Real processes for tests. Each is stopped by its context manager."""
+"""Real processes for tests. Each one runs during a `with` block."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: s
     """Return the first true value of a condition.
 
     Raises:
-      AssertionError: it did not become true in time.
+      AssertionError: the condition did not become true in time.
     """
     end = time.monotonic() + timeout_s
     while True:
@@ -38,7 +38,7 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: s
 def process(
     command: list[str], env: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command from the checkout in a session of its own, its output in a file."""
+    """Run a command of the checkout in its own session, with its output in a file."""
     with log.open("ab") as output:
         popen = subprocess.Popen(
             command,
@@ -52,7 +52,7 @@ def process(
     try:
         yield popen
     finally:
-        # A stopped process (SIGSTOP) takes no other signal.
+        # A process stopped by SIGSTOP takes no other signal.
         with suppress(ProcessLookupError):
             os.killpg(popen.pid, signal.SIGCONT)
         popen.terminate()
@@ -65,7 +65,7 @@ def process(
 
 @contextmanager
 def redis_server(folder: Path, port: int = 0, program: Path | None = None) -> Iterator[str]:
-    """Run a Redis that keeps nothing on disk; yields its URL."""
+    """Run a Redis server that keeps nothing on disk; yields its URL."""
     port = port or free_port()
     program = program or find_program().path
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
@@ -80,16 +80,27 @@ def redis_server(folder: Path, port: int = 0, program: Path | None = None) -> It
         yield f"redis://127.0.0.1:{port}/0"
 
 
-def bin_path(name: str) -> str:
-    """Return a command of the environment that runs the tests."""
+def command_path(name: str) -> str:
+    """Return the path of a command in the environment that runs the tests."""
     return str(Path(sys.executable).with_name(name))
 
 
 @contextmanager
 def worker(model: str, env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the Procfile's worker line for a model, and wait until it takes tasks."""
+    """Run the Procfile's worker line for a model, and wait until the worker takes tasks."""
     name = f"{model}-{free_port()}@test"
-    command = [bin_path("celery"), "-A", "tasks", "worker", "-Q", model, "-n", name, "-l", "INFO"]
+    command = [
+        command_path("celery"),
+        "-A",
+        "tasks",
+        "worker",
+        "-Q",
+        model,
+        "-n",
+        name,
+        "-l",
+        "INFO",
+    ]
     ready = f"{name} ready."
     with process([*command, "--without-gossip", "--without-mingle"], env, log) as popen:
         wait_until(lambda: ready in log.read_text(errors="replace") or popen.poll() is not None, 60)
@@ -99,7 +110,7 @@ def worker(model: str, env: Mapping[str, str], log: Path) -> Iterator[subprocess
 
 @contextmanager
 def web(env: Mapping[str, str], log: Path) -> Iterator[str]:
-    """Run the web tier as it is deployed, in one process; yields its address."""
+    """Run the web tier with gunicorn, in one process; yields its host and port."""
     port = free_port()
     command = [sys.executable, "-m", "gunicorn", "--config", "web/gunicorn_conf.py"]
     settings = {"INFERNO_SERVER__PORT": str(port), "INFERNO_SERVER__PROCESSES": "1"}
@@ -115,19 +126,19 @@ def web(env: Mapping[str, str], log: Path) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
 
 
-#: The program itself; what Debian puts on the path changes to another user first.
+#: The program itself: Debian's wrapper on the PATH first switches to another user.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 
 @contextmanager
 def rabbitmq_server(folder: Path, port: int = 0) -> Iterator[str]:
-    """Run a RabbitMQ that shares nothing with an installed one; yields its URL.
+    """Run a RabbitMQ server that shares nothing with an installed one; yields its URL.
 
-    With the same folder and port it goes on with what it has on disk.
+    With the same folder and port, it continues with its data on disk.
     """
     port, epmd_port = port or free_port(), free_port()
     env = {
-        "HOME": str(folder),  # Of the cookie by which nodes know each other.
+        "HOME": str(folder),  # Holds the cookie that authenticates nodes.
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "ERL_EPMD_PORT": str(epmd_port),
         "RABBITMQ_CONF_ENV_FILE": str(folder / "none.conf"),
@@ -144,7 +155,7 @@ def rabbitmq_server(folder: Path, port: int = 0) -> Iterator[str]:
     (folder / "enabled_plugins").write_text("[].")
     log = folder / "rabbitmq.log"
     log.unlink(missing_ok=True)
-    # Else RabbitMQ starts one that outlives it.
+    # Without an epmd, RabbitMQ starts one that outlives it.
     with (
         process(["epmd"], env, folder / "epmd.log") as epmd,
         process([str(RABBITMQ)], env, log) as popen,

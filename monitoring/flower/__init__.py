@@ -1,1 +1,1 @@
-"""Flower: how it reads the broker."""
+"""Flower's view of the broker."""

@@ -1,6 +1,7 @@
-"""The lengths of lanes for Flower, which asks only the brokers that it knows by their scheme.
+"""The lengths of lanes for Flower.
 
-Others are asked through kombu, which knows every transport that Celery can use.
+Flower only knows some brokers, by their URL's scheme. kombu knows every transport of Celery, and so
+asks the lanes on Redis Streams.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from kombu import Connection
 
 
 class Broker(broker.Broker):  # type: ignore[misc]
-    """Takes the place of Flower's own."""
+    """Replaces Flower's own class."""
 
-    #: Queues to show besides those that workers have told of: their workers may all be gone.
+    #: Queues to show even if no worker reports them.
     lanes: Collection[str] = ()
 
     def __new__(cls, broker_url: str, *args: Any, **kwargs: Any) -> Any:
@@ -28,24 +29,24 @@ class Broker(broker.Broker):  # type: ignore[misc]
 
 
 class Lanes:
-    """Counts what is in queues by the means of their transport."""
+    """Counts the messages in queues through kombu."""
 
     def __init__(self, url: str, options: dict[str, Any], lanes: Collection[str]) -> None:
-        """Store where they are.
+        """Store the broker's address.
 
         Args:
-          url: of the broker.
-          options: of the transport.
-          lanes: queues that are counted in any case.
+          url: URL of the broker.
+          options: options of the transport.
+          lanes: queues to count even if no worker reports them.
         """
         self._url = url
         self._options = options
         self._lanes = lanes
 
     async def queues(self, names: Iterable[str]) -> list[dict[str, Any]]:
-        """Return names and lengths of queues, in Flower's form."""
-        wanted = sorted({*names, *self._lanes})
-        return await asyncio.get_running_loop().run_in_executor(None, self._count, wanted)
+        """Return the names and lengths of queues, in Flower's format."""
+        counted = sorted({*names, *self._lanes})
+        return await asyncio.get_running_loop().run_in_executor(None, self._count, counted)
 
     def _count(self, names: list[str]) -> list[dict[str, Any]]:
         with Connection(self._url, transport_options=self._options) as connection:
@@ -56,4 +57,4 @@ def _length(connection: Connection, name: str) -> int:
     try:
         return int(connection.default_channel.queue_declare(name, passive=True).message_count)
     except connection.channel_errors:
-        return 0  # Nobody has used it yet.
+        return 0  # No process has used the queue yet.

@@ -14,7 +14,8 @@ from contextlib import suppress
 from threading import Lock, Thread
 
 from inferno.errors import BrokerUnavailable, ModelNotFound, PackageError
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import Settings
 from tasks.state.deployments import Deployments, Desired
 

@@ -25,7 +25,7 @@ from inferno.protocol import packing, tensors
 from inferno.protocol.requests import InferRequest
 from inferno.protocol.tasks import TaskState
 from inferno.protocol.tensors import Tensors
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import Settings
 from tasks.broker import webhook_message as notice
 from tasks.broker.connection import UNAVAILABLE, never_sent, translated

@@ -33,7 +33,7 @@ import redis
 from inferno import names
 from inferno.protocol.digest import digest
 from inferno.protocol.tensors import Tensors
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import Settings
 from tasks.broker.connection import translated
 from tasks.transport.script import InlineScript

@@ -21,7 +21,7 @@ import yaml
 
 from inferno.operate import embedded_redis
 from inferno.operate.ports import free_port
-from inferno.testing.processes import ROOT, bin_path, wait_until
+from inferno.testing.processes import ROOT, command_path, wait_until
 from tests.chaos.http import CUT, Connection
 from tests.chaos.load import MODEL
 
@@ -208,13 +208,18 @@ class Fleet:
         self._redis_process = popen
 
     def _start_gunicorn(self) -> None:
-        command = [bin_path("gunicorn"), "--config", "web/gunicorn_conf.py", "web.app:create_app()"]
+        command = [
+            command_path("gunicorn"),
+            "--config",
+            "web/gunicorn_conf.py",
+            "web.app:create_app()",
+        ]
         self._gunicorn = self._start(command, self._folder / "web.log")
 
     def _start_worker(self) -> Worker:
         self._started += 1
         name = f"{MODEL}-{self._started}@chaos"
-        command = [bin_path("celery"), "-A", "tasks", "worker", "-Q", MODEL, "-n", name]
+        command = [command_path("celery"), "-A", "tasks", "worker", "-Q", MODEL, "-n", name]
         options = ["--loglevel", "INFO", "--without-gossip", "--without-mingle"]
         log = self._folder / f"worker-{self._started}.log"
         return Worker(name, self._start([*command, *options], log), log)

@@ -313,7 +313,7 @@ TEXT = {"name": "a", "shape": [1, 1], "datatype": "FP32", "parameters": {"binary
     ("body", "headers", "error"),
     [
         (b"", {}, "expected a JSON object, got an empty body"),
-        (b"{", {}, "the body is no valid JSON"),
+        (b"{", {}, "the body is not valid JSON"),
         (b"{}", {}, "inputs: missing field 'inputs'"),
         (b'{"inputs": []}', {}, "inputs: expected at least one input"),
         (b'{"inputs": []}', {"Inference_Header_Content_Length": "99"}, "expected at most the body"),

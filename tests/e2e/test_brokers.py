@@ -13,7 +13,7 @@ import websocket
 from inferno.client import Client, Request
 from inferno.operate.ports import free_port
 from inferno.settings import Settings
-from inferno.testing.platform import running
+from inferno.testing.platform import running_platform
 from inferno.testing.processes import ROOT, wait_until
 from tasks.broker.connection import connect
 from tasks.state.cluster import Cluster
@@ -36,7 +36,7 @@ def platform(request, tmp_path_factory):
     env["INFERNO_REPOSITORY__ROOT"] = str(models)
     # Another one may know up to a second later that the model is ready.
     env["INFERNO_SERVER__PROCESSES"] = "1"
-    with running(tmp_path_factory.mktemp(request.param), env, "--no-flower") as platform:
+    with running_platform(tmp_path_factory.mktemp(request.param), env, "--no-flower") as platform:
         yield platform
 
 

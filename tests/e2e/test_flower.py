@@ -12,7 +12,7 @@ from celery import Celery
 from inferno.client import Client, Request
 from inferno.operate.ports import free_port
 from inferno.settings import Settings
-from inferno.testing.processes import ROOT, bin_path, process, wait_until
+from inferno.testing.processes import ROOT, command_path, process, wait_until
 from tasks.broker.connection import connect
 from tasks.broker.lanes import Lanes, TaskMessage
 from tasks.transport import register
@@ -75,7 +75,7 @@ def test_flower_shows_lanes_that_have_no_worker(tmp_path, redis_url, log):
     with (
         connect(settings) as redis,
         Celery(broker=settings.broker_url) as celery,
-        process([bin_path(command[0]), *command[1:]], env, log),
+        process([command_path(command[0]), *command[1:]], env, log),
     ):
         lanes = Lanes(celery, redis, settings)
         lanes.send(TaskMessage("echo", "infer.echo", "now", {}))

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from inferno.client import Client
-from inferno.testing.processes import ROOT, bin_path, wait_until
+from inferno.testing.processes import ROOT, command_path, wait_until
 
 
 def locust(
@@ -28,7 +28,7 @@ def locust(
       until: names that must have had requests before it is ended; otherwise it ends by itself.
       csv: where it then writes its statistics.
     """
-    command = [bin_path("locust"), "-f", "bench/locustfile.py", "--headless", "--host", url]
+    command = [command_path("locust"), "-f", "bench/locustfile.py", "--headless", "--host", url]
     command += ["-u", "5", "-r", "5", "--json", *options]
     if csv is not None:
         command += ["--csv", str(csv)]

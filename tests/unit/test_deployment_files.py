@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from inferno.operate.embedded_redis import prepare
-from inferno.operate.supervisor import parse_procfile
+from inferno.operate.procfile import parse_procfile
 from inferno.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import msgspec
 from flask import request
 
 from inferno.errors import InvalidRequest
-from inferno.protocol.requests import explain
+from inferno.protocol.decoding import explain
 
 T = TypeVar("T")
 

@@ -35,8 +35,10 @@ from inferno.errors import (
     WrongState,
 )
 from inferno.protocol import oip
-from inferno.protocol.requests import InferRequest, decode
-from inferno.repository.repository import Model, Package
+from inferno.protocol.decoding import decode
+from inferno.protocol.requests import InferRequest
+from inferno.repository.package import Package
+from inferno.repository.repository import Model
 from inferno.version import inferno_version
 from tasks.intake.submit import Accepted
 from web.calls import disconnect, documents, idempotency

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from inferno.protocol import tensors
 from inferno.protocol.signature import TensorSpec
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from tasks.state.statistics import BatchStatistics, Duration, VersionStatistics
 
 #: What a server of the protocol calls the runtimes.

@@ -26,7 +26,7 @@ from werkzeug.routing import Rule
 
 from inferno.errors import InfernoError, PayloadTooLarge, Problem, RequestInProgress
 from inferno.protocol.schema import schema_of
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.version import inferno_version
 
 #: The media type object of a body that is no JSON.

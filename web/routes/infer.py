@@ -43,7 +43,7 @@ from inferno.protocol.requests import (
 )
 from inferno.protocol.tasks import Answer as Answered
 from inferno.protocol.tasks import Predictions
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from tasks.intake.submit import Accepted, new_task_id
 from tasks.results.bridge import Waiter
 from tasks.results.views import TaskView

@@ -29,7 +29,8 @@ from inferno.protocol.deployments import (
     parse_unload,
 )
 from inferno.repository.manifest import MANIFEST
-from inferno.repository.repository import Model, Package
+from inferno.repository.package import Package
+from inferno.repository.repository import Model
 from inferno.settings import BatchingSettings
 from tasks.state.cluster import WorkerReport
 from web.calls import documents

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from inferno.protocol.schema import request_schema, response_schema
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from web.openapi.document import ModelSchemas
 from web.services import services
 

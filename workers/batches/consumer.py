@@ -47,7 +47,8 @@ from inferno.errors import (
     TaskCancelled,
 )
 from inferno.protocol.tasks import TaskState
-from inferno.repository.repository import Model, Package
+from inferno.repository.package import Package
+from inferno.repository.repository import Model
 from inferno.settings import EventSettings
 from tasks.broker.connection import UNAVAILABLE
 from tasks.broker.lanes import Held, Lanes

@@ -24,7 +24,7 @@ from inferno.protocol.digest import digest
 from inferno.protocol.tasks import BatchInfo, StageRun
 from inferno.protocol.tensors import Tensors
 from inferno.protocol.webhooks import DEFAULT_EVENTS
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from tasks.broker.lanes import Held
 
 logger = logging.getLogger(__name__)

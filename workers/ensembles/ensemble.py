@@ -37,7 +37,7 @@ from inferno.protocol.requests import InferRequest
 from inferno.protocol.tasks import BatchInfo, StageRun
 from inferno.protocol.tensors import Tensors
 from inferno.repository.graph import Stage, needed
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import Settings
 from tasks.broker.connection import connect
 from tasks.control.deadlines import Deadlines

@@ -21,7 +21,8 @@ from inferno.batching.pace import Pace
 from inferno.engine.cores import Cores
 from inferno.engine.engine import Engine, choose_device
 from inferno.errors import ConfigurationError, ModelNotFound, PackageError
-from inferno.repository.repository import Model, Package, Repository, Stamp
+from inferno.repository.package import Package, Stamp
+from inferno.repository.repository import Model, Repository
 from inferno.settings import Settings
 from tasks.broker.lanes import Lanes
 from tasks.state.cluster import HeldVersion

@@ -17,7 +17,8 @@ from msgspec.structs import replace
 from redis.client import PubSub
 
 from inferno.errors import BrokerUnavailable, InfernoError, PackageError
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import Settings
 from tasks.broker.connection import UNAVAILABLE, connect
 from tasks.state.cluster import Cluster

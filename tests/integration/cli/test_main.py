@@ -157,7 +157,7 @@ def up(project: Project) -> Iterator[Terminal]:
     project.add_model("echo")
     terminal = project.start("up")
     try:
-        terminal.wait_for("Ctrl-C stops everything.")
+        terminal.wait_for("Press Ctrl-C to stop.")
         yield terminal
     finally:
         terminal.close()
@@ -188,7 +188,7 @@ def test_ctrl_c_ends_make_without_an_error(project: Project) -> None:
     project.add_model("echo")
     (project.root / "Makefile").write_text(f"run:\n\t@exec {command()} up\n")
     terminal = Terminal(["make", "run"], project.root, project.environment)
-    terminal.wait_for("Ctrl-C stops everything.")
+    terminal.wait_for("Press Ctrl-C to stop.")
 
     terminal.type("\x03")
 
@@ -206,11 +206,11 @@ def test_broken_packages_and_failing_workers_are_named(
     project.add_model("unprepared", more="artifact: model.onnx")
     terminal = project.start("up")
 
-    terminal.wait_for("Ctrl-C stops everything.", timeout_s=60)
+    terminal.wait_for("Press Ctrl-C to stop.", timeout_s=60)
 
     assert "Models      echo\r\n" in terminal.shown
     assert "typo: models/typo/1/model.yaml: formt: extra inputs" in terminal.shown
-    assert "make it with `inferno models prepare unprepared`" in terminal.shown
+    assert "run `inferno models prepare unprepared` to make it" in terminal.shown
     assert terminal.shown.count("> cannot load") == 1
     assert "Failing     broken; see data/logs/worker-broken.log" in terminal.shown
     terminal.type("\x03")
@@ -224,11 +224,11 @@ def test_a_model_that_comes_later_gets_a_worker(
     monkeypatch.setenv("INFERNO_REPOSITORY__RECONCILE_INTERVAL_S", "0.1")
     project.add_model("echo")
     terminal = project.start("up")
-    terminal.wait_for("Ctrl-C stops everything.")
+    terminal.wait_for("Press Ctrl-C to stop.")
 
     project.add_model("late")
 
-    terminal.wait_for("is new in the repository; its worker starts")
+    terminal.wait_for("was added to the repository; its worker is starting")
     while not (project.root / "late.up").exists():
         terminal._read()
     terminal.type("\x03")
@@ -241,7 +241,7 @@ def test_up_serves_only_the_models_that_are_asked_for(project: Project) -> None:
     project.add_model("broken")
     terminal = project.start("up", "--models", "echo", "--no-flower")
 
-    terminal.wait_for("Ctrl-C stops everything.")
+    terminal.wait_for("Press Ctrl-C to stop.")
 
     assert "broken" not in terminal.shown
     assert "Flower" not in terminal.shown
@@ -256,7 +256,7 @@ def test_what_up_starts_leaves_the_cores_that_are_kept_for_passes(project: Proje
     project.add_model("echo")
     project.environment["INFERNO_INFERENCE__CORES"] = str(kept)
     terminal = project.start("up")
-    terminal.wait_for("Ctrl-C stops everything.")
+    terminal.wait_for("Press Ctrl-C to stop.")
 
     children = Path(f"/proc/{terminal.pid}/task/{terminal.pid}/children").read_text().split()
 
@@ -367,7 +367,7 @@ def test_unknown_model_is_an_error_with_a_hint(project: Project) -> None:
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
         "Error: model not found or not loaded: 'nope'",
-        "  `inferno models` lists the models that there are.",
+        "  `inferno models` lists the models.",
     ]
 
 
@@ -474,7 +474,7 @@ def test_platform_that_does_not_run_is_an_error_with_a_hint() -> None:
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
         "Error: nothing answers at http://127.0.0.1:1; is the platform running?",
-        "  `inferno up` starts the platform; --url says where another one is.",
+        "  `inferno up` starts the platform; --url names another one.",
     ]
 
 
@@ -532,7 +532,7 @@ def test_doctor_names_what_is_wrong(project: Project, monkeypatch: pytest.Monkey
     assert result.exit_code == 1
     for text in (
         "INFERNO_REDIS__URL",
-        "cannot be written",
+        "is not writable",
         "typo:",
         "prepare unprepared",
         "in use",
@@ -597,7 +597,7 @@ def test_missing_python_is_one_clear_line(checkout: Path, tmp_path: Path) -> Non
     result = make(checkout, ".venv/bin/python", path=str(tmp_path / "bin"))
 
     assert result.returncode != 0
-    assert "Error: Python 3.11 or newer is needed and was not found" in result.stderr
+    assert "Error: Python 3.11 or newer was not found" in result.stderr
 
 
 def test_python_without_venv_says_what_to_install(checkout: Path, tmp_path: Path) -> None:

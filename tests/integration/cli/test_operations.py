@@ -105,7 +105,7 @@ def test_tasks_are_cancelled_until_one_cannot_be(platform, invoke) -> None:  # n
     assert result.stdout == "Cancelled a.\n"
     assert result.stderr.splitlines() == [
         "Error: the task is succeeded",
-        "  `inferno tasks show <task>` tells where it stands.",
+        "  `inferno tasks show <task>` shows the state of a task.",
     ]
 
 
@@ -116,7 +116,7 @@ def test_task_is_retried(platform, invoke) -> None:  # noqa: F811
     }
 
     assert invoke("tasks", "retry", "a").stdout == "b\n"
-    assert "Submit it again" in invoke("tasks", "retry", "c").stderr
+    assert "Submit the task again" in invoke("tasks", "retry", "c").stderr
 
 
 # -- Dead letters
@@ -133,7 +133,7 @@ def test_dead_letters_are_listed_one_a_line(platform, invoke) -> None:  # noqa: 
     (row,) = [line.strip() for line in lines if line.strip().startswith(ID)]
     assert row.split()[:3] == [LETTER["task_id"], "echo", "v1"]
     assert row.endswith("  3         echo failed: Transient: [not] yet")
-    assert "7 in all." in lines
+    assert "7 in total." in lines
     assert json.loads(invoke("dead", "list", "--json").stdout) == LETTER
 
 
@@ -168,7 +168,7 @@ def test_dead_letters_are_replayed(platform, invoke) -> None:  # noqa: F811
     assert invoke("dead", "replay", "--model", "echo").stdout == "n1\nn2\n"
     partly = invoke("dead", "replay", "--all")
     assert (partly.exit_code, partly.stdout) == (1, "n1\nn2\n")
-    assert "1 are left" in partly.stderr
+    assert "1 could not be replayed" in partly.stderr
 
 
 def test_dead_letters_are_discarded(platform, invoke) -> None:  # noqa: F811

@@ -53,8 +53,8 @@ def test_a_version_is_loaded_and_answers(platform, invoke):  # noqa: F811
         "POST /v1/models:load": {"name": "echo", "version": 2, "active": 2, "workers": WORKERS[:1]}
     }
     shown = invoke("versions", "load", "echo", "2")
-    assert "echo-1@host has version 2, loaded in 0.5 s" in shown.output
-    assert "echo is answered by version 2." in shown.output
+    assert "echo-1@host loaded version 2 in 0.5 s" in shown.output
+    assert "Requests to echo go to version 2." in shown.output
     invoke("versions", "load", "echo", "--no-activate")
     assert platform.scripts == [
         {"name": "echo", "version": 2, "activate": True},
@@ -81,7 +81,7 @@ def test_what_could_not_be_loaded_is_told_in_one_line(platform, invoke):  # noqa
 def test_versions_are_chosen(platform, invoke, shares, body):  # noqa: F811
     platform.answers = {"PUT /v1/models/echo/active": ACTIVE}
     shown = invoke("versions", "activate", "echo", *shares)
-    assert "echo is answered by version 1: 25 %, version 2: 75 %." in shown.output
+    assert "Requests to echo go to version 1: 25 %, version 2: 75 %." in shown.output
     assert platform.scripts == [body]
 
 

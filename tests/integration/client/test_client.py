@@ -13,7 +13,7 @@ from werkzeug.serving import make_server
 
 from inferno import errors
 from inferno.client import Client, Request, rebuild
-from inferno.client.client import STREAM_WINDOW
+from inferno.client.stream import STREAM_WINDOW
 from inferno.errors import (
     ForwardFailed,
     InfernoError,
@@ -481,7 +481,10 @@ def test_nothing_at_the_address_is_one_clear_error(call, url) -> None:
 def test_another_kind_of_server_is_told_apart(platform, client) -> None:
     client = Client(f"{platform.url}/elsewhere")
 
-    with client, pytest.raises(ServingError, match="status 404 and no JSON; it is no Inferno"):
+    with (
+        client,
+        pytest.raises(ServingError, match="status 404 and without JSON; it is not an Inferno"),
+    ):
         client.models()
 
 

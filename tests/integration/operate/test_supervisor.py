@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from inferno.errors import ConfigurationError
-from inferno.operate import guard, supervisor
+from inferno.operate import guard, logs, supervisor
 from inferno.operate.guard import Event, EventKind, Stage
 from inferno.operate.ports import check_port
-from inferno.operate.supervisor import ProcessSpec, Supervisor, parse_procfile
+from inferno.operate.procfile import parse_procfile
+from inferno.operate.supervisor import ProcessSpec, Supervisor
 
 # Prints "up", drains for some seconds on SIGTERM, then adds its name to a file. Its child, as of a
 # prefork pool, does the same and is told to only through the leader.
@@ -223,7 +224,7 @@ def test_procfile_lines_are_read_in_order_without_comments() -> None:
     [
         ("web gunicorn", "line 1: expected `name: command`"),
         ("web:", "line 1"),
-        ("a: b\na: c", "line 2: a is there twice"),
+        ("a: b\na: c", "line 2: a is defined twice"),
     ],
 )
 def test_wrong_procfile_line_is_named(text: str, complaint: str) -> None:
@@ -271,7 +272,7 @@ def test_process_added_while_running_is_started(platform: Platform) -> None:
 def test_names_are_unique_and_fit_for_files(platform: Platform) -> None:
     platform.add("web", "sleep 60")
 
-    with pytest.raises(ConfigurationError, match="two processes called web"):
+    with pytest.raises(ConfigurationError, match="Two processes are named web"):
         platform.add("web", "sleep 60")
     with pytest.raises(ConfigurationError, match="cannot name a process"):
         platform.add("../web", "sleep 60")
@@ -320,7 +321,7 @@ def test_store_that_does_not_come_up_stops_everything(tmp_path: Path) -> None:
     supervisor.add(ProcessSpec("redis", command, stage=Stage.STORE, wait_until_ready=wait))
     supervisor.add(ProcessSpec("web", "sleep 60", stage=Stage.FRONT_END))
 
-    with pytest.raises(ConfigurationError, match=r"redis did not come up.*\n  > bad directive"):
+    with pytest.raises(ConfigurationError, match=r"redis did not start.*\n  > bad directive"):
         supervisor.run_forever()
 
     assert supervisor.pids() == {}
@@ -343,7 +344,7 @@ def test_killed_process_is_restarted_and_leaves_no_children(platform: Platform) 
     wait_until(lambda: platform.log("worker").count("up") == 2)
     assert [pid for pid in members if alive(pid)] == []
     (death,) = platform.of_kind(EventKind.DIED)
-    assert re.fullmatch(r"Ended with SIGKILL after \d+\.\d s; starts again in 1 s\.", death.message)
+    assert re.fullmatch(r"Ended with SIGKILL after \d+\.\d s; restarts in 1 s\.", death.message)
     assert death.log_lines == ("up",)
 
 
@@ -498,7 +499,7 @@ def test_killed_guard_is_replaced(
     (guard,) = set(map(int, children.read_text().split())) - set(pids.values())
 
     os.kill(guard, signal.SIGKILL)
-    wait_until(lambda: "guard process ended; replaced" in (tmp_path / "printed").read_text())
+    wait_until(lambda: "Replaced the guard" in (tmp_path / "printed").read_text())
     process.kill()
     process.wait()
 
@@ -506,8 +507,7 @@ def test_killed_guard_is_replaced(
     assert (tmp_path / "trace").read_text().split()[-2:] == ["redis", "done"]
 
 
-def test_guard_works_without_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "pidfd_open")
+def test_guard_stops_what_it_is_told_of() -> None:
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
         reaper = threading.Thread(target=process.wait)
         reaper.start()
@@ -517,13 +517,27 @@ def test_guard_works_without_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
     assert process.returncode == -signal.SIGTERM
 
 
+def test_guard_takes_a_zombie_and_a_reused_pid_for_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        orphan = guard._Orphan("sleeper", process.pid, Stage.WORKER)
+        stranger = guard._Orphan("stranger", process.pid, Stage.WORKER)
+        assert orphan.running()
+        # As if the pid had gone to a process that started later.
+        monkeypatch.setattr(stranger._process, "_ident", (process.pid, 0.0))
+        assert not stranger.running()
+
+        process.kill()
+        wait_until(lambda: not alive(process.pid))
+        assert not orphan.running()
+
+
 # -- Logs ------------------------------------------------------------------------------------------
 
 
 def test_large_log_is_moved_away_at_start(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "ROTATE_BYTES", 10)
+    monkeypatch.setattr(logs, "ROTATE_BYTES", 10)
     path = platform.supervisor.log_path("worker")
     path.parent.mkdir(parents=True)
     path.write_text("of the last run\n")
@@ -540,7 +554,7 @@ def test_followed_logs_are_reported_line_by_line(
     make_platform: Callable[..., Platform], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "LONGEST_BACKOFF_S", 0.05)
-    monkeypatch.setattr(supervisor, "ROTATE_BYTES", 3)
+    monkeypatch.setattr(logs, "ROTATE_BYTES", 3)
     platform = make_platform(follow=True)
     platform.add("talker", "printf 'one\\ntwo\\n'")
     platform.start()

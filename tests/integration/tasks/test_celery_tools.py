@@ -15,7 +15,7 @@ from celery.exceptions import TaskRevokedError
 
 from inferno.errors import InvalidInput, TaskCancelled
 from inferno.protocol.tasks import TaskState
-from inferno.testing.processes import ROOT, bin_path, process, wait_until
+from inferno.testing.processes import ROOT, command_path, process, wait_until
 from tasks.broker.lanes import Lanes
 from tasks.state.cluster import Cluster
 from tests.integration.conftest import occupied, send
@@ -26,7 +26,7 @@ def tool(env):
     """Run a command of Celery and return its output."""
 
     def run(*arguments: str) -> str:
-        command = [bin_path("celery"), "-A", "tasks", *arguments]
+        command = [command_path("celery"), "-A", "tasks", *arguments]
         done = subprocess.run(
             command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=60
         )
@@ -76,7 +76,7 @@ def test_a_worker_started_by_hand_shares_the_load(
 ):
     repository.add("shared", batching={"max_batch_size": 1})
     cluster = Cluster(client, settings)
-    command = [bin_path("celery"), "-A", "tasks", "worker", "-Q", "shared"]
+    command = [command_path("celery"), "-A", "tasks", "worker", "-Q", "shared"]
     with start_worker("shared"), occupied(celery, "shared", repository):
         with process(command, env, tmp_path / "by-hand.log"):
             wait_until(lambda: [w.state for w in cluster.workers()] == ["ready", "ready"])
@@ -90,7 +90,7 @@ def test_a_worker_started_by_hand_shares_the_load(
 def test_events_dump_shows_each_task(repository, start_worker, celery, env, tmp_path):
     repository.add("dumped")
     log = tmp_path / "events.log"
-    command = [bin_path("celery"), "-A", "tasks", "events", "--dump"]
+    command = [command_path("celery"), "-A", "tasks", "events", "--dump"]
     with process(command, env, log), start_worker("dumped"):
         wait_until(lambda: "worker-online" in log.read_text() or "heartbeat" in log.read_text())
         task = send(celery, "dumped", "text")
@@ -266,7 +266,18 @@ def test_ordinary_tasks_run_on_streams(pool, celery, redis_url, tmp_path, log):
     def call(name: str, *args: Any, **options: Any):
         return celery.send_task(f"ordinary.{name}", args=args, queue=queue, **options)
 
-    command = [bin_path("celery"), "-A", "ordinary", "worker", "-P", pool, "-c", "2", "-l", "INFO"]
+    command = [
+        command_path("celery"),
+        "-A",
+        "ordinary",
+        "worker",
+        "-P",
+        pool,
+        "-c",
+        "2",
+        "-l",
+        "INFO",
+    ]
     with process(command, env, log):
         wait_until(lambda: " ready." in log.read_text())
         assert call("retried").get(timeout=10) == 2

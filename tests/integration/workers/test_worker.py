@@ -14,7 +14,7 @@ from celery.result import AsyncResult
 
 from inferno.errors import InfernoError
 from inferno.protocol.tasks import TaskState
-from inferno.testing.processes import ROOT, bin_path, wait_until
+from inferno.testing.processes import ROOT, command_path, wait_until
 from tasks.state.cluster import Cluster
 from tests.integration.conftest import CODE, occupied, reserved, send
 
@@ -242,7 +242,7 @@ def test_a_worker_that_cannot_serve_says_why_in_one_line(repository, env, model,
     repository.add("good")
     repository.add("broken")
     (repository.root / "broken" / "1" / "model.yaml").write_text("name: broken\nversion: 1\n")
-    command = [bin_path("celery"), "-A", "tasks", "worker", "-Q", model, *options]
+    command = [command_path("celery"), "-A", "tasks", "worker", "-Q", model, *options]
     done = subprocess.run(command, cwd=ROOT, env={**ENV, **env}, capture_output=True, text=True)
     assert done.returncode == 1
     assert reason in done.stderr

@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 import yaml
 
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 
 # The same examples in every run: a gate that fails by chance teaches people to repeat it.
 hypothesis.settings.register_profile(

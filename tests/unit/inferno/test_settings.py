@@ -75,10 +75,10 @@ def test_unknown_variables_are_ignored(monkeypatch: pytest.MonkeyPatch, name: st
         ("INFERNO_BATCHING__MAX_BATCH_WAIT_MS", "-1", "greater than or equal to 0"),
         ("INFERNO_BATCHING__ADAPTIVE", "perhaps", "valid boolean"),
         ("INFERNO_INFERENCE__DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
-        ("INFERNO_INFERENCE__CORES", "half", "expected numbers of cores, such as 2-7 or 1,3"),
-        ("INFERNO_INFERENCE__CORES", "1 2", "expected numbers of cores, such as 2-7 or 1,3"),
-        ("INFERNO_INFERENCE__CORES", "0-99999", "expected numbers of cores, such as 2-7 or 1,3"),
-        ("INFERNO_INFERENCE__CORES", "7-2", "expected numbers of cores, such as 2-7 or 1,3"),
+        ("INFERNO_INFERENCE__CORES", "half", "expected core numbers, such as 2-7 or 1,3"),
+        ("INFERNO_INFERENCE__CORES", "1 2", "expected core numbers, such as 2-7 or 1,3"),
+        ("INFERNO_INFERENCE__CORES", "0-99999", "expected core numbers, such as 2-7 or 1,3"),
+        ("INFERNO_INFERENCE__CORES", "7-2", "expected core numbers, such as 2-7 or 1,3"),
         ("INFERNO_REPOSITORY__ACTIVE", "{embed: 1", 'expected JSON such as {"embed": 1}'),
         ("INFERNO_TASKS__RECORD_TTL_S", "5", "expected at least INFERNO_TASKS__RESULT_TTL_S=3600"),
     ],
@@ -116,7 +116,7 @@ def test_a_heartbeat_that_would_lapse_between_two_is_refused(
 @pytest.mark.parametrize("scheme", ["redis-streams", "rediss-streams"])
 def test_streams_are_not_named_as_a_broker(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     monkeypatch.setenv("INFERNO_BROKER__URL", f"{scheme}://:password@elsewhere/0")
-    with pytest.raises(ConfigurationError, match=r"leave it unset.*INFERNO_REDIS__URL") as raised:
+    with pytest.raises(ConfigurationError, match=r"leave this unset.*INFERNO_REDIS__URL") as raised:
         load()
     assert "password" not in raised.value.detail
 

@@ -48,7 +48,7 @@ def test_a_bare_file_becomes_a_valid_package(home: Path) -> None:
     assert checked.exit_code == 0, checked.output
     assert "✓ batched" in checked.output
     assert "expected shape [batch, 4], got [1, 5]" in checked.output
-    assert "Nothing is wrong." in checked.output
+    assert "The package is sound." in checked.output
 
 
 def test_files_are_found_from_where_one_is(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_files_are_found_from_where_one_is(home: Path, monkeypatch: pytest.Monke
     assert report["latency_ms"].keys() == {"1", "2"}
     assert len(report["digest"]) == 16
     case = {answer["case"]: answer["problem"] for answer in report["bad_inputs"]}
-    assert case["an input that there is not"]["code"] == "invalid_input"
+    assert case["an unknown input"]["code"] == "invalid_input"
 
 
 def test_the_example_of_large_inputs_is_a_command_that_writes_them(home: Path) -> None:
@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_version_is_told_by_the_exit_code(home: Path) -> No
 
     assert checked.exit_code == 1
     assert "✗ answer" in checked.output
-    assert "It should not be served like that." in checked.output
+    assert "Do not serve this package." in checked.output
 
 
 @pytest.mark.parametrize("target", ["layer", "layer/2", "missing"])
@@ -110,7 +110,7 @@ def test_versions_that_there_are_not_are_named(home: Path, target: str) -> None:
     checked = invoke("validate", target)
 
     assert checked.exit_code == 1
-    assert f"there is no model '{target}' in models" in checked.stderr
+    assert f"model '{target}' does not exist in models" in checked.stderr
 
 
 def test_versions_are_pushed_and_pulled(home: Path) -> None:

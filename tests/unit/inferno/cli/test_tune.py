@@ -47,7 +47,7 @@ def test_tuning_measures_and_proposes(tmp_path: Path) -> None:
 def test_an_objective_that_cannot_be_met_is_a_failure() -> None:
     done = inferno("tune", "mock", "--seconds", "0.01", "--slo-p95-ms", "1", "--rate", "100")
     assert done.exit_code == 1
-    assert "Nearest" in done.output
+    assert "The nearest is above" in done.output
 
 
 def test_without_matplotlib_a_plot_is_refused_with_a_reason(
@@ -97,7 +97,7 @@ def test_recorded_arrivals_are_played(curve: Path, tmp_path: Path) -> None:
         (("--arrivals", "pyproject.toml"), "expected times in seconds"),
         (
             ("--rate", "5", "--curve", "pyproject.toml"),
-            "expected what `inferno tune",
+            "expected a file from `inferno tune",
         ),
     ],
 )

@@ -26,7 +26,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from inferno.engine.engine import Engine
 from inferno.protocol.tensors import Array, Tensors
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import BatchingSettings, InferenceSettings, RepositorySettings
 from inferno.testing.processes import ROOT
 

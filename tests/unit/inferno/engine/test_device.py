@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from inferno.engine.engine import Engine
 from inferno.errors import PackageError
 from inferno.protocol.tensors import Array
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.runtimes.modules import ModuleRunner
 from inferno.runtimes.onnx import CPU, choose_providers, halve
 from inferno.settings import BatchingSettings, InferenceSettings

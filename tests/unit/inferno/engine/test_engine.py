@@ -17,7 +17,7 @@ from inferno.batching.latency import LatencyCurve
 from inferno.engine.engine import Engine, choose_device, chunks, count_rows
 from inferno.errors import ForwardFailed, InvalidInput, PackageError
 from inferno.protocol.tensors import Tensors
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import BatchingSettings, InferenceSettings
 from tests.unit.inferno.conftest import WritePackage
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from inferno.engine.engine import Engine
 from inferno.engine.memory import layers_that_fit
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import BatchingSettings, InferenceSettings
 from tests.unit.inferno.conftest import WritePackage
 
@@ -88,7 +88,7 @@ import gc, sys
 from pathlib import Path
 from inferno.engine import memory
 from inferno.engine.engine import Engine
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import BatchingSettings, InferenceSettings
 
 batching = BatchingSettings(max_batch_size=4)

@@ -18,7 +18,8 @@ from inferno.packaging.creation import Identity, create
 from inferno.packaging.draft import Draft, parse_tensor
 from inferno.packaging.reading import read
 from inferno.repository.manifest import TaskType
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import BatchingSettings, InferenceSettings, RepositorySettings
 from tests.unit.inferno.onnx_files import linear, model, value
 
@@ -62,7 +63,7 @@ def test_versions_are_counted_and_never_overwritten(root: Path, tmp_path: Path) 
     (root / "made" / "7").mkdir(parents=True)
 
     assert make(root, draft).version == 8
-    with pytest.raises(PackageError, match="made/8 exists already"):
+    with pytest.raises(PackageError, match="made/8 already exists"):
         make(root, draft, version=8)
     assert make(root, draft, version=3).version == 3
 
@@ -78,7 +79,7 @@ def test_a_version_appears_as_a_whole(root: Path, tmp_path: Path, monkeypatch) -
         os.replace(source, target)
 
     monkeypatch.setattr(os, "rename", rename)
-    with pytest.raises(PackageError, match="exists already"):
+    with pytest.raises(PackageError, match="already exists"):
         make(root, draft)
 
     ((repository, files),) = seen
@@ -114,7 +115,7 @@ def test_other_fixed_first_dimensions_are_no_batch(root: Path, tmp_path: Path) -
     draft = read(str(linear(tmp_path / "net.onnx", 8, [8, 3])))
 
     assert shapes(make(root, draft)) == {"x": [8, 4], "y": [8, 3]}
-    assert "each task has a forward pass of its own" in draft.notes[0]
+    assert "each task needs its own forward pass" in draft.notes[0]
 
 
 @pytest.mark.parametrize("out", [None, (None, None), ("unk__1", 3), ("other", "unk__2")])
@@ -146,7 +147,7 @@ def test_free_sizes_of_outputs_are_called_like_those_of_inputs(root: Path, tmp_p
         "h": ["batch", "seq", 2],
         "long": ["batch", "long_1", 2],
     }
-    assert "Tasks share a pass when they agree in seq" in draft.notes[0]
+    assert "Tasks share a pass if they agree in seq" in draft.notes[0]
 
 
 def test_a_sum_over_all_rows_cannot_be_batched(root: Path, tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_weights_beside_an_onnx_file_come_along(root: Path, tmp_path: Path) -> N
     given = answer(package, {"x": np.ones((1, 4), np.float32)})
     np.testing.assert_allclose(given["y"], [[1.8, 2.2, 2.6]], rtol=1e-6)
     (tmp_path / "weights.bin").unlink()
-    with pytest.raises(PackageError, match=r"its weights are in weights.bin, and there is no such"):
+    with pytest.raises(PackageError, match=r"weights are in weights.bin, which does not exist"):
         read(str(tmp_path / "net.onnx"))
 
 
@@ -200,7 +201,7 @@ def test_weights_elsewhere_are_refused(tmp_path: Path) -> None:
     weights.external_data.add(key="location", value="../secret")
     (tmp_path / "net.onnx").write_bytes(net.SerializeToString())
 
-    with pytest.raises(PackageError, match="expected a file beside it"):
+    with pytest.raises(PackageError, match="expected a file in the same folder"):
         read(str(tmp_path / "net.onnx"))
 
 
@@ -218,14 +219,14 @@ def test_outputs_that_are_no_tensors_are_left_out(root: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("nothing.onnx", "there is no such file"),
-        ("text.onnx", "is no ONNX file"),
-        ("text.pt", "is no TorchScript file"),
-        ("pickled.pt", "What torch.save writes needs its classes"),
+        ("nothing.onnx", "the file does not exist"),
+        ("text.onnx", "not an ONNX file"),
+        ("text.pt", "not a TorchScript file"),
+        ("pickled.pt", "A file from torch.save needs the model's classes"),
         ("text.bin", "expected a file of .onnx, .pt, .pth, .ts, an MLflow model's folder or"),
-        (".", "is a folder without the file MLmodel"),
-        ("bfloat.onnx", "x is of BFLOAT16, which cannot be sent"),
-        ("absent:build", "there is no file absent.py"),
+        (".", "a folder without the file MLmodel"),
+        ("bfloat.onnx", "x has dtype BFLOAT16, which cannot be sent"),
+        ("absent:build", "absent.py does not exist"),
     ],
 )
 def test_what_no_package_can_be_made_from_is_explained(
@@ -340,7 +341,7 @@ def test_code_that_cannot_be_tried_is_served_as_its_owner_says(root: Path, tmp_p
     (tmp_path / "model.py").write_text(code + "    return run\n")
     source, image = f"{tmp_path / 'model.py'}:build", [parse_tensor("image:bytes:batch")]
 
-    with pytest.raises(PackageError, match=r"ValueError: no picture\. Say .* with --output"):
+    with pytest.raises(PackageError, match=r"ValueError: no picture\. Declare .* with --output"):
         make(root, read(source, image))
     package = make(root, read(source, image, [parse_tensor("boxes:float32:batch,4")]))
 

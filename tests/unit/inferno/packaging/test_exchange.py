@@ -17,7 +17,8 @@ import pytest
 from inferno.errors import ConfigurationError, PackageError
 from inferno.packaging.exchange import Transfer, pull_version, push_version
 from inferno.packaging.stores import shown
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import RepositorySettings
 from tests.unit.inferno.conftest import WritePackage
 
@@ -143,14 +144,14 @@ def test_versions_in_a_store_do_not_change(package: Package, tmp_path: Path) -> 
     push_version(package, str(tmp_path / "store"), QUIET)
     (package.path / "deeper" / "vocabulary.txt").write_text("others")
 
-    with pytest.raises(PackageError, match="exists already and is another one"):
+    with pytest.raises(PackageError, match="already exists with other content"):
         push_version(package, str(tmp_path / "store"), QUIET)
 
 
 def test_versions_in_a_repository_do_not_change(package: Package, tmp_path: Path) -> None:
     where = push_version(package, str(tmp_path / "store"), QUIET)
 
-    with pytest.raises(PackageError, match="net/2 exists already"):
+    with pytest.raises(PackageError, match="net/2 already exists"):
         pull_version(package.path.parents[1], where, None, QUIET)
 
 
@@ -159,7 +160,7 @@ def test_code_that_other_versions_use_is_not_replaced(package: Package, tmp_path
     (tmp_path / "other" / "net").mkdir(parents=True)
     (tmp_path / "other" / "net" / "code.py").write_text("")
 
-    with pytest.raises(PackageError, match=r"code\.py is here already, with other content"):
+    with pytest.raises(PackageError, match=r"code\.py already exists with other content"):
         pull_version(tmp_path / "other", where, None, QUIET)
 
 
@@ -169,7 +170,7 @@ def test_files_outside_of_the_models_folder_are_not_pushed(
     (root / "common.py").write_text("")
     folder = write_package("net", entrypoint="../../common:build")
 
-    with pytest.raises(PackageError, match="which is outside of the model's folder"):
+    with pytest.raises(PackageError, match="which is outside the model's folder"):
         push_version(Package.read(folder), str(tmp_path / "store"), QUIET)
 
 
@@ -178,7 +179,7 @@ def test_a_changed_file_is_found_and_nothing_appears(package: Package, tmp_path:
     file = tmp_path / "store/net/2/files/2/deeper/vocabulary.txt"
     file.write_text("a b d")
 
-    with pytest.raises(PackageError, match=r"vocabulary\.txt is not what the list says"):
+    with pytest.raises(PackageError, match=r"vocabulary\.txt does not match the listing"):
         pull_version(tmp_path / "other", where, None, QUIET)
     assert not Repository.read(RepositorySettings(root=tmp_path / "other")).models
     assert not (tmp_path / "other" / "net").exists()
@@ -206,19 +207,19 @@ def test_a_pull_that_is_cut_off_goes_on(server: Server, package: Package, tmp_pa
 def test_a_server_that_takes_no_files_is_named(server: Server, package: Package) -> None:
     server.put = False
 
-    with pytest.raises(ConfigurationError, match=r"does not take files \(PUT\)"):
+    with pytest.raises(ConfigurationError, match=r"does not accept files \(PUT\)"):
         push_version(package, server.url, QUIET)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"../escape.py": "x"}, "expected a path inside of the model's folder"),
+        ({"../escape.py": "x"}, "expected a path inside the model's folder"),
         ({"2/../../escape.py": "x"}, "expected a path inside"),
         ({"/etc/escape": "x"}, "expected a path inside"),
         ({"2//double": "x"}, "expected a path inside"),
         ({"2\\escape": "x"}, "expected a path inside"),
-        ({"3/model.yaml": "x"}, "expected no other version than its own"),
+        ({"3/model.yaml": "x"}, "expected only version 2"),
     ],
 )
 def test_hostile_paths_are_refused(change, reason: str, package: Package, tmp_path: Path) -> None:
@@ -253,8 +254,8 @@ def test_nothing_is_written_through_links(package: Package, tmp_path: Path) -> N
     ("content", "reason"),
     [
         (None, r"has no package\.json"),
-        (b"<html>", "is not as expected"),
-        (b'{"name": "../x", "version": 1, "files": {}}', "is not as expected"),
+        (b"<html>", "is not a valid listing"),
+        (b'{"name": "../x", "version": 1, "files": {}}', "is not a valid listing"),
     ],
 )
 def test_what_is_no_package_is_named(content: bytes | None, reason: str, tmp_path: Path) -> None:

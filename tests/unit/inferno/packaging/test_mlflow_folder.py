@@ -79,7 +79,7 @@ def test_a_pickled_pytorch_model_is_explained(tmp_path: Path) -> None:
     (folder / "data").mkdir()
     torch.save(torch.nn.Linear(4, 2), folder / "data" / "model.pth")
 
-    with pytest.raises(PackageError, match="needs its classes"):
+    with pytest.raises(PackageError, match="needs the model's classes"):
         read(source)
 
 
@@ -164,15 +164,15 @@ def test_models_that_need_mlflow_say_so(tmp_path: Path) -> None:
     flavor = {"loader_module": "mlflow.sklearn", "model_path": "model.pkl"}
     source = logged(tmp_path / "model", {"python_function": flavor}, [tensor("float64", -1, 4)], [])
 
-    assert "It is loaded by mlflow.sklearn: install mlflow" in read(source).notes[0]
+    assert "mlflow.sklearn loads the model: install mlflow" in read(source).notes[0]
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("- a list", "expected a mapping with `flavors`"),
-        ("flavors: {spark: {}}", "has the flavours spark; expected onnx, pytorch or"),
-        ("flavors: {onnx: {data: ../secret.onnx}}", "names ../secret.onnx, and there is no such"),
+        ("flavors: {spark: {}}", "has the flavors spark; expected onnx, pytorch or"),
+        ("flavors: {onnx: {data: ../secret.onnx}}", "names ../secret.onnx, which does not exist"),
         ("flavors: {python_function: {loader_module: x}}", "was logged without a signature"),
     ],
 )

@@ -101,7 +101,7 @@ def test_random_outputs_matter_where_they_are_promised_not_to_be(tried, declared
 
     report = tried(random, deterministic=declared)
 
-    assert "the same input gives other outputs" in found(report, state)["repeat"]
+    assert "the same input gives different outputs" in found(report, state)["repeat"]
     assert report.ok is not declared
 
 
@@ -155,7 +155,9 @@ def test_a_crash_on_odd_text_is_what_a_client_sees(tried) -> None:
     report = tried(count, signature=TEXTS)
 
     assert report.ok
-    assert "x: only spaces. A ValueError in preprocess" in found(report, "warning")["bad input"]
+    assert (
+        "x: only spaces. Raise a ValueError in preprocess" in found(report, "warning")["bad input"]
+    )
     sights = seen(report)
     assert sights["x: only spaces"][0] == 500
     assert "model failed: IndexError: list index out of range" in sights["x: only spaces"][1]
@@ -212,7 +214,7 @@ def test_unbatched_models_are_run_alone(tried) -> None:
 
     assert report.ok
     assert set(report.latency_ms) == {1}
-    assert "each task has a pass of its own" in found(report, "ok")["manifest"]
+    assert "each task needs its own pass" in found(report, "ok")["manifest"]
 
 
 def test_pictures_are_cut_off_and_replaced(tried) -> None:
@@ -227,6 +229,6 @@ def test_pictures_are_cut_off_and_replaced(tried) -> None:
     report = tried(width, head=head, signature=pictures, warm_up=sample)
 
     sights = seen(report)
-    assert sights["x: no image"][0] == 422
+    assert sights["x: not an image"][0] == 422
     assert sights["x: cut off in the middle"][0] == 500
     assert "x: cut off in the middle" in found(report, "warning")["bad input"]

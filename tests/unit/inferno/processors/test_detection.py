@@ -18,7 +18,7 @@ from inferno.engine.engine import Engine
 from inferno.errors import InvalidInput, PackageError
 from inferno.processors.yolo import suppress
 from inferno.protocol.tensors import Array, Tensors
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import BatchingSettings, InferenceSettings
 from tests.unit.inferno.artifacts import png, yolo_bytes
 

@@ -19,7 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from inferno.engine.engine import Engine
 from inferno.errors import PackageError
 from inferno.processors import text
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import BatchingSettings, InferenceSettings
 from tests.unit.inferno.onnx_files import model, value
 

@@ -140,7 +140,7 @@ def test_scores_that_are_integers_are_written_as_such():
 
 def test_texts_have_no_classes():
     output = {"dtype": "string", "shape": [1], "data": ["x"]}
-    with pytest.raises(InvalidField, match="expected an output of numbers") as raised:
+    with pytest.raises(InvalidField, match="expected a numeric output") as raised:
         written(output, oip.Form("", frozenset(), {"y": 2}), [])
     assert raised.value.field == "outputs.y.parameters.classification"
 

@@ -252,7 +252,9 @@ def test_numbers_go_to_the_numeric_input(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["text", None, [], [[]], {"a": 1}, [None]])
 def test_what_no_input_can_hold_is_refused(value: Any) -> None:
-    with pytest.raises(InvalidInput, match=r"no input can hold this value; name it: x \(float32\)"):
+    with pytest.raises(
+        InvalidInput, match=r"no input can hold this value; give it by name: x \(float32\)"
+    ):
         VECTOR.assign(value)
 
 
@@ -330,13 +332,13 @@ def test_a_binary_body_is_one_image() -> None:
             Binary(b"\xff" * 12, (3,)),
             "expected finite float32 values, got NaN, infinity or a number out of range",
         ),
-        (TEXT, Binary(b"x"), "a string tensor is sent as JSON, not as a binary body"),
+        (TEXT, Binary(b"x"), "a string tensor must be sent as JSON, not as a binary body"),
         (IMAGE, Binary(WAV), "expected an image (PNG, JPEG, GIF, WebP), got other bytes"),
         (IMAGE, Binary(b"", None), "expected base64 of at least one byte, got nothing"),
         (
             IMAGE,
             Binary(PNG, (1,)),
-            "a binary body is one element of a bytes tensor, without shape",
+            "a binary body is one element of a bytes tensor and has no shape",
         ),
     ],
 )

@@ -234,11 +234,11 @@ def test_one_long_text_among_numbers_costs_no_memory_for_the_others() -> None:
 @pytest.mark.parametrize(
     ("value", "dtype", "expectation"),
     [
-        ({}, "float32", "either data or base64, and not both"),
-        ({"data": [1], "base64": "AAAA"}, "float32", "either data or base64, and not both"),
+        ({}, "float32", "either data or base64, not both"),
+        ({"data": [1], "base64": "AAAA"}, "float32", "either data or base64, not both"),
         ({"data": [1], "dtype": "complex64"}, "float32", "unsupported dtype 'complex64'"),
         ({"data": [1], "dtype": None}, "float32", "unsupported dtype None"),
-        ({"data": [1], "dtype": ["float32"]}, "float32", "unsupported dtype that is no text"),
+        ({"data": [1], "dtype": ["float32"]}, "float32", "unsupported dtype that is not a string"),
         ({"data": [1], "dtype": "int64"}, "float32", "dtype is int64, but the model expects"),
         ({"data": [1], "datatype": "INT64"}, "float32", "dtype is int64, but the model expects"),
         ({"data": ["a"], "dtype": "string"}, "bytes", "dtype is string, but the model expects"),
@@ -258,9 +258,9 @@ def test_one_long_text_among_numbers_costs_no_memory_for_the_others() -> None:
         ({"base64": "AAA", "shape": [1]}, "float32", "malformed base64: it is truncated"),
         ({"base64": [1], "shape": [1]}, "float32", "base64 must be a string"),
         ({"base64": None, "shape": [1]}, "float32", "base64 must be a string"),
-        ({"base64": "YQ==", "shape": [1]}, "string", "a string tensor is given as data"),
-        ({"base64": "YQ==", "shape": [1]}, "bytes", "a bytes tensor is given as data"),
-        ({"base64": "AAUB", "shape": [3]}, "bool", "a byte of a bool tensor is 0 or 1"),
+        ({"base64": "YQ==", "shape": [1]}, "string", "a string tensor needs data"),
+        ({"base64": "YQ==", "shape": [1]}, "bytes", "a bytes tensor needs data"),
+        ({"base64": "AAUB", "shape": [3]}, "bool", "every byte of a bool tensor must be 0 or 1"),
         ({"base64": "AADAfw==", "shape": [1]}, "float32", "expected finite float32 values"),
     ],
 )

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from inferno.errors import PackageError
 from inferno.protocol.signature import Signature
 from inferno.repository.graph import Stage, check_graph, needed, ordered
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import RepositorySettings
 from tests.unit.inferno.conftest import WritePackage
 
@@ -93,7 +94,7 @@ def test_an_ensemble_is_a_model_like_any(root: Path, write_ensemble: Callable[..
         ([EMBED, RANK], {"cache": {"results": True}}, "its stages have their own"),
         ([RANK], {}, "stage rank: inputs.query: nothing makes the value 'meaning'"),
         ([EMBED], {}, "signature.outputs: nothing makes the value 'score'"),
-        ([EMBED, EMBED, RANK], {}, "two stages are called 'embed'"),
+        ([EMBED, EMBED, RANK], {}, "two stages are named 'embed'"),
         (
             [EMBED, EMBED | {"name": "again"}, RANK],
             {},
@@ -102,7 +103,7 @@ def test_an_ensemble_is_a_model_like_any(root: Path, write_ensemble: Callable[..
         (
             [EMBED | {"outputs": {"vector": "text"}}, RANK],
             {},
-            "the value 'text' is made twice: it is an input of the ensemble as well",
+            "the value 'text' is made twice: it is also an input of the ensemble",
         ),
         (
             [EMBED, RANK, stage("rank", {"query": "meaning"}, {"score": "other"}, name="idle")],
@@ -142,17 +143,17 @@ def test_what_is_wrong_with_a_graph_is_said_of_its_package(
 @pytest.mark.parametrize(
     ("stages", "fields", "reason"),
     [
-        ([EMBED | {"model": "no"}, RANK], {}, "stage no: model: there is no sound model 'no'"),
+        ([EMBED | {"model": "no"}, RANK], {}, "stage no: model: 'no' does not exist or is broken"),
         ([EMBED | {"version": 7}, RANK], {}, "stage embed: version: embed has no version 7"),
         (
             [EMBED | {"inputs": {"texts": "text"}}, RANK],
             {},
-            "stage embed: inputs.texts: embed has none of that name; it has: text",
+            "stage embed: inputs.texts: embed has no such tensor; it has: text",
         ),
         (
             [EMBED | {"outputs": {"v": "meaning"}}, RANK],
             {},
-            "stage embed: outputs.v: embed has none of that name; it has: vector",
+            "stage embed: outputs.v: embed has no such tensor; it has: vector",
         ),
         (
             [EMBED, RANK],
@@ -191,13 +192,13 @@ def test_what_is_wrong_with_a_graph_is_said_of_its_package(
         (
             [EMBED, stage("single", {"query": "meaning"}, {"score": "score"})],
             {},
-            "stage single: either the ensemble and single both have `batch`",
+            "stage single: either both the ensemble and single must have `batch`",
         ),
         ([stage("search", {"text": "text"}, {"score": "score"})], {}, "search -> search"),
         (
             [stage("loop", {"text": "text"}, {"score": "score"})],
             {},
-            "it would contain its own model: search -> loop -> search",
+            "it contains its own model: search -> loop -> search",
         ),
         ([stage("odd", {"text": "text"}, {"score": "score"})], {}, "stage odd: model: odd is brok"),
     ],
@@ -242,7 +243,7 @@ def test_a_broken_version_leaves_the_others(
     model = read(root).model("search")
 
     assert model.active == 1
-    assert "there is no sound model 'gone'" in model.errors["2"]
+    assert "'gone' does not exist or is broken" in model.errors["2"]
 
 
 @pytest.mark.usefixtures("with_models")

@@ -14,7 +14,8 @@ import yaml
 
 from inferno.errors import ModelNotFound, PackageError
 from inferno.repository.manifest import Manifest, TaskType
-from inferno.repository.repository import Package, Repository
+from inferno.repository.package import Package
+from inferno.repository.repository import Repository
 from inferno.settings import RepositorySettings
 from tests.unit.inferno.conftest import SIGNATURE, WritePackage
 
@@ -99,7 +100,7 @@ def with_input(**changes: Any) -> dict[str, Any]:
             "greater than or equal to 0",
         ),
         ({"batching": {"oversized": "cut"}}, "batching.oversized", "'cut'", "'split' or 'refuse'"),
-        ({"batching": {"buckets": [8]}}, "batching", None, "expected `pad`, which says"),
+        ({"batching": {"buckets": [8]}}, "batching", None, "needs `pad`, which names"),
         (
             {"batching": {"buckets": [16, 8], "pad": {"x": 0}}},
             "batching.buckets",
@@ -167,12 +168,12 @@ def test_a_broken_manifest_names_file_field_value_and_expectation(
     [
         ("", "expected a mapping of fields"),
         ("- a", "expected a mapping of fields"),
-        ("a: [", "no valid YAML"),
-        ("a: &x 1\nb: *y", "no valid YAML"),
-        ("a: 2024-13-01", "no valid YAML: month must be in 1..12"),
-        ("a: !!python/object/apply:os.getcwd []", "no valid YAML"),
-        ("[" * 1000, "no valid YAML"),
-        (b"a: \xff", "no valid YAML"),
+        ("a: [", "not valid YAML"),
+        ("a: &x 1\nb: *y", "not valid YAML"),
+        ("a: 2024-13-01", "not valid YAML: month must be in 1..12"),
+        ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("[" * 1000, "not valid YAML"),
+        (b"a: \xff", "not valid YAML"),
     ],
 )
 def test_a_file_that_is_no_manifest_is_refused(
@@ -186,7 +187,7 @@ def test_a_manifest_is_utf_8_whatever_the_locale(write_package: WritePackage) ->
         {"name": "model", "version": 1, "format": "python", "signature": SIGNATURE,
          "description": "Übersetzt Sätze."}, allow_unicode=True))  # fmt: skip
     program = (
-        "import sys; from pathlib import Path; from inferno.repository.repository import Package; "
+        "import sys; from pathlib import Path; from inferno.repository.package import Package; "
         "print(ascii(Package.read(Path(sys.argv[1])).manifest.description))"
     )
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
@@ -229,7 +230,7 @@ def test_a_bad_name_is_refused(write_package: WritePackage, name: str) -> None:
 
 
 def test_a_model_cannot_be_called_like_the_queue_of_webhooks(write_package: WritePackage) -> None:
-    assert "expected another name" in broken(write_package("webhooks", 1))
+    assert "is reserved for a queue" in broken(write_package("webhooks", 1))
 
 
 def test_the_highest_version_is_active(write_package: WritePackage, root: Path) -> None:
@@ -259,7 +260,7 @@ def test_a_broken_version_takes_no_good_one_down(write_package: WritePackage, ro
     # Then the good ones are served, and the broken one is told
     assert sorted(repository.models) == ["a", "b"]
     assert repository.model("a").active == 1
-    assert "no valid YAML" in repository.model("a").errors["2"]
+    assert "not valid YAML" in repository.model("a").errors["2"]
     assert repository.errors == {}
 
 
@@ -270,7 +271,7 @@ def test_a_model_without_a_good_version_is_listed_as_an_error(
     write_package("b", 1)
     repository = read(root)
     assert sorted(repository.models) == ["b"]
-    assert "a/1/model.yaml: no valid YAML" in repository.errors["a"]
+    assert "a/1/model.yaml: not valid YAML" in repository.errors["a"]
 
 
 def test_an_active_version_that_is_broken_or_missing_is_not_replaced_by_another(
@@ -278,7 +279,7 @@ def test_an_active_version_that_is_broken_or_missing_is_not_replaced_by_another(
 ) -> None:
     write_package("a", 1)
     write_package("a", 2, text="a: [")
-    assert "a/2/model.yaml: no valid YAML" in read(root, a=2).errors["a"]
+    assert "a/2/model.yaml: not valid YAML" in read(root, a=2).errors["a"]
     assert read(root, a=7).errors["a"] == "INFERNO_REPOSITORY__ACTIVE: a has no version 7"
     assert read(root, a=7).models == {}
 
@@ -286,7 +287,7 @@ def test_an_active_version_that_is_broken_or_missing_is_not_replaced_by_another(
 def test_an_active_version_of_no_model_is_told(write_package: WritePackage, root: Path) -> None:
     write_package("a", 1)
     repository = read(root, typo=1)
-    assert repository.errors == {"typo": "INFERNO_REPOSITORY__ACTIVE: there is no model 'typo'"}
+    assert repository.errors == {"typo": "INFERNO_REPOSITORY__ACTIVE: model 'typo' does not exist"}
     assert sorted(repository.models) == ["a"]
 
 

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 from inferno.engine.engine import Engine
 from inferno.errors import PackageError
 from inferno.protocol.tensors import Tensors
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.runtimes import RUNTIMES
 from inferno.settings import BatchingSettings, InferenceSettings
 from tests.unit.inferno.conftest import WritePackage
@@ -361,7 +361,7 @@ LOAD = """
 import sys
 from pathlib import Path
 from inferno.engine.engine import Engine
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import BatchingSettings, InferenceSettings
 Engine(
     Package.read(Path(sys.argv[1])), BatchingSettings(), InferenceSettings(device="cpu")

@@ -35,7 +35,7 @@ from transformers import (
 from inferno.engine.engine import Engine
 from inferno.errors import InvalidInput, PackageError
 from inferno.protocol.tensors import Array, Tensors
-from inferno.repository.repository import Package
+from inferno.repository.package import Package
 from inferno.settings import BatchingSettings, InferenceSettings
 from tests.unit.inferno.artifacts import TINY, TINY_BERT, WORDS, tiny_tokenizer
 

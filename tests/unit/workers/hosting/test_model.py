@@ -15,7 +15,8 @@ import yaml
 
 from inferno.engine.cores import Cores
 from inferno.engine.engine import Engine
-from inferno.repository.repository import Model, Package
+from inferno.repository.package import Package
+from inferno.repository.repository import Model
 from inferno.settings import Settings
 from tests.unit.inferno.onnx_files import linear
 from workers.ensembles.ensemble import Ensemble

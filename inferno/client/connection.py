@@ -1,0 +1,165 @@
+"""HTTP and WebSocket connections to one platform, with their errors translated.
+
+Every error of httpx, websocket-client and the operating system leaves this module as an
+`InfernoError`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import websocket
+
+from inferno.client.results import rebuild
+from inferno.errors import PlatformUnreachable, ServingError
+
+#: Time limit of an answer in seconds, without the time that the platform was told to wait.
+ANSWER_S = 30.0
+#: A socket that is silent for this many seconds is dead: the server pings more often.
+SILENCE_S = 60.0
+
+#: What the libraries raise when no connection comes about.
+_UNREACHABLE = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    websocket.WebSocketAddressException,
+    ConnectionRefusedError,
+    # Only from connecting: websocket wraps the timeouts of an open connection.
+    TimeoutError,
+)
+
+
+class Connection:
+    """A pool of HTTP connections to one platform. Safe to share between threads."""
+
+    def __init__(self, url: str) -> None:
+        """Store the platform's URL; nothing is sent yet."""
+        self.url = url
+        self._http = httpx.Client(base_url=url, timeout=ANSWER_S)
+
+    def close(self) -> None:
+        """Close all HTTP connections."""
+        self._http.close()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        wait_s: float = 0.0,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Send a request and return the JSON of its answer.
+
+        Args:
+          method: HTTP method.
+          path: path of the route.
+          body: sent as JSON; None for no body.
+          wait_s: how long the platform may wait before it answers, in seconds.
+          headers: headers besides Content-Type.
+          params: parameters of the query string.
+
+        Raises:
+          InfernoError: the error that the platform answers.
+          PlatformUnreachable: nothing answers at the URL.
+        """
+        with _translating(self.url):
+            answer = self._http.request(
+                method,
+                path,
+                content=None if body is None else json.dumps(body),
+                headers={"Content-Type": "application/json", **(headers or {})},
+                params=params,
+                timeout=ANSWER_S + wait_s,
+            )
+        content = _content(answer)
+        if answer.is_error:
+            raise rebuild(content, answer.status_code)
+        return content
+
+    def get_any(self, path: str, timeout_s: float) -> Any:
+        """Return the JSON of an answer, whatever its status.
+
+        Raises:
+          PlatformUnreachable: nothing answers at the URL.
+        """
+        with _translating(self.url):
+            answer = self._http.get(path, timeout=timeout_s)
+        return _content(answer)
+
+    def open_socket(self) -> Socket:
+        """Open a WebSocket.
+
+        Raises:
+          PlatformUnreachable: nothing answers at the URL.
+        """
+        address = "ws" + self.url.removeprefix("http") + "/ws"
+        with _translating(self.url):
+            return Socket(self.url, websocket.create_connection(address, timeout=SILENCE_S))
+
+
+class Socket:
+    """An open WebSocket that carries JSON messages."""
+
+    def __init__(self, url: str, socket: websocket.WebSocket) -> None:
+        self._url = url
+        self._socket = socket
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send a message.
+
+        Raises:
+          ServingError: the connection was lost.
+        """
+        with _translating(self._url):
+            self._socket.send(json.dumps(message))
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for the next message.
+
+        Raises:
+          ServingError: the connection was lost, or the platform closed it.
+        """
+        with _translating(self._url):
+            opcode, data = self._socket.recv_data()
+        if opcode == websocket.ABNF.OPCODE_CLOSE:
+            # A code of two bytes, then the reason.
+            reason = data[2:].decode(errors="replace") or "it gave no reason"
+            raise ServingError(f"{self._url} closed the connection: {reason}")
+        message: dict[str, Any] = json.loads(data)
+        return message
+
+    def close(self) -> None:
+        """Close the WebSocket."""
+        self._socket.close()
+
+
+@contextmanager
+def _translating(url: str) -> Iterator[None]:
+    """Raise the errors of the libraries as errors of Inferno."""
+    try:
+        yield
+    except _UNREACHABLE:
+        raise PlatformUnreachable(f"nothing answers at {url}; is the platform running?") from None
+    except httpx.InvalidURL as exc:
+        raise ServingError(f"{url}: {exc}") from None
+    except (httpx.HTTPError, websocket.WebSocketException, OSError) as exc:
+        reason = str(exc) or type(exc).__name__
+        raise ServingError(f"the connection to {url} failed: {reason}") from exc
+
+
+def _content(answer: httpx.Response) -> Any:
+    try:
+        return answer.json()
+    except ValueError:
+        where = f"{answer.url.scheme}://{answer.url.netloc.decode()}"
+        raise ServingError(
+            f"{where} answered with status {answer.status_code} and without JSON; "
+            "it is not an Inferno platform"
+        ) from None

@@ -1,0 +1,59 @@
+"""The addresses of the platform, its Redis and its broker, as the settings name them."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+from inferno.errors import ConfigurationError
+from inferno.settings import RedisSettings, Settings, variable
+
+
+def local_url(settings: Settings) -> str:
+    """Return the URL at which this machine reaches the platform of these settings."""
+    host = settings.server.host
+    if host in ("0.0.0.0", "::", ""):
+        host = "127.0.0.1"
+    if ":" in host:
+        host = f"[{host}]"
+    return f"http://{host}:{settings.server.port}"
+
+
+#: Default ports of brokers, by scheme.
+_BROKER_PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379}
+
+
+def reach_redis(settings: RedisSettings) -> str:
+    """Connect to the Redis server of the settings and return its address.
+
+    Raises:
+      ConfigurationError: the server cannot be reached.
+    """
+    return _reach(settings.url or "", 6379, settings.connect_timeout_s, variable("redis", "url"))
+
+
+def reach_broker(settings: Settings) -> str | None:
+    """Connect to the broker of the settings and return its address.
+
+    Returns:
+      Host and port; None for a broker that is unset or of an unknown kind.
+
+    Raises:
+      ConfigurationError: the broker cannot be reached.
+    """
+    port = _BROKER_PORTS.get(settings.broker.scheme)
+    if settings.broker.url is None or port is None:
+        return None
+    timeout_s = settings.redis.connect_timeout_s
+    return _reach(settings.broker.url, port, timeout_s, variable("broker", "url"))
+
+
+def _reach(url: str, default_port: int, timeout_s: float, name: str) -> str:
+    parts = urlsplit(url)
+    try:
+        address = (parts.hostname or "127.0.0.1", parts.port or default_port)
+        socket.create_connection(address, timeout=timeout_s).close()
+    except (OSError, ValueError) as exc:
+        # Do not show the URL, which may hold a password.
+        raise ConfigurationError(f"{name}: {parts.hostname} cannot be reached: {exc}") from None
+    return f"{address[0]}:{address[1]}"
