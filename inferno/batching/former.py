@@ -155,9 +155,7 @@ class Crowd:
         self._most.append(0)
         self._peak = max(self._most)
 
-    def expected_until(
-        self, in_lane: int, seats: int, until: float, window: float, *, costs: bool = True
-    ) -> float:
+    def expected_until(self, in_lane: int, seats: int, until: float, window: float) -> float:
         """Return until when another arrival is worth waiting for; it may be over.
 
         Args:
@@ -165,12 +163,9 @@ class Crowd:
           seats: rows that the batch can still take.
           until: the end of its window.
           window: how long that is, in seconds.
-          costs: whether waiting does, so that someone has to be likely to come.
         """
         if in_lane >= self._peak:
             return self._last
-        if not costs:
-            return until
         since, before = self._left[0] if self._left else (self._last, self._arrived)
         if (self._arrived - before) * (until - self._last) >= seats * (self._last - since) > 0:
             return until
@@ -241,8 +236,6 @@ class BatchFormer(Generic[T]):
         adaptive: bool = True,
         predict: Callable[[Any, int], float] = lambda bucket, rows: 0.0,
         objective: float | None = None,
-        executors: int = 1,
-        saturated: Callable[[], bool] = lambda: False,
     ) -> None:
         """Set the policy.
 
@@ -255,22 +248,15 @@ class BatchFormer(Generic[T]):
             rows.
           objective: what 95 of 100 tasks shall take at most, in seconds; it replaces the window,
             and may make batches smaller.
-          executors: passes at the same time.
-          saturated: says whether passes keep all cores busy that they run on, with what else needs
-            these, so that an executor that waits leaves its part to others.
         """
         self.max_rows = max_rows
         self.window = window if objective is None else objective
         self._objective = None if objective is None else Objective(objective)
         self._crowd = Crowd(self.window) if adaptive else None
         self._predict = predict
-        self._executors = executors
-        self._saturated = saturated
         self._buckets: dict[Hashable, _Bucket[T]] = {}
         self._waiting = 0
         self._running = 0
-        #: Batches that have left and have not had their pass.
-        self._passes = 0
         self._free_since = -math.inf
 
     def __len__(self) -> int:
@@ -289,12 +275,10 @@ class BatchFormer(Generic[T]):
     def started(self, tasks: int) -> None:
         """Take note that a flushed batch of so many tasks occupies an executor."""
         self._running += tasks
-        self._passes += 1
 
     def freed(self, now: float) -> None:
         """Take note that its forward pass is over, and an executor is free."""
         self._free_since = now
-        self._passes -= 1
 
     def finished(self, tasks: int, now: float) -> None:
         """Take note that its tasks are answered."""
@@ -362,10 +346,8 @@ class BatchFormer(Generic[T]):
         limit = self._limit(key)
         if bucket.rows >= limit:
             return bucket.oldest, FlushReason.FULL
-        costs = self._costs_to_wait()
         if self._objective is None:
-            whole = self._crowd is None or not costs
-            window = self.window if whole else self._worthwhile(key, limit)
+            window = self.window if self._crowd is None else self._worthwhile(key, limit)
             due = max(bucket.oldest, self._free_since) + window
         else:
             window = self._objective.window(self._predict(key, bucket.rows))
@@ -373,7 +355,7 @@ class BatchFormer(Generic[T]):
         reason = FlushReason.WINDOW
         if self._crowd is not None:
             in_lane, seats = self._waiting + self._running, limit - bucket.rows
-            until = self._crowd.expected_until(in_lane, seats, due, window, costs=costs)
+            until = self._crowd.expected_until(in_lane, seats, due, window)
             if until < due:
                 due, reason = until, FlushReason.IDLE
         if bucket.deadline is not None:
@@ -381,16 +363,6 @@ class BatchFormer(Generic[T]):
             if latest < due:
                 due, reason = latest, FlushReason.DEADLINE
         return due, reason
-
-    def _costs_to_wait(self) -> bool:
-        """Return whether an executor that waits is missed.
-
-        It is not where all others have a pass, and the cores would be as busy without it. Under an
-        objective it is: its window is as long as that allows, and nobody wants to use it up.
-        """
-        if self._crowd is None or self._objective is not None:
-            return True
-        return not (self._passes >= max(self._executors - 1, 1) and self._saturated())
 
     def _worthwhile(self, key: Hashable, limit: int) -> float:
         """Return for how long an executor may be kept free for more rows, in seconds.

@@ -384,17 +384,6 @@ class HostedModel:
         loaded = self._loaded.get(bucket.version)
         return loaded.engine.predict(rows) if loaded else 0.0
 
-    @property
-    def saturated(self) -> bool:
-        """Whether this model's passes are on cores that this worker keeps busy.
-
-        An ensemble's stages run elsewhere, and passes on a GPU need no cores.
-        """
-        return self._cores.saturated and all(
-            isinstance(loaded.engine, Engine) and loaded.engine.device == "cpu"
-            for loaded in list(self._loaded.values())
-        )
-
     def task(self, settler: Settler, lanes: Lanes) -> InferenceTask:
         """Return the Celery task that serves this model's lane."""
         former: BatchFormer[Member] = BatchFormer(
@@ -403,8 +392,6 @@ class HostedModel:
             self._settings.batching.adaptive,
             self._predict,
             self.objective_s,
-            self.executors,
-            lambda: self.saturated,
         )
         self._task = InferenceTask(
             self.model,

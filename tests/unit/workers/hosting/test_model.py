@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,8 +17,7 @@ from inferno.engine.engine import Engine
 from inferno.repository.repository import Model, Package
 from inferno.settings import Settings
 from tests.unit.inferno.onnx_files import linear
-from workers.ensembles.ensemble import Ensemble
-from workers.hosting.model import HostedModel, Loaded
+from workers.hosting.model import HostedModel
 from workers.hosting.watchdog import Watchdog
 
 X = {"name": "x", "dtype": "float32", "shape": ["batch"]}
@@ -64,28 +62,6 @@ def test_the_largest_declared_batch_decides_how_much_is_fetched(tmp_path: Path) 
     model = hosted(tmp_path, {"batch_sizes": [1, 4, 12]})
     assert model.max_batch_size == 12
     assert model.prefetch == 36
-
-
-def engine_on(device: str) -> Engine:
-    return Mock(spec=Engine, device=device)
-
-
-@pytest.mark.parametrize(
-    ("busy", "engines", "saturated"),
-    [
-        (True, [engine_on("cpu"), engine_on("cpu")], True),
-        (False, [engine_on("cpu")], False),
-        (True, [engine_on("cpu"), engine_on("cuda")], False),
-        (True, [Mock(spec=Ensemble)], False),
-    ],
-)
-def test_passes_compete_for_busy_cores_where_they_run_on_them(
-    tmp_path: Path, busy: bool, engines: list[Engine | Ensemble], saturated: bool
-) -> None:
-    model = hosted(tmp_path, {}, cores=Mock(spec=Cores, saturated=busy))
-    for version, engine in enumerate(engines, 1):
-        model._loaded[version] = Loaded(engine, "", 0, 0.0, 0.0)
-    assert model.saturated is saturated
 
 
 PRIORITY = """
