@@ -82,8 +82,6 @@ class Engine:
         batching_ = manifest.batching
         #: What each tensor that is padded is padded with.
         self._pad: dict[str, float | str] = dict.fromkeys(batching_.mask.values(), 0)
-        #: Whether tasks may be prepared while others have their pass, and several at once.
-        self.prepares_ahead = _prepares_ahead(self._runtime.processor)
         self._bypass: tuple[str, ...] = ()
         self._sample = None
         if self._preprocess is not None:
@@ -449,16 +447,6 @@ class Engine:
                 raise ForwardFailed(f"the model gave no output {spec.name!r}; it gave {given}")
             checked[spec.name] = _conform(array, spec, rows)
         return checked
-
-
-def _prepares_ahead(processor: object | None) -> bool:
-    """Return what a processor's class says, if that is said of its own `preprocess`."""
-    for kind in type(processor).__mro__:
-        if "prepares_ahead" in vars(kind):
-            return bool(vars(kind)["prepares_ahead"])
-        if "preprocess" in vars(kind):
-            return False
-    return False
 
 
 def choose_device(wanted: str) -> str:

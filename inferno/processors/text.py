@@ -99,9 +99,6 @@ def read(file: Path, max_tokens: int | None) -> WordPieces:
 class TextProcessor:
     """Takes one task's texts apart; a subclass may add `postprocess`."""
 
-    #: The tokenizer is only read.
-    prepares_ahead = True
-
     def __init__(self, context: ModelContext) -> None:
         """Read the version's `tokenizer.json`.
 

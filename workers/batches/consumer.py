@@ -510,14 +510,10 @@ class InferenceTask(Batches):  # type: ignore[misc]
         members, lost = self._settler.redeem(members)
         if not members:
             return lost, []
-        prepared = None
-        if engine.prepares_ahead and self._line.must_wait(batch.id):
-            prepared = prepare(engine, batch, members, self._watch, ahead=True)
         with turn:
             self._cores.take()
             started, started_at = time.monotonic(), time.time()
-            if prepared is None:
-                prepared = prepare(engine, batch, members, self._watch)
+            prepared = prepare(engine, batch, members, self._watch)
             answers = answer(engine, prepared, self._watch, started_at)
             pass_s = time.monotonic() - started
         self._pass_s = pass_s

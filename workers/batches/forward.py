@@ -126,15 +126,13 @@ class Prepared:
     twins: dict[Member, list[Member]]
     #: What the artifact takes of each.
     inputs: list[tuple[Member, Tensors]]
-    #: How long that took, in nanoseconds. Empty of those that had to wait for a pass meanwhile.
+    #: How long that took, in nanoseconds.
     took_ns: dict[Member, int]
     #: Those whose inputs the model's own code finds wrong.
     errors: dict[Member, Exception]
 
 
-def prepare(
-    engine: Engine, batch: Batch, members: Sequence[Member], watch: Watch, *, ahead: bool = False
-) -> Prepared:
+def prepare(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watch) -> Prepared:
     """Preprocess the inputs of those members of a batch that are still wanted.
 
     A member whose input cannot be prepared fails alone. Where the package allows it, members with
@@ -145,7 +143,6 @@ def prepare(
       batch: that they came in.
       members: all of the batch, or fewer.
       watch: entered for the whole of it.
-      ahead: whether the batch waits for its turn anyway, so that this takes no time of its own.
     """
     prepared = Prepared(batch, _twins(members), [], {}, {})
     with watch(batch):
@@ -155,8 +152,7 @@ def prepare(
                 prepared.inputs.append((member, engine.prepare(member.inputs)))
             except Exception as exc:
                 prepared.errors[member] = _explain(exc, member)
-            if not ahead:
-                prepared.took_ns[member] = time.perf_counter_ns() - began
+            prepared.took_ns[member] = time.perf_counter_ns() - began
     return prepared
 
 

@@ -35,14 +35,9 @@ class Line:
     def turn(self, who: str) -> Iterator[None]:
         """Wait for the turn of one that has joined; it keeps its place until it leaves."""
         with self._changed:
-            self._changed.wait_for(lambda: not self.must_wait(who))
+            self._changed.wait_for(lambda: who not in self._line[self._places :])
             self._began[who] = time.monotonic()
         yield
-
-    def must_wait(self, who: str) -> bool:
-        """Return whether one has joined whose turn has not come."""
-        with self._changed:
-            return who in self._line[self._places :]
 
     def first_began(self) -> float | None:
         """Return when the oldest turn began that is not over, or None when nobody has one."""

@@ -16,7 +16,7 @@ from inferno.errors import InfernoError
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import ROOT, bin_path, wait_until
 from tasks.state.cluster import Cluster
-from tests.integration.conftest import CODE, occupied, reserved, send
+from tests.integration.conftest import occupied, reserved, send
 
 
 def test_a_stopping_worker_loses_nothing_and_runs_nothing_twice(
@@ -74,44 +74,6 @@ def test_a_full_batch_begins_shortly_before_the_pass_ahead_of_it_is_over(
         *(f"text {n}" for n in range(4)),
         *(f"more {n}" for n in range(4)),
     ]
-
-
-#: Its preprocessing is noted in the ledger.
-PREPARING = """
-class Model:
-    prepares_ahead = AHEAD
-    def __init__(self, context):
-        self.ledger, self.run = pathlib.Path(context.parameters["ledger"]), build(context)
-    def preprocess(self, inputs):
-        with self.ledger.open("a") as file:
-            file.write(f"prepared {inputs['text'][0]}\\n")
-        return inputs
-    def __call__(self, inputs):
-        return self.run(inputs)
-"""
-
-
-@pytest.mark.parametrize("ahead", [True, False])
-def test_a_batch_is_prepared_while_another_has_its_pass_where_the_model_says_so(
-    repository, start_worker, celery, records, ahead
-):
-    name = f"prepares-{ahead}".lower()
-    code = CODE + PREPARING.replace("AHEAD", str(ahead))
-    repository.add(name, code=code, entrypoint="model:Model", batching={"max_batch_size": 1})
-    with start_worker(name):
-        # The next batch begins shortly before the pass of one like this is over.
-        send(celery, name, "sleep:0.01").get(timeout=10)
-        with occupied(celery, name, repository):
-            task = send(celery, name, "next")
-            if ahead:
-                wait_until(lambda: "prepared next" in repository.ran())
-            else:
-                wait_until(lambda: records.fetch(task.id)[0] is not None)
-            before = repository.ran()
-        task.get(timeout=10)
-    assert ("prepared next" in before) is ahead
-    assert "next" not in before
-    assert repository.ran()[-1] == "next"
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")

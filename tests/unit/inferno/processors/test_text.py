@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -92,31 +91,6 @@ def test_texts_are_taken_apart_padded_and_answered(package: ReadPackage) -> None
     assert first["token_type_ids"].tolist() == [[0] * 7] * 2
     answers = engine.forward([first, second])
     assert [answer["sum"].tolist() for answer in answers] == [[28, 6], [10]]
-
-
-@pytest.mark.parametrize(
-    ("methods", "ahead"),
-    [
-        ("def postprocess(self, outputs):\n    return outputs", True),
-        # It may keep something that its `postprocess` needs.
-        ("def preprocess(self, inputs):\n    return super().preprocess(inputs)", False),
-        (
-            "prepares_ahead = True\n"
-            "def preprocess(self, inputs):\n    return super().preprocess(inputs)",
-            True,
-        ),
-    ],
-)
-def test_a_class_with_its_own_preprocess_says_itself_whether_it_prepares_ahead(
-    package: ReadPackage, methods: str, ahead: bool
-) -> None:
-    code = (
-        "from inferno.processors.text import TextProcessor\n"
-        f"class Own(TextProcessor):\n{textwrap.indent(methods, '    ')}\n"
-    )
-    given = fields() | {"processor": "own:Own"}
-    given["files"] |= {"own.py": code.encode()}
-    assert load(package(**given)).prepares_ahead is ahead
 
 
 @pytest.mark.parametrize("sentence", ["", "it", "It is WARMER here", "it is it is it is it is"])

@@ -32,15 +32,6 @@ def test_turns_come_in_the_order_of_joining_not_of_asking():
     assert len(line) == 2
 
 
-def test_those_wait_that_have_joined_behind_the_places():
-    line = Line(1)
-    line.join("a")
-    line.join("b")
-    assert [line.must_wait(who) for who in ("a", "b", "stranger")] == [False, True, False]
-    line.leave("a")
-    assert not line.must_wait("b")
-
-
 def test_a_turn_may_be_taken_again_until_one_leaves():
     line = Line(1)
     line.join("a")
