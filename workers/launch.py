@@ -40,11 +40,6 @@ from workers.webhooks.outbound import Outbound
 
 logger = logging.getLogger(__name__)
 
-#: Longest that a thread keeps Python's lock from another one, in seconds. A pass needs the lock a
-#: dozen times for some moments, and finds it with the event loop or with a batch that is settled.
-#: Python's own 5 ms are a tenth of a pass; with much less, threads change places too often.
-SWITCH_INTERVAL_S = 0.0005
-
 
 class Host:
     """What this worker process serves; made when Celery has parsed its command line."""
@@ -95,7 +90,6 @@ def configure(sender: Worker, **_: Any) -> None:
     queues = list(app.amqp.queues.consume_from)
     try:
         settings = load()
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
         # Before there are threads of ours, which would stay on them.
         cores = Cores(settings.inference.cores)
         cores.leave()
