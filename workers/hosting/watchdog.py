@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock, Thread
-from types import FunctionType
 
 from inferno.settings import variable
 
@@ -93,7 +92,7 @@ class Watchdog:
 
     def _run(self) -> None:
         while True:
-            _sleep(TICK_S)
+            time.sleep(TICK_S)
             with self._lock:
                 now = time.monotonic()
                 late = [watched for watched in self._passes if watched.deadline <= now]
@@ -118,19 +117,3 @@ class Watchdog:
             faulthandler.dump_traceback(file=self._stderr)
         finally:
             os._exit(os.EX_SOFTWARE)
-
-
-def _pause(seconds: float) -> None:
-    time.sleep(seconds)
-
-
-# Stacks are all that faulthandler can print of a process whose interpreter is locked. The thread of
-# the watchdog is among them, in this function; so the function's name says what has happened.
-_sleep = FunctionType(
-    _pause.__code__.replace(
-        co_name="(if this begins with `Timeout`: a forward pass has held Python's lock beyond its "
-        "limit, and this process ended with status 1 for its tasks to be delivered again; "
-        f"{ADVICE})"
-    ),
-    globals(),
-)

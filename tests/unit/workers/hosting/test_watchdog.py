@@ -59,8 +59,6 @@ with watchdog.watch("a forward pass of greedy", 0.5):
 
     assert done.returncode == 1
     assert done.stderr.startswith("Timeout (0:00:03")
-    assert "a forward pass has held Python's lock beyond its limit" in done.stderr
-    assert "INFERNO_INFERENCE__TIMEOUT_S" in done.stderr
     assert "in match_for_ever" in done.stderr
 
 
