@@ -153,7 +153,7 @@ def simulate(
         max_batch_size,
         max_batch_delay_ms / 1000,
         adaptive,
-        lambda bucket, rows: curve.predict(rows),
+        lambda key, rows: curve.predict(rows),
         None if slo_p95_ms is None else slo_p95_ms / 1000,
     )
     lane = Lane(

@@ -33,7 +33,7 @@ from celery_batches import Batches
 from kombu.asynchronous.timer import Entry
 
 from inferno import names
-from inferno.batching.former import BatchFormer, Flush, FlushReason, Waiting, bucket
+from inferno.batching.former import BatchFormer, Flush, FlushReason, Waiting, batch_key
 from inferno.batching.pace import Pace
 from inferno.engine.cores import Cores
 from inferno.engine.engine import Engine, count_rows
@@ -278,7 +278,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._former.add(
             Waiting(
                 member,
-                bucket(package.version, member.inputs, pad),
+                batch_key(package.version, member.inputs, pad),
                 member.rows,
                 now,
                 deadline,

@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 from celery.worker.request import Request
 
-from inferno.batching.former import FlushReason, isolate
+from inferno.batching.former import FlushReason
+from inferno.batching.isolation import isolate
 from inferno.batching.latency import Pass
 from inferno.engine.engine import Engine, chunks
 from inferno.errors import ForwardFailed, InfernoError
@@ -159,7 +160,7 @@ def prepare(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watc
 def answer(engine: Engine, prepared: Prepared, watch: Watch, started_at: float) -> list[Answer]:
     """Answer the members of a batch.
 
-    One that makes the forward pass fail, fails alone: see `inferno.batching.former.isolate`.
+    One that makes the forward pass fail, fails alone: see `inferno.batching.isolation`.
 
     Args:
       engine: of the members' version.

@@ -19,7 +19,7 @@ import orjson
 import redis
 from celery.utils.time import get_exponential_backoff_interval
 
-from inferno.batching.former import is_transient
+from inferno.batching.isolation import is_transient
 from inferno.errors import (
     BrokerUnavailable,
     DeadlineExceeded,

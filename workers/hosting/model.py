@@ -16,7 +16,7 @@ from threading import Lock
 
 from celery import Celery
 
-from inferno.batching.former import BatchFormer, Bucket
+from inferno.batching.former import BatchFormer, BatchKey
 from inferno.batching.pace import Pace
 from inferno.engine.cores import Cores
 from inferno.engine.engine import Engine, choose_device
@@ -380,8 +380,8 @@ class HostedModel:
         )
         return self._watchdog.watch(what, package.timeout_s(self._settings.inference.timeout_s))
 
-    def _predict(self, bucket: Bucket, rows: int) -> float:
-        loaded = self._loaded.get(bucket.version)
+    def _predict(self, key: BatchKey, rows: int) -> float:
+        loaded = self._loaded.get(key.version)
         return loaded.engine.predict(rows) if loaded else 0.0
 
     def task(self, settler: Settler, lanes: Lanes) -> InferenceTask:

@@ -1,10 +1,9 @@
-"""The batch former on a virtual clock, and the isolation of bad members."""
+"""The batch former on a virtual clock."""
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,17 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferno.batching.former import (
-    BatchFormer,
-    Crowd,
-    Flush,
-    FlushReason,
-    Undecided,
-    Waiting,
-    bucket,
-    is_transient,
-    isolate,
-)
+from inferno.batching.arrivals import Arrivals
+from inferno.batching.former import BatchFormer, Flush, FlushReason, Waiting, batch_key
 from inferno.batching.simulation import Call, Lane, Report, bursts, crowd, poisson
 
 WINDOW_S = 0.010
@@ -94,7 +84,7 @@ def test_a_batch_leaves_in_time_for_the_earliest_deadline() -> None:
 def test_a_batch_leaves_so_early_that_its_pass_is_over_before_the_deadline() -> None:
     # Given passes of 1 s and 0.1 s more for each row
     batches: BatchFormer[str] = BatchFormer(
-        MAX_ROWS, 10.0, adaptive=False, predict=lambda bucket, rows: 1 + rows / 10
+        MAX_ROWS, 10.0, adaptive=False, predict=lambda key, rows: 1 + rows / 10
     )
     batches.add(waiting("hurried", 1.0, deadline=5.0))
     assert batches.next_due() == pytest.approx(5.0 - 1.1 - BatchFormer.DEADLINE_MARGIN)
@@ -164,12 +154,12 @@ def test_a_task_over_the_limit_leaves_alone() -> None:
     assert tasks(batches.flush(WINDOW_S)) == ["small"]
 
 
-def test_of_several_ready_buckets_the_one_with_the_oldest_task_leaves_first() -> None:
+def test_of_several_ready_groups_the_one_with_the_oldest_task_leaves_first() -> None:
     batches = former(max_rows=2)
     batches.add(waiting("a", 0.001, kind="a"))
     batches.add(waiting("b1", 0.002, kind="b"))
     batches.add(waiting("b2", 0.003, kind="b"))
-    # Given a full bucket, and later one whose window is over, too
+    # Given a full batch, and later one whose window is over, too
     assert tasks(batches.flush(0.003)) == ["b1", "b2"]
     batches.add(waiting("b3", 0.004, kind="b"))
     batches.add(waiting("b4", 0.004, kind="b"))
@@ -183,10 +173,10 @@ arrivals = st.lists(
 
 
 @given(arrivals=arrivals, adaptive=st.booleans(), max_rows=st.integers(1, 32))
-def test_every_task_leaves_once_in_order_of_its_bucket_and_within_the_limits(
+def test_every_task_leaves_once_in_order_of_its_group_and_within_the_limits(
     arrivals: list[tuple[str, int, float]], adaptive: bool, max_rows: int
 ) -> None:
-    # Given tasks of three buckets, some of more rows than a batch takes
+    # Given tasks of three keys, some of more rows than a batch takes
     batches: BatchFormer[int] = BatchFormer(max_rows, WINDOW_S, adaptive)
     now, left = 0.0, []
     for number, (kind, rows, gap) in enumerate(arrivals):
@@ -203,10 +193,10 @@ def test_every_task_leaves_once_in_order_of_its_bucket_and_within_the_limits(
     assert sorted(w.task for f in left for w in f.members) == list(range(len(arrivals)))
     assert len(batches) == 0
     for flush in left:
-        assert len({w.bucket for w in flush.members}) == 1
+        assert len({w.key for w in flush.members}) == 1
         assert len(flush.members) == 1 or sum(w.rows for w in flush.members) <= max_rows
     for kind in "abc":
-        order = [w.task for f in left for w in f.members if w.bucket == kind]
+        order = [w.task for f in left for w in f.members if w.key == kind]
         assert order == sorted(order)
 
 
@@ -239,26 +229,26 @@ def test_clearing_forgets_everybody() -> None:
     assert batches.next_due() is None
 
 
-# Buckets
+# Which tasks can share a batch
 
 
-def test_tasks_of_equal_shapes_and_version_share_a_bucket() -> None:
+def test_tasks_of_equal_shapes_and_version_share_a_key() -> None:
     a = {"x": np.zeros((1, 3)), "m": np.zeros((1, 5))}
     b = {"m": np.zeros((4, 5)), "x": np.zeros((4, 3))}
-    assert bucket(1, a, ()) == bucket(1, b, ())
-    assert bucket(1, a, ()) != bucket(2, a, ())
+    assert batch_key(1, a, ()) == batch_key(1, b, ())
+    assert batch_key(1, a, ()) != batch_key(2, a, ())
 
 
-def test_other_shapes_and_other_inputs_are_other_buckets() -> None:
+def test_other_shapes_and_other_inputs_are_other_keys() -> None:
     base = {"x": np.zeros((1, 3))}
     for other in ({"x": np.zeros((1, 4))}, {"x": np.zeros((1, 3)), "m": np.zeros(1)}, {}):
-        assert bucket(1, base, ()) != bucket(1, other, ())
+        assert batch_key(1, base, ()) != batch_key(1, other, ())
 
 
 def test_padded_inputs_may_differ_in_size() -> None:
     short, long = ({"ids": np.zeros((1, n)), "x": np.zeros((1, 2))} for n in (3, 9))
-    assert bucket(1, short, ("ids",)) == bucket(1, long, ("ids",))
-    assert bucket(1, short, ("x",)) != bucket(1, long, ("x",))
+    assert batch_key(1, short, ("ids",)) == batch_key(1, long, ("ids",))
+    assert batch_key(1, short, ("x",)) != batch_key(1, long, ("x",))
 
 
 # The window adapts: simulations with a service time of 5 ms + 0.05 ms per row
@@ -287,7 +277,7 @@ def lane(
     *, adaptive: bool = True, predict: Callable[[int], float] = unknown, **fields: Any
 ) -> Lane:
     former: BatchFormer[Call] = BatchFormer(
-        MAX_ROWS, WINDOW_S, adaptive, lambda bucket, rows: predict(rows)
+        MAX_ROWS, WINDOW_S, adaptive, lambda key, rows: predict(rows)
     )
     given: dict[str, Any] = {"busy": mock, "front_end": SPACING_S} | fields
     return Lane(former, **given)
@@ -408,7 +398,7 @@ def test_free_executors_share_what_one_could_take_if_all_are_done_sooner_then(
     busy: Callable[[int], float], free: int, sizes: list[int]
 ) -> None:
     batches: BatchFormer[str] = BatchFormer(
-        MAX_ROWS, WINDOW_S, predict=lambda bucket, rows: busy(rows)
+        MAX_ROWS, WINDOW_S, predict=lambda key, rows: busy(rows)
     )
     for task in "abcde":
         batches.add(waiting(task))
@@ -427,7 +417,7 @@ def test_free_executors_share_all_that_waits_in_full_batches_if_they_can(
     waits: int, sizes: list[int]
 ) -> None:
     batches: BatchFormer[str] = BatchFormer(
-        MAX_ROWS, WINDOW_S, predict=lambda bucket, rows: by_the_row(rows)
+        MAX_ROWS, WINDOW_S, predict=lambda key, rows: by_the_row(rows)
     )
     for number in range(waits):
         batches.add(waiting(f"task {number}"))
@@ -452,7 +442,7 @@ def in_passes(tasks: int) -> float:
 @pytest.mark.parametrize("rows", [1, 15, 17, 24, 31])
 def test_the_rows_that_a_pass_still_takes_are_worth_waiting_for_however_few(rows: int) -> None:
     batches: BatchFormer[str] = BatchFormer(
-        MAX_ROWS, 10 * WINDOW_S, predict=lambda bucket, rows: in_passes(rows)
+        MAX_ROWS, 10 * WINDOW_S, predict=lambda key, rows: in_passes(rows)
     )
     # Given a crowd that is fast enough to fill a batch within the window
     for number in range(MAX_ROWS):
@@ -507,7 +497,7 @@ def test_without_adaptation_a_lone_client_pays_the_window() -> None:
 
 
 def test_the_end_of_a_burst_is_known_after_a_few_gaps() -> None:
-    crowd = Crowd(WINDOW_S)
+    crowd = Arrivals(WINDOW_S)
     for number in range(40):
         crowd.arrived(number * SPACING_S, in_lane=number + 1)
     last = 39 * SPACING_S
@@ -546,139 +536,3 @@ class Counting(float):
     def __gt__(self, other: float) -> bool:
         Counting.compared += 1
         return super().__gt__(other)
-
-
-# Isolation
-
-
-class Poisoned(ValueError):
-    """The fault of a member."""
-
-
-class Passing(RuntimeError):
-    """A fault that may pass."""
-
-    transient = True
-
-
-def passes(guilty: set[int]) -> Any:
-    """Return a model that fails on batches with a guilty member, and the list of its batches."""
-    seen: list[list[int]] = []
-
-    def run(part: Sequence[int]) -> list[int]:
-        seen.append(list(part))
-        if guilty & set(part):
-            raise Poisoned(f"one of {part}")
-        return [member * 10 for member in part]
-
-    return run, seen
-
-
-def test_a_good_batch_takes_one_pass() -> None:
-    run, seen = passes(set())
-    assert list(isolate([1, 2, 3], run)) == [(1, 10), (2, 20), (3, 30)]
-    assert seen == [[1, 2, 3]]
-
-
-@given(size=st.integers(1, 64), data=st.data())
-def test_a_bad_member_fails_alone(size: int, data: st.DataObject) -> None:
-    guilty = data.draw(st.integers(0, size - 1))
-    run, seen = passes({guilty})
-    outcomes = dict(isolate(range(size), run))
-    assert len(outcomes) == size
-    assert isinstance(outcomes.pop(guilty), Poisoned)
-    assert outcomes == {member: member * 10 for member in outcomes}
-    assert len(seen) <= 1 + 2 * math.ceil(math.log2(size))
-
-
-@given(size=st.integers(1, 64), data=st.data())
-def test_exactly_the_guilty_fail_within_the_budget_and_nobody_innocent_beyond_it(
-    size: int, data: st.DataObject
-) -> None:
-    guilty = data.draw(st.sets(st.integers(0, size - 1)))
-    run, seen = passes(guilty)
-    outcomes = list(isolate(range(size), run))
-    # Each member has exactly one outcome
-    assert sorted(member for member, _ in outcomes) == list(range(size))
-    budget = 2 + 4 * math.ceil(math.log2(size))
-    assert len(seen) <= budget
-    for member, outcome in outcomes:
-        if isinstance(outcome, Undecided):
-            # Only where the budget was spent, and such a member may be tried again
-            assert len(seen) == budget
-            assert is_transient(outcome)
-        elif member in guilty:
-            assert isinstance(outcome, Poisoned)
-        else:
-            assert outcome == member * 10
-    if len(guilty) <= 2:
-        assert not any(isinstance(outcome, Undecided) for _, outcome in outcomes)
-
-
-def test_a_whole_batch_of_bad_members_is_not_worth_all_its_passes() -> None:
-    run, seen = passes(set(range(32)))
-    outcomes = list(isolate(range(32), run))
-    assert len(outcomes) == 32
-    assert len(seen) == 22
-    assert any(isinstance(outcome, Undecided) for _, outcome in outcomes)
-
-
-@pytest.mark.parametrize("error", [Passing("soon"), ConnectionError("gone"), TimeoutError("slow")])
-def test_a_transient_error_is_everyones_and_splits_nothing(error: Exception) -> None:
-    seen = []
-
-    def run(part: Sequence[int]) -> list[int]:
-        seen.append(part)
-        raise error
-
-    assert list(isolate([1, 2, 3], run)) == [(1, error), (2, error), (3, error)]
-    assert len(seen) == 1
-
-
-def test_a_batch_that_does_not_fit_into_memory_is_split_until_it_fits() -> None:
-    def run(part: Sequence[int]) -> list[int]:
-        if len(part) > 8:
-            raise MemoryError
-        return list(part)
-
-    assert sorted(isolate(range(32), run)) == [(n, n) for n in range(32)]
-
-
-def test_a_member_that_does_not_fit_alone_may_be_tried_again() -> None:
-    def run(part: Sequence[int]) -> list[int]:
-        raise MemoryError
-
-    ((_, error),) = isolate([1], run)
-    assert isinstance(error, MemoryError)
-    assert is_transient(error)
-
-
-@pytest.mark.parametrize("answers", [[], [1], [1, 2, 3]])
-def test_a_wrong_number_of_answers_is_a_failed_pass(answers: list[int]) -> None:
-    outcomes = list(isolate(["a", "b"], lambda _: answers))
-    assert [member for member, _ in outcomes] == ["a", "b"]
-    singles = [isinstance(outcome, ValueError) for _, outcome in outcomes]
-    # Alone, one answer is the right number
-    assert all(singles) or answers == [1]
-
-
-@pytest.mark.parametrize(
-    ("error", "transient"),
-    [
-        (ValueError(), False),
-        (RuntimeError(), False),
-        (MemoryError(), True),
-        (ConnectionResetError(), True),
-        (TimeoutError(), True),
-        (Passing(), True),
-        (Undecided("?"), True),
-    ],
-)
-def test_which_errors_may_pass(error: Exception, transient: bool) -> None:
-    assert is_transient(error) is transient
-
-
-def test_an_error_can_say_that_it_will_not_pass() -> None:
-    error = ConnectionError("the licence has ended")
-    error.transient = False  # type: ignore[attr-defined]
-    assert not is_transient(error)
