@@ -22,7 +22,7 @@ from celery.apps.worker import Worker
 
 from inferno import names
 from inferno.engine.cores import Cores
-from inferno.engine.engine import choose_device
+from inferno.engine.device import choose_device
 from inferno.errors import BrokerUnavailable, ConfigurationError, InfernoError
 from inferno.settings import Settings, load
 from tasks.broker.connection import connect

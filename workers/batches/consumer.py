@@ -35,8 +35,9 @@ from kombu.asynchronous.timer import Entry
 from inferno import names
 from inferno.batching.former import BatchFormer, Flush, FlushReason, Waiting, batch_key
 from inferno.batching.pace import Pace
+from inferno.engine.collation import count_rows
 from inferno.engine.cores import Cores
-from inferno.engine.engine import Engine, count_rows
+from inferno.engine.engine import Engine
 from inferno.errors import (
     DeadlineExceeded,
     InfernoError,

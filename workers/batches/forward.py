@@ -19,7 +19,8 @@ from celery.worker.request import Request
 from inferno.batching.former import FlushReason
 from inferno.batching.isolation import isolate
 from inferno.batching.latency import Pass
-from inferno.engine.engine import Engine, chunks
+from inferno.engine.collation import chunks
+from inferno.engine.engine import Engine
 from inferno.errors import ForwardFailed, InfernoError
 from inferno.protocol.digest import digest
 from inferno.protocol.tasks import BatchInfo, StageRun

@@ -19,7 +19,8 @@ from celery import Celery
 from inferno.batching.former import BatchFormer, BatchKey
 from inferno.batching.pace import Pace
 from inferno.engine.cores import Cores
-from inferno.engine.engine import Engine, choose_device
+from inferno.engine.device import choose_device
+from inferno.engine.engine import Engine
 from inferno.errors import ConfigurationError, ModelNotFound, PackageError
 from inferno.repository.repository import Model, Package, Repository, Stamp
 from inferno.settings import Settings
