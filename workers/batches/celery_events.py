@@ -26,7 +26,7 @@ from kombu.asynchronous.timer import Entry
 
 from inferno.protocol.tasks import TaskState
 from inferno.settings import EventSettings
-from workers.batches.settle import Settled
+from workers.batches.settlement import Settled
 
 #: How long an event may wait for others to be published with, in seconds.
 LINGER_S = 0.1

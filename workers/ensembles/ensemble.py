@@ -47,7 +47,8 @@ from tasks.intake.submit import Submission, Submitter
 from tasks.results.bridge import Bridge, Subscription
 from tasks.state.deployments import Deployments, Outdated
 from tasks.state.records import Outcome, Records
-from workers.batches.forward import Answer, Batch, Member, arguments
+from workers.batches.forward import Answer
+from workers.batches.member import Batch, Member, arguments
 
 logger = logging.getLogger(__name__)
 

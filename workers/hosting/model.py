@@ -16,6 +16,7 @@ from threading import Lock
 
 from celery import Celery
 
+from inferno import names
 from inferno.batching.former import BatchFormer, BatchKey
 from inferno.batching.pace import Pace
 from inferno.engine.cores import Cores
@@ -27,9 +28,11 @@ from inferno.settings import Settings
 from tasks.broker.lanes import Lanes
 from tasks.state.cluster import HeldVersion
 from tasks.state.deployments import Deployment
-from workers.batches.consumer import InferenceTask, threads
-from workers.batches.forward import Batch, Member
+from workers.batches.consumer import InferenceTask
+from workers.batches.execution import Execution, threads
+from workers.batches.member import Batch, Member
 from workers.batches.settle import Settler
+from workers.batches.turns import Turns
 from workers.ensembles.ensemble import Coordinator, Ensemble
 from workers.hosting.watchdog import Watchdog
 
@@ -394,16 +397,24 @@ class HostedModel:
             self._predict,
             self.objective_s,
         )
-        self._task = InferenceTask(
-            self.model,
+        turns = Turns(self.executors)
+        execution = Execution(
+            names.task_name(self.name),
             self.engine,
             settler,
-            lanes,
-            executors=self.executors,
-            former=former,
+            turns,
             watch=self.watch,
             cores=self._cores,
             pace=self.pace,
+        )
+        self._task = InferenceTask(
+            self.model,
+            lanes,
+            settler,
+            execution,
+            executors=self.executors,
+            turns=turns,
+            former=former,
             settings=self._settings.events,
         )
         return self._task
