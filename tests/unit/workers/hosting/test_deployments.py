@@ -14,9 +14,9 @@ from inferno.protocol.deployments import parse_activate, parse_load, parse_unloa
 from inferno.repository.repository import Model, Repository
 from inferno.settings import RepositorySettings, Settings
 from tasks.state.deployments import Deployment
-from workers.hosting.model import HostedModel, NoRoom
+from workers.hosting.loading import Loader, NoRoom
+from workers.hosting.model import HostedModel
 from workers.hosting.reconcile import Reconciler
-from workers.hosting.watchdog import Watchdog
 
 CODE = """
 def build(context):
@@ -117,7 +117,7 @@ def test_only_what_has_changed_is_read_again(tmp_path):
 
 def hosted(model: Model, **repository: object) -> HostedModel:
     settings = Settings().model_copy(update={"repository": RepositorySettings(**repository)})
-    return HostedModel(model, settings, Watchdog(), Cores(()), pytest.fail)
+    return HostedModel(model, settings, Loader(settings, Cores(()), pytest.fail))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_version_that_has_lost_its_share_is_let_go(model):
 
 
 def test_what_was_not_used_for_longest_makes_room(model, monkeypatch):
-    monkeypatch.setattr("workers.hosting.model.Loaded.memory_bytes", 1000)
+    monkeypatch.setattr("workers.hosting.loading.Loaded.memory_bytes", 1000)
     settings = Settings().model_copy(
         update={
             "repository": RepositorySettings(
@@ -179,7 +179,7 @@ def test_what_was_not_used_for_longest_makes_room(model, monkeypatch):
             )
         }
     )
-    here = HostedModel(model, settings, Watchdog(), Cores(()), pytest.fail)
+    here = HostedModel(model, settings, Loader(settings, Cores(()), pytest.fail))
     Reconciler([here], settings, lambda: None)
     here.engine(3)
     here.engine(1)
@@ -189,7 +189,7 @@ def test_what_was_not_used_for_longest_makes_room(model, monkeypatch):
     wanted = Deployment(loaded=frozenset({2}))
     here.reconcile(wanted.applied(model), wanted)
     with pytest.raises(
-        NoRoom, match="INFERNO_REPOSITORY__MEMORY_BUDGET_BYTES=2100, 2000 are taken"
+        NoRoom, match="2000 of INFERNO_REPOSITORY__MEMORY_BUDGET_BYTES=2100 are taken"
     ):
         here.engine(1)
 

@@ -17,15 +17,13 @@ from inferno.engine.engine import Engine
 from inferno.repository.repository import Model, Package
 from inferno.settings import Settings
 from tests.unit.inferno.onnx_files import linear
+from workers.hosting.loading import Loader
 from workers.hosting.model import HostedModel
-from workers.hosting.watchdog import Watchdog
 
 X = {"name": "x", "dtype": "float32", "shape": ["batch"]}
 
 
-def hosted(
-    folder: Path, batching: Mapping[str, object], cores: Cores | None = None, **defaults: object
-) -> HostedModel:
+def hosted(folder: Path, batching: Mapping[str, object], **defaults: object) -> HostedModel:
     path = folder / "m" / "1"
     path.mkdir(parents=True)
     manifest = {
@@ -41,9 +39,7 @@ def hosted(
     return HostedModel(
         Model("m", {1: Package.read(path)}, 1),
         given,
-        Watchdog(),
-        cores or Cores(()),
-        pytest.fail,
+        Loader(given, Cores(()), pytest.fail),
     )
 
 
@@ -104,7 +100,9 @@ def test_what_is_loaded_beside_a_version_that_answers_gives_way_to_it(
         }
         (path / "model.yaml").write_text(yaml.safe_dump(manifest))
         packages[version] = Package.read(path)
-    model = HostedModel(Model("m", packages, 1), Settings(), Watchdog(), Cores(()), pytest.fail)
+    settings = Settings()
+    loader = Loader(settings, Cores(()), pytest.fail)
+    model = HostedModel(Model("m", packages, 1), settings, loader)
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     x = np.zeros((1, 4), np.float32)
