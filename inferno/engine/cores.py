@@ -1,12 +1,10 @@
-"""The cores of this machine that are kept for forward passes.
+"""CPU cores that are kept for forward passes, see `INFERNO_INFERENCE__CORES`.
 
-With `INFERNO_INFERENCE__CORES`:
+    inferno up    leaves them, and so do all processes that it starts
+    worker        leaves them; each of its threads takes them for a forward pass
+    loading       takes them, so that a runtime's own threads inherit them
 
-    inferno up    leaves them; so do all processes that it starts
-    worker        leaves them, and each of its threads takes them for a forward pass
-    loading       takes them, so that a runtime's own threads are on them
-
-A pass that shares its core is interrupted some 200 times in a second, also while another core is
+A pass that shares its core is interrupted about 200 times per second, even while another core is
 idle (`perf sched`, `embed` with 64 callers on two cores).
 """
 
@@ -24,15 +22,16 @@ logger = logging.getLogger(__name__)
 
 
 class Cores:
-    """What a process does with the cores that are kept; nothing, where none are."""
+    """Moves threads on and off the kept cores; does nothing if none are kept."""
 
     def __init__(self, kept: Collection[int]) -> None:
-        """See which cores are left for everything else.
+        """Find out which cores are left for everything else.
 
         Args:
           kept: numbers of cores, as in `INFERNO_INFERENCE__CORES`.
         Raises:
-          ConfigurationError: this process may not use one of them or choose, or none is left.
+          ConfigurationError: this process may not use one of the cores, may not choose its cores,
+            or has no other core.
         """
         self._kept = frozenset(kept)
         if not self._kept:
@@ -48,16 +47,16 @@ class Cores:
         if not self._others:
             raise ConfigurationError(
                 f"{variable('inference', 'cores')}: {_listed(self._kept)}: leave at least one of "
-                f"the cores {_listed(before)} for everything that is no forward pass"
+                f"the cores {_listed(before)} for everything besides forward passes"
             )
 
     def leave(self) -> None:
-        """Let this thread run on the other cores, and what it starts from now on."""
+        """Move this thread, and those that it starts later, to the other cores."""
         if self._kept:
             self._go(self._others)
 
     def take(self) -> None:
-        """Let this thread run on the cores that are kept, and on no other."""
+        """Move this thread to the kept cores only."""
         if self._kept:
             self._go(self._kept)
 
@@ -65,14 +64,14 @@ class Cores:
         try:
             os.sched_setaffinity(0, cores)
         except OSError as exc:
-            # The cores of a container can be changed while it runs. Only speed is lost.
+            # The cores of a container can change while it runs. Only speed is lost.
             if not self._told:
                 logger.warning("cannot run on the cores %s any more: %s", _listed(cores), exc)
                 self._told = True
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Let this thread, and what it starts meanwhile, run on the cores that are kept."""
+        """Keep this thread, and those that it starts, on the kept cores for the body."""
         self.take()
         try:
             yield
@@ -81,13 +80,13 @@ class Cores:
 
 
 def _usable(cores: Collection[int], before: Collection[int]) -> set[int]:
-    """Return those of some cores that this process may use.
+    """Return the subset of cores that this process may use.
 
     Raises:
-      ConfigurationError: it may not choose.
+      ConfigurationError: this process may not choose its cores.
     """
     try:
-        # The kernel leaves out what is not there or belongs to others.
+        # The kernel drops cores that do not exist or are not allowed.
         os.sched_setaffinity(0, cores)
         usable = os.sched_getaffinity(0)
         os.sched_setaffinity(0, before)

@@ -126,7 +126,7 @@ def test_the_package_goes_before_the_settings(package: ReadPackage) -> None:
 @pytest.mark.parametrize(
     ("make", "quantize", "reason"),
     [
-        (onnx_package, "bf16", "bf16 is not for ONNX; use fp16 or int8"),
+        (onnx_package, "bf16", "ONNX models cannot use bf16; use fp16 or int8"),
         (onnx_package, "fp16", "fp16 is slower than fp32 on the CPU"),
         (module_package, "fp16", "fp16 is for CUDA; on the CPU, use bf16 or int8"),
     ],

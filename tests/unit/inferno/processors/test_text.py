@@ -144,7 +144,7 @@ def test_versions_with_equal_files_share_what_was_read_until_none_is_left(
         ({"files": {"model.onnx": onnx_bytes()}}, "tokenizer.json is missing"),
         (
             {"files": {"model.onnx": onnx_bytes(), "tokenizer.json": "{}"}},
-            "tokenizer.json: is no tokenizer that can be read",
+            "tokenizer.json: cannot be read as a tokenizer",
         ),
         ({"parameters": {"max_tokens": 0}}, "parameters.max_tokens"),
         ({"parameters": {"pieces": ["words"]}}, "parameters.pieces"),

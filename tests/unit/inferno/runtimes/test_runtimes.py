@@ -255,7 +255,7 @@ def build(context):
         ({"entrypoint": "nowhere:build"}, "nowhere:build: FileNotFoundError"),
         ({"entrypoint": "model"}, "model: AttributeError"),
         ({"entrypoint": "model:other"}, "model:other: AttributeError"),
-        ({"files": {"model.py": "def build(context): return 1"}}, "returned int, no callable"),
+        ({"files": {"model.py": "def build(context): return 1"}}, "returned int, not a callable"),
         ({"files": {"model.py": "def build(context): 1 / 0"}}, "model:build: ZeroDivisionError"),
         ({"files": {"model.py": "import no_such_module"}}, "No module named 'no_such_module'"),
         ({"files": {"model.py": "def ("}}, "model:build: SyntaxError"),
