@@ -135,9 +135,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._wake_up = None
         self._consumer = consumer
         self._events = Events(consumer, self._settings)
-        make_request = create_request_cls(
-            Request, task, consumer.pool, consumer.hostname, consumer.event_dispatcher, app=app
-        )
+        make_request = _request_factory(task, app, consumer)
 
         def handle(
             message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any
@@ -148,22 +146,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
             if takers is not None:
                 # From here on, ordinary messages bypass Celery.
                 takers[self._model.name] = self._take
-            # Celery's own `ack` waits for the next round of the event loop, which may be up to a
-            # second later. This code runs on the loop already, so it acknowledges directly.
-            request = make_request(
-                message,
-                on_ack=message.ack_log_error,
-                on_reject=message.reject_log_error,
-                app=app,
-                hostname=consumer.hostname,
-                eventer=consumer.event_dispatcher,
-                task=task,
-                connection_errors=consumer.connection_errors,
-                headers=message.headers,
-                body=message.body,
-                decoded=False,
-                utc=True,
-            )
+            request = make_request(message)
             if not self._arrived and not self._topping_up:
                 # Messages of one fetch come one by one, and are admitted together.
                 consumer.timer.call_after(0, self._take_in)
@@ -420,6 +403,29 @@ class InferenceTask(Batches):  # type: ignore[misc]
             else:
                 request.acknowledge()
         self._events.ended(settled)
+
+
+def _request_factory(task: Batches, app: Celery, consumer: Consumer) -> Callable[[Any], Request]:
+    """Return a function that makes Celery's own request of a message."""
+    make_request = create_request_cls(
+        Request, task, consumer.pool, consumer.hostname, consumer.event_dispatcher, app=app
+    )
+    # Celery's own `ack` waits for the next round of the event loop, which may be up to a second
+    # later. Requests are acknowledged on the loop, so they do it directly.
+    return lambda message: make_request(
+        message,
+        on_ack=message.ack_log_error,
+        on_reject=message.reject_log_error,
+        app=app,
+        hostname=consumer.hostname,
+        eventer=consumer.event_dispatcher,
+        task=task,
+        connection_errors=consumer.connection_errors,
+        headers=message.headers,
+        body=message.body,
+        decoded=False,
+        utc=True,
+    )
 
 
 def _revoked() -> TaskCancelled:

@@ -67,15 +67,6 @@ def _task(
     cores: Cores,
 ) -> InferenceTask:
     """Return the Celery task that serves a model's lane."""
-
-    def watch(batch: Batch) -> AbstractContextManager[None]:
-        package = batch.members[0].package
-        what = (
-            f"a forward pass of {hosted.name} version {package.version} "
-            f"(batch {batch.id} of {len(batch.members)} tasks)"
-        )
-        return watchdog.watch(what, package.timeout_s(settings.inference.timeout_s))
-
     former: BatchFormer[Member] = BatchFormer(
         hosted.max_batch_size,
         hosted.window_s,
@@ -89,7 +80,7 @@ def _task(
         hosted.engine,
         settler,
         turns,
-        watch=watch,
+        watch=lambda batch: _watch(batch, watchdog, settings.inference.timeout_s),
         cores=cores,
         pace=hosted.pace,
     )
@@ -105,3 +96,13 @@ def _task(
     )
     hosted.reconciled = lambda: task.serve(hosted.model, hosted.max_batch_size)
     return task
+
+
+def _watch(batch: Batch, watchdog: Watchdog, timeout_s: float) -> AbstractContextManager[None]:
+    """Return a context that ends the process if a forward pass in it takes too long."""
+    package = batch.members[0].package
+    what = (
+        f"a forward pass of {package.name} version {package.version} "
+        f"(batch {batch.id} of {len(batch.members)} tasks)"
+    )
+    return watchdog.watch(what, package.timeout_s(timeout_s))
