@@ -59,17 +59,7 @@ class Engine:
         self.latency = LatencyCurve()
         #: Mean length of the longest row of a pass.
         self._length = 1.0
-        inference = package.inference(inference)
-        context = ModelContext(
-            path=package.path.resolve(),
-            device=choose_device(inference.device),
-            threads=inference.pass_threads(package.executors),
-            parameters=package.manifest.parameters,
-            labels=package.manifest.labels,
-            quantize=inference.quantize,
-            compile=inference.compile,
-            onnx_providers=inference.onnx_providers,
-        )
+        context = _context(package, package.inference(inference))
         self.device = context.device
         # Libraries stay loaded when an engine goes, so they are imported before memory is measured.
         # The same holds for memory that was freed earlier and would be reused now.
@@ -316,6 +306,19 @@ class Engine:
         answers = self._outputs.split(outputs, members, rows, padded_rows)
         took.output_ns += time.perf_counter_ns() - ran
         return answers
+
+
+def _context(package: Package, inference: InferenceSettings) -> ModelContext:
+    return ModelContext(
+        path=package.path.resolve(),
+        device=choose_device(inference.device),
+        threads=inference.pass_threads(package.executors),
+        parameters=package.manifest.parameters,
+        labels=package.manifest.labels,
+        quantize=inference.quantize,
+        compile=inference.compile,
+        onnx_providers=inference.onnx_providers,
+    )
 
 
 def _made_up(spec: TensorSpec) -> Array:

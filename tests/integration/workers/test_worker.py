@@ -1,4 +1,4 @@
-"""The worker process itself: what it tells Celery, how it stops, what it refuses to serve."""
+"""The worker process: what it reports to Celery, how it stops, and what it refuses to serve."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def test_a_full_batch_begins_shortly_before_the_pass_ahead_of_it_is_over(
         return record is not None and record.state is TaskState.RUNNING
 
     with start_worker("ahead"):
-        # A pass takes this long, as far as the worker knows: more than a batch begins ahead.
+        # Teaches the worker that a pass takes 0.4 s, which is longer than AHEAD_S.
         send(celery, "ahead", "sleep:0.4").get(timeout=10)
         with occupied(celery, "ahead", repository):
             tasks = [submit("ahead", f"text {n}") for n in range(4)]
             wait_until(lambda: all(map(has_begun, tasks)))
             assert [text for text in repository.ran() if text.startswith("text")] == []
-            # No second one begins.
+            # No second batch begins ahead.
             more = [submit("ahead", f"more {n}") for n in range(4)]
         results = [AsyncResult(task, app=celery).get(timeout=20) for task in tasks + more]
     assert {result["batch"]["size"] for result in results} == {4}
@@ -86,12 +86,12 @@ def test_only_passes_run_on_the_cores_that_are_kept_for_them(repository, start_w
         return sum(os.sched_getaffinity(thread) == {kept} for thread in threads)
 
     with start_worker("cores", INFERNO_INFERENCE__CORES=str(kept)) as worker:
-        # The event loop's own.
+        # The thread of the event loop.
         assert os.sched_getaffinity(worker.pid) == set(others)
         with occupied(celery, "cores", repository):
             during = threads_there()
             assert during > 0
-        # What a pass starts stays there, such as the watchdog's timer.
+        # Threads that a pass starts stay there, such as that of the watchdog's timer.
         wait_until(lambda: threads_there() == during - 1)
 
 
@@ -125,7 +125,7 @@ def test_each_member_sends_celery_s_events(repository, start_worker, celery):
         listener.start()
         with start_worker("events"):
             wait_until(lambda: seen, what="the worker's own events")
-            # One after the other: a transient error is that of all members of a batch.
+            # One after the other: a transient error fails all members of a batch.
             good = send(celery, "events", "good")
             good.get(timeout=10)
             bad = send(celery, "events", "poison")
@@ -142,7 +142,7 @@ def test_each_member_sends_celery_s_events(repository, start_worker, celery):
         listener.join(timeout=10)
     assert of(good) == ["task-received", "task-started", "task-succeeded"]
     assert of(bad) == ["task-received", "task-started", "task-failed"]
-    # The next attempt may be out of its lane again before the event of the first is on its way.
+    # The next attempt may be fetched before the event of the first attempt is sent.
     once, twice = ["task-retried", "task-succeeded"], ["task-received", "task-started"]
     assert sorted(of(again)) == sorted(once + 2 * twice)
 
@@ -172,7 +172,7 @@ def test_a_model_is_warm_before_its_worker_takes_tasks(repository, start_worker,
 
 
 def test_a_worker_ends_when_a_model_hangs(repository, start_worker, celery, log):
-    """The limit is for each forward pass of tasks, not for their sum and not for the warm-up."""
+    """The limit applies to each forward pass of tasks, not to their sum or to the warm-up."""
     repository.add(
         "hangs",
         timeout_s=1,

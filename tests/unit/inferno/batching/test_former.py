@@ -82,7 +82,7 @@ def test_a_batch_leaves_in_time_for_the_earliest_deadline() -> None:
 
 
 def test_a_batch_leaves_so_early_that_its_pass_is_over_before_the_deadline() -> None:
-    # Given passes of 1 s and 0.1 s more for each row
+    # Given passes of 1 s plus 0.1 s per row
     batches: BatchFormer[str] = BatchFormer(
         MAX_ROWS, 10.0, adaptive=False, predict=lambda key, rows: 1 + rows / 10
     )
@@ -91,7 +91,7 @@ def test_a_batch_leaves_so_early_that_its_pass_is_over_before_the_deadline() -> 
     # When another task joins, the pass takes longer
     batches.add(waiting("patient", 1.0))
     assert batches.next_due() == pytest.approx(5.0 - 1.2 - BatchFormer.DEADLINE_MARGIN)
-    # And what cannot be over in time leaves at once: it may still start in time
+    # And a task that cannot end in time leaves at once, because it may still start in time
     batches.add(waiting("late", 1.0, deadline=1.5))
     assert tasks(batches.flush(1.0)) == ["hurried", "patient", "late"]
 
@@ -128,11 +128,11 @@ def test_a_window_of_zero_holds_nobody_back() -> None:
 
 
 def test_rows_are_counted_and_capped() -> None:
-    # Given tasks of 20 rows each and batches of 32
+    # Given tasks of 20 rows each, and batches of 32
     batches = former()
     for task in "abc":
         batches.add(waiting(task, rows=20))
-    # Then two do not fit into one
+    # Then no two tasks fit into one batch
     assert [tasks(batches.flush(0.0)) for _ in "ab"] == [["a"], ["b"]]
     assert batches.flush(0.0) is None
     assert len(batches) == 1
@@ -184,12 +184,13 @@ def test_every_task_leaves_once_in_order_of_its_group_and_within_the_limits(
         batches.add(Waiting(number, kind, rows, now))
         while (flush := batches.flush(now)) is not None:
             left.append(flush)
-    # When everything that waits becomes due
+    # When all waiting tasks become due
     while (due := batches.next_due()) is not None:
         flush = batches.flush(max(due, now))
         assert flush is not None
         left.append(flush)
-    # Then each left once, with its like, in order, and no batch is too large for its own fault
+    # Then each left once, in order, only with tasks of its key, and no batch is too large unless it
+    # is a single task
     assert sorted(w.task for f in left for w in f.members) == list(range(len(arrivals)))
     assert len(batches) == 0
     for flush in left:
@@ -253,7 +254,7 @@ def test_padded_inputs_may_differ_in_size() -> None:
 
 # The window adapts: simulations with a service time of 5 ms + 0.05 ms per row
 
-#: What the front end takes for one task.
+#: Time of the front end for one task.
 SPACING_S = 0.0003
 
 
@@ -301,7 +302,7 @@ def test_a_lone_client_never_pays_the_window() -> None:
 
 
 def test_a_lone_client_does_not_pay_for_the_crowd_that_left() -> None:
-    # Given a crowd that fills batches, and then is gone
+    # Given a crowd that fills batches, and then leaves
     simulation = lane()
     for at, client in crowd(64):
         simulation.call(at, client)
@@ -312,7 +313,7 @@ def test_a_lone_client_does_not_pay_for_the_crowd_that_left() -> None:
     simulation.closed_loop = True
     simulation.call(3.0, 0)
     first, *others = held(simulation.run(3.5))
-    # Then at most its first call waits, and for less than a fifth of the window
+    # Then at most its first call waits, for less than a fifth of the window
     assert first < WINDOW_S / 5
     assert max(others) == 0
 
@@ -325,9 +326,9 @@ def test_a_crowd_fills_its_batches(clients: int, fetch: float) -> None:
 
 @pytest.mark.parametrize("fetch", [0.0, 0.001, 0.003])
 def test_a_crowd_fills_the_batches_of_a_model_that_takes_no_time(fetch: float) -> None:
-    # Given a model of which only beginning and settling a batch takes time
+    # Given a model whose passes take no time; only beginning and settling a batch does
     report = closed_loop(64, fetch=fetch, busy=lambda tasks: 0.0015 + 0.00003 * tasks)
-    # Then it is asked seldom, and the front end, which sets the pace, loses nothing
+    # Then batches are few, and the front end, which sets the pace, loses nothing
     assert report.mean_size >= 28
     assert report.tasks_per_s >= 0.98 / SPACING_S
 
@@ -360,7 +361,7 @@ def test_few_clients_do_not_wait_for_the_whole_window(clients: int) -> None:
 
 @pytest.mark.parametrize("clients", [2, 8, 16])
 def test_a_few_clients_share_their_passes_however_long_one_takes(clients: int) -> None:
-    # Who waits for the running pass does not leave just before those come back who are in it
+    # Tasks that wait for the running pass do not leave just before its clients call again
     for pass_s in (0.005, 0.05, 0.5):
         report = closed_loop(clients, busy=partial(takes, pass_s), until=600 * pass_s)
         assert report.mean_size >= 0.95 * clients
@@ -382,8 +383,8 @@ def test_a_high_rate_of_strangers_fills_batches() -> None:
 
 
 def test_no_executor_waits_for_rows_that_a_shared_pass_would_not_make_cheaper() -> None:
-    # Given a model that takes as long for two rows as for one twice, strangers do not wait for each
-    # other, so that few come while both executors are busy
+    # If two rows take as long as one row twice, independent tasks do not wait for each other.
+    # So few of them arrive while both executors are busy
     simulation = lane(predict=by_the_row, busy=by_the_row, executors=2, closed_loop=False)
     for at, client in poisson(280, until=20.0):
         simulation.call(at, client)
@@ -426,7 +427,7 @@ def test_free_executors_share_all_that_waits_in_full_batches_if_they_can(
 
 
 def test_a_crowd_that_is_too_small_for_full_batches_keeps_all_executors_busy() -> None:
-    # Given calls that arrive together, as those of one batch's clients do
+    # Given calls that arrive together, such as the next calls of one batch's clients
     report = closed_loop(
         16, predict=by_the_row, busy=by_the_row, executors=2, fetch=0.003, front_end=0.0
     )
@@ -434,7 +435,7 @@ def test_a_crowd_that_is_too_small_for_full_batches_keeps_all_executors_busy() -
 
 
 def in_passes(tasks: int) -> float:
-    """As an engine predicts it: more than one pass takes are several."""
+    """Predict as an engine does: more rows than one pass takes need several passes."""
     whole, rest = divmod(tasks, MAX_ROWS)
     return whole * mock(MAX_ROWS) + (mock(rest) if rest else 0.0)
 
@@ -448,12 +449,12 @@ def test_the_rows_that_a_pass_still_takes_are_worth_waiting_for_however_few(rows
     for number in range(MAX_ROWS):
         batches.add(waiting("earlier", number / 10_000))
     assert batches.flush(0.0031) is not None
-    # When some of its next calls are there, and an executor is free since the last of them came
+    # When some of its next calls have arrived, and an executor is free since the last of them
     for number in range(rows):
         batches.add(waiting("next", 0.0032 + number / 10_000))
     last = 0.0032 + (rows - 1) / 10_000
     batches.freed(last)
-    # Then others are awaited for as long as a pass of their own would take more
+    # Then the batch waits for as long as a second pass would cost
     due = batches.next_due()
     assert due is not None
     assert due - last == pytest.approx(0.005 + BatchFormer.OVERHEAD)
@@ -501,15 +502,15 @@ def test_the_end_of_a_burst_is_known_after_a_few_gaps() -> None:
     for number in range(40):
         crowd.arrived(number * SPACING_S, in_lane=number + 1)
     last = 39 * SPACING_S
-    # When one of those who came leaves unanswered, somebody is missing, but not for long
+    # If one task of the crowd is missing, it is expected, but not for long
     until = crowd.expected_until(39, seats=1, until=last + WINDOW_S, window=WINDOW_S)
     assert last < until < last + WINDOW_S / 5
-    # And when all are here, nobody is expected
+    # If all are here, no other task is expected
     assert crowd.expected_until(40, seats=1, until=last + WINDOW_S, window=WINDOW_S) == last
 
 
 def test_many_tasks_are_added_and_asked_about_without_looking_at_each_other() -> None:
-    # Given more waiting tasks than any worker holds, of which each has a deadline
+    # Given more waiting tasks than any worker holds, each with a deadline
     batches: BatchFormer[int] = BatchFormer(10**9, 1e9, adaptive=True)
     asked = Counting()
     for number in range(20_000):
@@ -517,7 +518,7 @@ def test_many_tasks_are_added_and_asked_about_without_looking_at_each_other() ->
         batches.add(Waiting(number, "a", 1, 0.0, deadline, since=number))
         batches.next_due()
         batches.next_deadline()
-    # Then the first one is compared a few times with each newcomer, and not with each pair
+    # Then the first deadline is compared a few times per arrival, not once per pair
     assert Counting.compared < 10 * 20_000
 
 

@@ -18,13 +18,13 @@ class Poisoned(ValueError):
 
 
 class Passing(RuntimeError):
-    """A fault that may pass."""
+    """A transient fault."""
 
     transient = True
 
 
 def passes(guilty: set[int]) -> Any:
-    """Return a model that fails on batches with a guilty member, and the list of its batches."""
+    """Return a model that fails on batches with a guilty member, and a list of its batches."""
     seen: list[list[int]] = []
 
     def run(part: Sequence[int]) -> list[int]:
@@ -66,7 +66,7 @@ def test_exactly_the_guilty_fail_within_the_budget_and_nobody_innocent_beyond_it
     assert len(seen) <= budget
     for member, outcome in outcomes:
         if isinstance(outcome, Undecided):
-            # Only where the budget was spent, and such a member may be tried again
+            # Only if the budget was spent; such a member may be retried
             assert len(seen) == budget
             assert is_transient(outcome)
         elif member in guilty:
@@ -120,7 +120,7 @@ def test_a_wrong_number_of_answers_is_a_failed_pass(answers: list[int]) -> None:
     outcomes = list(isolate(["a", "b"], lambda _: answers))
     assert [member for member, _ in outcomes] == ["a", "b"]
     singles = [isinstance(outcome, ValueError) for _, outcome in outcomes]
-    # Alone, one answer is the right number
+    # For a single member, one answer is the right number
     assert all(singles) or answers == [1]
 
 

@@ -1,4 +1,4 @@
-"""Cores that are kept for forward passes. Each test runs in a thread whose cores are its own."""
+"""Cores that are kept for forward passes. Tests change the cores of a thread of their own."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def lengths_of_passes(model: Engine) -> list[tuple[int, ...]]:
 
 
 def padding(engine: Build, seconds: dict[int, float], **batching: Any) -> Engine:
-    """Return a model that pads, and of which it is known how long its passes take."""
+    """Return a model that pads, with a known latency curve."""
     model = engine(
         SUM, signature=SUM_SIGNATURE, batching={"pad": {"x": 0}, **batching}, max_batch_size=64
     )
@@ -151,11 +151,11 @@ def padding(engine: Build, seconds: dict[int, float], **batching: Any) -> Engine
 
 
 def test_members_of_very_different_lengths_are_answered_in_several_passes(engine: Build) -> None:
-    # Given passes of 5 ms and 1 ms more for each element
+    # Given passes of 5 ms plus 1 ms per element
     model = padding(engine, {1: 0.006, 1000: 1.005})
     members = [rows(1, 20), rows(1, 2), rows(2, 19), rows(1, 3)]
     answers = model.forward(members)
-    # Then the long ones share one, and the short ones another
+    # Then the long members share one pass, and the short members another
     assert sorted(lengths_of_passes(model)) == [(2, 3), (3, 20)]
     assert [a["y"].tolist() for a in answers] == [m["x"].sum(axis=1).tolist() for m in members]
 
@@ -463,7 +463,7 @@ def test_the_cpu_is_taken_where_there_is_no_other() -> None:
 
 
 def test_a_package_is_told_its_context(write_package: WritePackage) -> None:
-    # Given a model that answers with what it was told
+    # Given a model that answers with its context
     source = """
 def build(context):
     assert context.path.is_absolute()

@@ -1,4 +1,4 @@
-"""Texts as word pieces, by a tokenizer of a few words that is made here."""
+"""The text processor, with a tokenizer of a few words made here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAD = WORDS.index("[PAD]")
 
 
 def tokenizer_json(*words: str) -> bytes:
-    """A tokenizer whose file asks for four pieces of each text, padded with the last word's id."""
+    """Return a tokenizer file that asks for four tokens per text, padded by the last word."""
     vocabulary = {word: n for n, word in enumerate([*WORDS, *words])}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = Lowercase()

@@ -1,4 +1,4 @@
-"""Turns: as many at a time as there are executors, in the order in which they have joined."""
+"""Turns: as many at a time as there are executors, in the order of joining."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_turns_come_in_the_order_of_joining_not_of_asking():
         with turns.turn(who):
             went.append(who)
 
-    # Those who ask first have joined last.
+    # The last to join ask first.
     threads = [threading.Thread(target=go, args=(who,)) for who in "dcba"]
     for thread in threads:
         thread.start()

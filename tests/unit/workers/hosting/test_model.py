@@ -1,4 +1,4 @@
-"""What a hosted model takes from its package, and what from the settings."""
+"""Which values a hosted model takes from its package, and which from the settings."""
 
 from __future__ import annotations
 
