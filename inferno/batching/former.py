@@ -38,7 +38,7 @@ class FlushReason(StrEnum):
     ISOLATED = "isolated"
 
 
-class Waiting(msgspec.Struct, Generic[T], frozen=True, gc=False):
+class WaitingTask(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """One waiting task."""
 
     task: T
@@ -60,13 +60,13 @@ class Flush(Generic[T]):
     """A batch that should leave now."""
 
     reason: FlushReason
-    members: list[Waiting[T]]
+    members: list[WaitingTask[T]]
 
 
 class _Group(Generic[T]):
     """Waiting tasks of one key in the order in which they leave, with cached aggregates."""
 
-    def __init__(self, waiting: list[Waiting[T]], ranks: list[tuple[int, float]]) -> None:
+    def __init__(self, waiting: list[WaitingTask[T]], ranks: list[tuple[int, float]]) -> None:
         self.waiting = waiting
         #: Sort keys of `waiting`: lower leaves sooner.
         self.ranks = ranks
@@ -76,7 +76,7 @@ class _Group(Generic[T]):
         #: Earliest deadline.
         self.deadline = min((w.deadline for w in waiting if w.deadline is not None), default=None)
 
-    def add(self, waiting: Waiting[T]) -> None:
+    def add(self, waiting: WaitingTask[T]) -> None:
         rank = (-waiting.priority, waiting.since)
         if not self.ranks or rank >= self.ranks[-1]:
             self.ranks.append(rank)
@@ -141,7 +141,7 @@ class BatchFormer(Generic[T]):
     def __len__(self) -> int:
         return self._waiting
 
-    def add(self, waiting: Waiting[T]) -> None:
+    def add(self, waiting: WaitingTask[T]) -> None:
         """Add a task that arrived."""
         group = self._groups.get(waiting.key)
         if group is None:
@@ -205,9 +205,9 @@ class BatchFormer(Generic[T]):
         deadlines = [g.deadline for g in self._groups.values() if g.deadline is not None]
         return min(deadlines, default=None)
 
-    def drop(self, condition: Callable[[Waiting[T]], bool]) -> list[Waiting[T]]:
+    def drop(self, condition: Callable[[WaitingTask[T]], bool]) -> list[WaitingTask[T]]:
         """Remove and return the waiting tasks that meet a condition."""
-        dropped: list[Waiting[T]] = []
+        dropped: list[WaitingTask[T]] = []
         for key, group in list(self._groups.items()):
             gone = {place for place, w in enumerate(group.waiting) if condition(w)}
             if gone:
@@ -279,7 +279,7 @@ class BatchFormer(Generic[T]):
         sooner = self._predict(key, part) + self.OVERHEAD < self._predict(key, alone)
         return part if sooner else alone
 
-    def _take(self, key: Hashable, free: int) -> list[Waiting[T]]:
+    def _take(self, key: Hashable, free: int) -> list[WaitingTask[T]]:
         waiting, limit = self._groups[key].waiting, self._limit(key)
         if free > 1 and self._arrivals is not None:
             limit = self._part(key, limit, free)

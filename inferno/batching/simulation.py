@@ -17,7 +17,7 @@ from statistics import fmean
 
 import numpy as np
 
-from inferno.batching.former import BatchFormer, Flush, FlushReason, Waiting
+from inferno.batching.former import BatchFormer, Flush, FlushReason, WaitingTask
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Left:
+class Departure:
     """One batch that left."""
 
     at: float
@@ -49,7 +49,7 @@ class Left:
 class Report:
     """Result of a simulation."""
 
-    batches: list[Left]
+    batches: list[Departure]
     #: For each answered task, time from its client's call to its answer.
     latencies: list[float]
     #: Simulated time.
@@ -81,8 +81,8 @@ class Report:
 
 
 @dataclass
-class Lane:
-    """The simulation: `call` fills the calendar, `run` works it off."""
+class Simulation:
+    """Simulates a lane: `call` fills the calendar, `run` works it off."""
 
     former: BatchFormer[Call]
     #: Returns the time of a batch on an executor, given its number of tasks.
@@ -112,7 +112,7 @@ class Lane:
 
     def run(self, until: float) -> Report:
         """Simulate until a time; report what happened since the last call of `run`."""
-        batches: list[Left] = []
+        batches: list[Departure] = []
         latencies: list[float] = []
         begin = now = self._free_since
         while (now := self._next_moment()) <= until:
@@ -124,7 +124,7 @@ class Lane:
                     self.former.answered(latencies[-1])
             while self._calendar and self._calendar[0][0] <= now:
                 at, _, call = heapq.heappop(self._calendar)
-                self.former.add(Waiting(call, "all", 1, at, since=at))
+                self.former.add(WaitingTask(call, "all", 1, at, since=at))
             while free := self.executors - len(self._running):
                 if (leaving := self.former.flush(now, free=free)) is None:
                     break
@@ -139,13 +139,13 @@ class Lane:
             moments.append(due)
         return min(moments, default=float("inf"))
 
-    def _start(self, flush: Flush[Call], now: float) -> Left:
+    def _start(self, flush: Flush[Call], now: float) -> Departure:
         size = len(flush.members)
         self.former.started(size)
         self._count += 1
         heapq.heappush(self._running, (now + self.busy(size), self._count, flush))
         held = [now - max(w.arrived, self._free_since) for w in flush.members]
-        return Left(now, flush.reason, [w.task for w in flush.members], held)
+        return Departure(now, flush.reason, [w.task for w in flush.members], held)
 
     def _finish(self, flush: Flush[Call], now: float) -> None:
         self.former.freed(now)

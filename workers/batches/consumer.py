@@ -25,7 +25,7 @@ from celery_batches import Batches
 from kombu.asynchronous.timer import Entry
 
 from inferno import names
-from inferno.batching.former import BatchFormer, Flush, FlushReason, Waiting, batch_key
+from inferno.batching.former import BatchFormer, Flush, FlushReason, WaitingTask, batch_key
 from inferno.errors import DeadlineExceeded, InfernoError, InvalidInput, TaskCancelled
 from inferno.protocol.tasks import TaskState
 from inferno.repository.repository import Model, Package
@@ -226,7 +226,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         deadline = now + request.expires.timestamp() - received_at if request.expires else None
         pad = tuple(package.manifest.batching.pad)
         self._former.add(
-            Waiting(
+            WaitingTask(
                 member,
                 batch_key(package.version, member.inputs, pad),
                 member.rows,

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferno.batching.arrivals import Arrivals
-from inferno.batching.former import BatchFormer, Flush, FlushReason, Waiting, batch_key
-from inferno.batching.simulation import Call, Lane, Report, bursts, crowd, poisson
+from inferno.batching.former import BatchFormer, Flush, FlushReason, WaitingTask, batch_key
+from inferno.batching.simulation import Call, Report, Simulation, bursts, crowd, poisson
 
 WINDOW_S = 0.010
 MAX_ROWS = 32
@@ -31,8 +31,8 @@ def waiting(
     rows: int = 1,
     kind: str = "a",
     deadline: float | None = None,
-) -> Waiting[str]:
-    return Waiting(task, kind, rows, arrived, deadline)
+) -> WaitingTask[str]:
+    return WaitingTask(task, kind, rows, arrived, deadline)
 
 
 def tasks(flush: Flush[str] | None) -> list[str]:
@@ -181,7 +181,7 @@ def test_every_task_leaves_once_in_order_of_its_group_and_within_the_limits(
     now, left = 0.0, []
     for number, (kind, rows, gap) in enumerate(arrivals):
         now += gap
-        batches.add(Waiting(number, kind, rows, now))
+        batches.add(WaitingTask(number, kind, rows, now))
         while (flush := batches.flush(now)) is not None:
             left.append(flush)
     # When all waiting tasks become due
@@ -274,18 +274,18 @@ def unknown(tasks: int) -> float:
     return 0.0
 
 
-def lane(
+def simulated_lane(
     *, adaptive: bool = True, predict: Callable[[int], float] = unknown, **fields: Any
-) -> Lane:
+) -> Simulation:
     former: BatchFormer[Call] = BatchFormer(
         MAX_ROWS, WINDOW_S, adaptive, lambda key, rows: predict(rows)
     )
     given: dict[str, Any] = {"busy": mock, "front_end": SPACING_S} | fields
-    return Lane(former, **given)
+    return Simulation(former, **given)
 
 
 def closed_loop(clients: int, *, until: float = 3.0, **fields: Any) -> Report:
-    simulation = lane(**fields)
+    simulation = simulated_lane(**fields)
     for at, client in crowd(clients, spacing=SPACING_S):
         simulation.call(at, client)
     return simulation.run(until)
@@ -303,7 +303,7 @@ def test_a_lone_client_never_pays_the_window() -> None:
 
 def test_a_lone_client_does_not_pay_for_the_crowd_that_left() -> None:
     # Given a crowd that fills batches, and then leaves
-    simulation = lane()
+    simulation = simulated_lane()
     for at, client in crowd(64):
         simulation.call(at, client)
     simulation.run(1.0)
@@ -342,7 +342,7 @@ def test_a_crowd_that_thinks_at_random_fills_its_batches(seed: int) -> None:
 
 
 def test_a_crowd_is_recognised_soon_after_a_lone_client() -> None:
-    simulation = lane()
+    simulation = simulated_lane()
     simulation.call(0.0, 0)
     simulation.run(0.3)
     for at, client in crowd(64, start=0.3):
@@ -369,14 +369,14 @@ def test_a_few_clients_share_their_passes_however_long_one_takes(clients: int) -
 
 @pytest.mark.parametrize("rate", [5, 20, 50, 100])
 def test_a_low_rate_of_strangers_does_not_pay_the_window(rate: int) -> None:
-    simulation = lane(closed_loop=False)
+    simulation = simulated_lane(closed_loop=False)
     for at, client in poisson(rate, until=20.0, seed=rate):
         simulation.call(at, client)
     assert simulation.run(21.0).mean_held < WINDOW_S / 100
 
 
 def test_a_high_rate_of_strangers_fills_batches() -> None:
-    simulation = lane(closed_loop=False)
+    simulation = simulated_lane(closed_loop=False)
     for at, client in poisson(3000, until=3.0, seed=1):
         simulation.call(at, client)
     assert simulation.run(4.0).mean_size >= 24
@@ -385,7 +385,7 @@ def test_a_high_rate_of_strangers_fills_batches() -> None:
 def test_no_executor_waits_for_rows_that_a_shared_pass_would_not_make_cheaper() -> None:
     # If two rows take as long as one row twice, independent tasks do not wait for each other.
     # So few of them arrive while both executors are busy
-    simulation = lane(predict=by_the_row, busy=by_the_row, executors=2, closed_loop=False)
+    simulation = simulated_lane(predict=by_the_row, busy=by_the_row, executors=2, closed_loop=False)
     for at, client in poisson(280, until=20.0):
         simulation.call(at, client)
     assert simulation.run(21.0).percentile(99) < 0.06
@@ -473,7 +473,7 @@ def test_a_crowd_waits_for_no_more_than_a_batch_costs_where_passes_take_no_time(
 
 
 def test_strangers_who_come_together_leave_together() -> None:
-    simulation = lane(closed_loop=False)
+    simulation = simulated_lane(closed_loop=False)
     for at, client in bursts(16, every=0.1, until=3.0):
         simulation.call(at, client)
     report = simulation.run(4.0)
@@ -492,7 +492,7 @@ def test_two_executors_share_a_crowd() -> None:
 
 
 def test_without_adaptation_a_lone_client_pays_the_window() -> None:
-    simulation = lane(adaptive=False)
+    simulation = simulated_lane(adaptive=False)
     simulation.call(0.0, 0)
     assert simulation.run(0.5).mean_held == pytest.approx(WINDOW_S)
 
@@ -515,7 +515,7 @@ def test_many_tasks_are_added_and_asked_about_without_looking_at_each_other() ->
     asked = Counting()
     for number in range(20_000):
         deadline = asked if number == 0 else 1e9
-        batches.add(Waiting(number, "a", 1, 0.0, deadline, since=number))
+        batches.add(WaitingTask(number, "a", 1, 0.0, deadline, since=number))
         batches.next_due()
         batches.next_deadline()
     # Then the first deadline is compared a few times per arrival, not once per pair
