@@ -42,7 +42,7 @@ TARGETS = ("inferno", *PEERS, raw.TARGET)
 
 
 class _Names(click.ParamType[Any]):
-    """Names out of a list, with commas between them; `all` is all of them."""
+    """Comma-separated names from a list; `all` selects every one."""
 
     name = "A,B"
 
@@ -57,12 +57,12 @@ class _Names(click.ParamType[Any]):
         names = [name.strip() for name in value.split(",") if name.strip()]
         for name in names:
             if name not in self._known:
-                self.fail(f"{name!r} is none of {', '.join(self._known)}", param, ctx)
+                self.fail(f"{name!r}: expected one of {', '.join(self._known)}", param, ctx)
         return list(dict.fromkeys(names))
 
 
 class _Numbers(click.ParamType[Any]):
-    """Whole numbers over 0, with commas between them."""
+    """Comma-separated positive integers."""
 
     name = "N,M"
 
@@ -81,9 +81,9 @@ def _settings(values: Sequence[str], label: str = "") -> dict[str, str]:
         name, is_given, content = value.partition("=")
         if not is_given or not name.startswith("INFERNO_"):
             raise click.BadParameter(f"expected {label}INFERNO_GROUP__FIELD=VALUE: {value!r}")
-        # The platform ignores what it does not know, and a variant would be measured as another.
+        # The platform ignores unknown settings, so a typo would measure the defaults.
         if name not in {setting.variable for setting in documented_settings()}:
-            raise click.BadParameter(f"{name} is no setting; docs/settings.md has all of them")
+            raise click.BadParameter(f"{name} is not a setting; docs/settings.md lists them all")
         settings[name] = content
     return settings
 
@@ -98,24 +98,32 @@ def main() -> None:
 @click.option("--workloads", type=_Names(list(WORKLOADS)), default="echo", show_default=True)
 @click.option("--connections", type=_Numbers(), default="64", show_default=True)
 @click.option("--ways", type=_Names(list(Way)), default="http", show_default=True)
-@click.option("--rows", type=_Numbers(), default="1", show_default=True, help="Of one request.")
+@click.option(
+    "--rows", type=_Numbers(), default="1", show_default=True, help="Rows of one request."
+)
 @click.option("--seconds", type=click.IntRange(1, 300), default=5, show_default=True)
 @click.option(
-    "--warm-up", type=click.IntRange(0, 60), default=2, show_default=True, help="Seconds."
+    "--warm-up",
+    type=click.IntRange(0, 60),
+    default=2,
+    show_default=True,
+    help="Seconds of load before each measurement.",
 )
 @click.option("--repeats", type=click.IntRange(1, 50), default=3, show_default=True)
-@click.option("--open/--no-open", "open_loop", help="Also ask at fixed rates.")
-@click.option("--backlogs", type=_Numbers(), default="", help="Also drain so many waiting tasks.")
-@click.option("--sockets", type=_Numbers(), default="", help="Also open so many idle sockets.")
+@click.option("--open/--no-open", "open_loop", help="Also call at fixed rates.")
+@click.option("--backlogs", type=_Numbers(), default="", help="Also drain this many waiting tasks.")
+@click.option("--sockets", type=_Numbers(), default="", help="Also open this many idle sockets.")
 @click.option(
-    "--idle-s", type=click.FloatRange(1, 300), default=30, show_default=True, help="Of sockets."
+    "--idle-s", type=click.FloatRange(1, 300), default=30, show_default=True, help="Idle time."
 )
-@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Setting of Inferno; repeatable.")
+@click.option(
+    "--env", multiple=True, metavar="NAME=VALUE", help="Set a setting of Inferno; repeatable."
+)
 @click.option(
     "--variant",
     multiple=True,
     metavar="LABEL:NAME=VALUE",
-    help="Also measure Inferno with this setting, as target inferno/LABEL; repeatable.",
+    help="Also measure Inferno with this setting, as the target inferno/LABEL; repeatable.",
 )
 @click.option("--flower", is_flag=True, help="Also run Flower beside Inferno.")
 @click.option("--output", type=click.Path(path_type=Path), help="Default: in build/bench-results.")
@@ -141,7 +149,7 @@ def run(
 ) -> None:
     """Measure, show the results, and keep them as JSON.
 
-    Lists have commas: --targets inferno,flask --connections 1,64. `all` is every one there is.
+    Separate lists with commas: --targets inferno,flask --connections 1,64. `all` selects every one.
     """
     if Way.HTTP in ways and 1 in rows:
         _require_wrk()
@@ -173,13 +181,21 @@ def run(
     "--workloads", type=_Names(list(WORKLOADS)), default="simulated,embed", show_default=True
 )
 @click.option("--connections", type=_Numbers(), default="1,64", show_default=True)
-@click.option("--rows", type=_Numbers(), default="1", show_default=True, help="Of one request.")
+@click.option(
+    "--rows", type=_Numbers(), default="1", show_default=True, help="Rows of one request."
+)
 @click.option("--seconds", type=click.IntRange(1, 300), default=5, show_default=True)
 @click.option(
-    "--warm-up", type=click.IntRange(0, 60), default=2, show_default=True, help="Seconds."
+    "--warm-up",
+    type=click.IntRange(0, 60),
+    default=2,
+    show_default=True,
+    help="Seconds of load before each measurement.",
 )
 @click.option("--repeats", type=click.IntRange(1, 50), default=3, show_default=True)
-@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Setting of Inferno; repeatable.")
+@click.option(
+    "--env", multiple=True, metavar="NAME=VALUE", help="Set a setting of Inferno; repeatable."
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Default: in build/bench-results.")
 def cache(
     workloads: list[str],
@@ -226,13 +242,17 @@ def cache(
 @click.option("--swaps", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--rate", type=click.FloatRange(1, 10_000), default=50, show_default=True)
 @click.option(
-    "--before", type=click.IntRange(1, 600), default=30, show_default=True, help="Seconds."
+    "--before",
+    type=click.IntRange(1, 600),
+    default=30,
+    show_default=True,
+    help="Seconds of calls before the first swap.",
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Where every call is noted, as JSON."
+    "--output", type=click.Path(path_type=Path), help="Write every call to this file, as JSON."
 )
 def swap(model: str, swaps: int, rate: float, before: int, output: Path | None) -> None:
-    """Measure what hot swaps between two versions cost those who call meanwhile."""
+    """Measure what hot swaps between two versions cost concurrent callers."""
     with tempfile.TemporaryDirectory(prefix="bench-swaps-") as folder:
         document = measure_swaps(Path(folder), model, swaps=swaps, rate_per_s=rate, before_s=before)
     if output is not None:
@@ -248,8 +268,12 @@ def swap(model: str, swaps: int, rate: float, before: int, output: Path | None) 
 @click.option("--connections", type=click.IntRange(1, 10_000), default=64, show_default=True)
 @click.option("--seconds", type=click.IntRange(1, 300), default=8, show_default=True)
 @click.option("--turns", type=click.IntRange(1, 100), default=5, show_default=True)
-@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Setting of Inferno; repeatable.")
-@click.option("--output", type=click.Path(path_type=Path), help="Where each turn goes, as JSON.")
+@click.option(
+    "--env", multiple=True, metavar="NAME=VALUE", help="Set a setting of Inferno; repeatable."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Write each turn to this file, as JSON."
+)
 def remainder(
     workload: str,
     connections: int,
@@ -258,11 +282,13 @@ def remainder(
     env: tuple[str, ...],
     output: Path | None,
 ) -> None:
-    """Measure what calls leave of an engine, and how much of that Inferno answers."""
+    """Measure how many calls the engine could answer beside the platform, and how many it does."""
     _require_wrk()
     settings = {"INFERNO_CACHE__ENABLED": "false", **_settings(env)}
     if "INFERNO_INFERENCE__CORES" in settings:
-        raise click.BadParameter("the loops run on all cores, also with INFERNO_INFERENCE__CORES")
+        raise click.BadParameter(
+            "INFERNO_INFERENCE__CORES does not apply here: the loops run on all cores"
+        )
     path = None if output is None else output.resolve()
     _clean_environment()
     try:
@@ -283,7 +309,7 @@ def _require_wrk() -> None:
 
 
 def _carry_out(options: Options, described: dict[str, Any], output: Path | None) -> Path:
-    """Measure, show the results, and return where they are kept; ends the process without any."""
+    """Measure, show the results, and return their file; exit when nothing was measured."""
     path = (output or results.new_path()).resolve()
     found = Results(results.machine(), described)
     _clean_environment()
@@ -304,9 +330,9 @@ def read_variants(values: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return settings by label.
 
     Args:
-      values: such as `always:INFERNO_REDIS__FSYNC=always`; a label may come several times.
+      values: such as `always:INFERNO_REDIS__FSYNC=always`; a label may be repeated.
     Raises:
-      BadParameter: one is of another form.
+      BadParameter: a value has another form.
     """
     variants: dict[str, dict[str, str]] = {}
     for value in values:
@@ -322,12 +348,12 @@ def chosen_targets(
     *,
     flower: bool,
 ) -> list[Target]:
-    """Return targets by their names, Inferno followed by its variants.
+    """Return targets by their names; Inferno is followed by its variants.
 
     Args:
-      names: of targets.
-      env: settings of Inferno in all of its forms.
-      variants: further ones, by label.
+      names: names of the targets.
+      env: settings of Inferno and of its variants.
+      variants: further settings of each variant, by label.
       flower: whether Flower runs beside Inferno.
     """
     targets: list[Target] = []
@@ -344,7 +370,7 @@ def chosen_targets(
 
 
 def _clean_environment() -> None:
-    """Keep the caller's own settings out of what is measured, and end as Ctrl-C does."""
+    """Remove the caller's own settings, and make SIGTERM end the run as Ctrl-C does."""
     for name in [name for name in os.environ if name.startswith("INFERNO_")]:
         del os.environ[name]
     os.chdir(environments.ROOT)
@@ -366,7 +392,7 @@ def show(file: Path) -> None:
 @click.argument("before", type=click.Path(exists=True, path_type=Path))
 @click.argument("after", type=click.Path(exists=True, path_type=Path))
 def compare(before: Path, after: Path) -> None:
-    """Show two runs beside each other."""
+    """Compare two runs."""
     out.print(report.compare(Results.read(before), Results.read(after)))
 
 
@@ -385,13 +411,13 @@ def _plot(path: Path) -> None:
     command = [str(python), "-m", "bench.plot", str(path.resolve())]
     done = subprocess.run(command, cwd=environments.ROOT, check=False)
     if done.returncode != 0:
-        raise click.ClickException(f"{path} could not be drawn; the reason stands above")
+        raise click.ClickException(f"{path} could not be drawn; see the reason above")
 
 
 @main.command()
 @click.argument("names", type=_Names(list(PEERS)), default="all")
 def install(names: list[str]) -> None:
-    """Install peers; runs install what they need, too."""
+    """Install peers now, instead of when a run needs them."""
     failed = False
     for name in names:
         try:

@@ -1,7 +1,6 @@
-"""What a task costs with few and with many others waiting.
+"""The cost of a task while few or many others wait.
 
-The lane is paused, filled through the API, and given free again; what counts is the time until it
-is empty.
+The lane is paused, filled through the API and resumed. The time until it is empty counts.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from bench.client import Http, post
 from bench.results import Measurement, Place
 from bench.targets import Broken, Service
 
-#: Who fills the lane at the same time.
+#: Clients that fill the lane at the same time.
 _CONNECTIONS = 64
-#: Few tasks are drained in no time: the lane is filled again until so many went through it.
+#: A short backlog drains too fast to time, so the drain is repeated until this many tasks passed.
 _ENOUGH = 2000
-#: A drain may take this long, in seconds, and this much for each task.
+#: Limit of one drain, in seconds, and its increase for each task.
 _PATIENCE_S, _PATIENCE_PER_TASK_S = 30.0, 0.1
-#: Between two looks at the lane, in seconds.
+#: Interval between two looks at the lane, in seconds.
 _LOOK_S = 0.002
 
 
@@ -31,11 +30,11 @@ def measure(service: Service, waiting: int, place: Place, texts: Iterator[str]) 
 
     Args:
       service: Inferno.
-      waiting: tasks in the lane when it is given free.
-      place: whose measurement it is.
-      texts: all different.
+      waiting: tasks in the lane when it is resumed.
+      place: target, workload and repeat.
+      texts: different texts, one for each task.
     Returns:
-      Its rate is that of the drain.
+      A measurement whose rate is that of the drain.
     Raises:
       Broken: a submit was refused, or the lane does not become empty.
     """
@@ -97,6 +96,6 @@ def _await_empty(service: Service, deadline: float) -> None:
 def _lane(service: Service, method: str, action: str = "") -> dict[str, int]:
     status, lane = service.call(method, f"/lanes/{service.model}{action}")
     if status != 200:
-        raise Broken(f"the lane was answered with {status}: {lane}")
+        raise Broken(f"GET or POST /lanes was answered with {status}: {lane}")
     found: dict[str, int] = lane
     return found

@@ -1,11 +1,11 @@
-"""What it saves to do equal work once: kept results, tasks that follow others, twins in a batch.
+"""What doing equal work once saves: kept results, followers, equal members of a batch.
 
-    Sharing       how closed loops ask: for new results, for kept ones, or for none but their own
-    burst         calls that come at once -> how many of them were computed
+    Sharing       what closed loops ask for: new results, kept ones, or uncached ones
+    burst         simultaneous calls -> how many were computed
     twins         a full batch with few different inputs -> how many rows were computed
-    Repository    copies of models that allow it, and count what they compute
+    Repository    copies of models that share work and count what they compute
 
-`bench.session` gives each its turn.
+`bench.session` runs them.
 """
 
 from __future__ import annotations
@@ -33,38 +33,38 @@ from bench.workloads import Workload
 from inferno.repository.manifest import MANIFEST
 from inferno.testing.processes import wait_until
 
-#: Different requests of a loop that is answered with kept results.
+#: Different requests in the loop of hits.
 REPEATED = 8
-#: Calls that come at once.
+#: Simultaneous calls.
 BURST = 64
-#: Tasks that wait for one batch, and how many of them have inputs of their own.
+#: Tasks that wait for one batch, and the number of different inputs among them.
 TWINS, DIFFERENT = 32, 4
-#: What they are counted by: neither are results kept nor tasks followed.
+#: Counters of `twins`; its version neither keeps results nor lets tasks follow.
 _OF_TWINS = ("deduplicated", "passes", "rows")
-#: How long it may take until a worker has said what it has loaded, in seconds.
+#: Limit for a worker to report what it has loaded, in seconds.
 _KNOWN_S = 30.0
-#: Versions of a copied model: all work is done once, and equal members of a batch alone.
+#: Versions of a copied model: one shares all equal work, one only within a batch.
 _SHARES, _DEDUPLICATES = 1, 2
 
 
 class Sharing(StrEnum):
-    """What a closed loop asks for."""
+    """What the requests of a closed loop have in common with earlier ones."""
 
-    #: Inputs that nobody has sent before.
+    #: New inputs.
     MISSES = "misses"
     #: Inputs whose results are kept.
     HITS = "hits"
-    #: New inputs, each to be computed for itself: what a miss costs is known beside it.
+    #: New inputs with `"cache": false`, to compare with misses.
     OFF = "cache off"
 
 
 def without(service: Service) -> Service:
-    """Return a service whose calls are each computed for themselves."""
+    """Return a service whose calls bypass the cache."""
     return _with(service, b'"cache":false')
 
 
 def _with(service: Service, member: bytes) -> Service:
-    """Return a service whose bodies have a further member, as it is written out."""
+    """Return a service whose bodies have one more member, given as JSON text."""
 
     def body(texts: list[str]) -> bytes:
         return b"%s,%s}" % (service.body(texts)[:-1], member)
@@ -73,10 +73,10 @@ def _with(service: Service, member: bytes) -> Service:
 
 
 def keep(service: Service, requests: Sequence[list[str]]) -> None:
-    """Ask until the results of some requests are kept.
+    """Repeat requests until their results are kept.
 
     Raises:
-      Broken: they are not.
+      Broken: a result is not kept in time.
     """
 
     def is_kept(request: list[str]) -> bool:
@@ -91,16 +91,16 @@ def keep(service: Service, requests: Sequence[list[str]]) -> None:
 
 
 class Repository:
-    """Models that allow that equal work is done once, in a folder of their own."""
+    """A model repository whose models do equal work once."""
 
     def __init__(self, root: Path) -> None:
-        """Store the folder, which is empty."""
+        """Store the folder, which must be empty."""
         self.root = root
 
     def add(self, workload: Workload) -> None:
-        """Add the model of a workload as it is, if it shares its work; else a copy that does.
+        """Add the model of a workload if it shares equal work; otherwise add a copy that does.
 
-        Copies count what they compute, and have a second version that shares within batches alone.
+        A copy counts what it computes, and has a second version that shares only within a batch.
         """
         shipped = environments.ROOT / "models" / workload.model
         manifest = yaml.safe_load((shipped / str(workload.version) / MANIFEST).read_text())
@@ -129,28 +129,28 @@ class Repository:
         return self.root.parent / f"{workload.model}.ledger"
 
     def counts(self, workload: Workload) -> bool:
-        """Return whether the model counts what it computes."""
+        """Tell whether the model counts what it computes."""
         return self._ledger(workload).exists()
 
     def computed(self, workload: Workload) -> tuple[int, int]:
-        """Return the forward passes of a model that counts, and their rows together."""
+        """Return the number of forward passes and of their rows, for a model that counts them."""
         rows = self._ledger(workload).read_text().split()
         return len(rows), sum(map(int, rows))
 
 
 @dataclass(frozen=True)
 class Counter:
-    """Counts what a platform does, by its own counters and by the model's."""
+    """Reads the counters of a platform and of its model."""
 
     service: Service
     workload: Workload
     repository: Repository
 
     def look(self) -> dict[str, float]:
-        """Return the counters of the cache, and `passes` and `rows` of models that count them.
+        """Return the counters of the cache, with `passes` and `rows` if the model counts them.
 
         Raises:
-          Broken: the platform does not tell.
+          Broken: `GET /cache` does not answer.
         """
         status, document = self.service.call("GET", "/cache")
         if status != 200:
@@ -163,19 +163,19 @@ class Counter:
         return counts
 
     def since(self, before: dict[str, float]) -> dict[str, float]:
-        """Return what has been added since an earlier look."""
+        """Return the differences to an earlier `look`."""
         return {name: n - before[name] for name, n in self.look().items()}
 
 
 def burst(counter: Counter, asked: Sequence[str], place: Place) -> Measurement:
-    """Send calls at once, each on a connection of its own.
+    """Send simultaneous calls, each on its own connection.
 
     Args:
-      counter: of the service to be asked.
-      asked: the text of each; all equal, or all different.
-      place: whose measurement it is.
+      counter: counter of the service to call.
+      asked: text of each call; all equal, or all different.
+      place: target, workload and repeat.
     Returns:
-      Its values are what was counted, and `cached`, the answers that say so.
+      A measurement whose values are the counters, and `cached`, the number of cached answers.
     Raises:
       Broken: a call was refused.
     """
@@ -225,20 +225,20 @@ async def _at_once(
 
 
 def twins(counter: Counter, place: Place, texts: Iterator[str]) -> Measurement:
-    """Drain a lane in which few different inputs wait, of a version that shares in batches alone.
+    """Drain a lane with few different inputs, for a version that shares only within a batch.
 
     Args:
-      counter: of a service whose model counts.
-      place: whose measurement it is.
-      texts: all different.
+      counter: counter of a service whose model counts what it computes.
+      place: target, workload and repeat.
+      texts: different texts.
     Returns:
-      Its values are what was counted. All tasks are in them, those of several drains.
+      A measurement whose values are the counters, over all drains.
     Raises:
       Broken: as `backlog.measure`, or the version does not answer.
     """
     version = b'"version":%d' % _DEDUPLICATES
     service = replace(_with(counter.service, version), members=version + b",")
-    # It is loaded for its first task.
+    # A version that is not preloaded is loaded for its first task.
     status, answer = service.call("POST", service.path, service.body([next(texts)]))
     if status != 200:
         raise Broken(f"version {_DEDUPLICATES} was answered with {status}: {answer}")

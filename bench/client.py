@@ -1,4 +1,4 @@
-"""Connections for load: as little work for each request as asyncio allows.
+"""HTTP and WebSocket connections for load, with as little work per request as asyncio allows.
 
 A general client, such as httpx, would take most of the core that it shares with the server.
 """
@@ -12,7 +12,7 @@ import re
 import struct
 from typing import cast
 
-#: No mask: the payload stays as it is, which saves a pass over it.
+#: A mask of zeros leaves the payload as it is, which saves a pass over it.
 _MASK = bytes(4)
 _FINAL, _TEXT, _CLOSE, _PING, _PONG = 0x80, 0x1, 0x8, 0x9, 0xA
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -20,11 +20,11 @@ _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 
 
 class ProtocolError(Exception):
-    """The server answered what this client does not understand, or hung up."""
+    """The server hung up, or its answer cannot be parsed."""
 
 
 class _Connection(asyncio.Protocol):
-    """A connection on which somebody waits for one thing at a time."""
+    """A connection with one waiter at a time."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -59,7 +59,7 @@ class _Connection(asyncio.Protocol):
             self._waiter.set_result(None)
 
     async def _more(self) -> None:
-        """Wait until more has arrived."""
+        """Wait for more data."""
         if not self.is_open:
             raise ProtocolError("the server has closed the connection")
         self._waiter = asyncio.get_running_loop().create_future()
@@ -70,11 +70,11 @@ class _Connection(asyncio.Protocol):
 
 
 class Http(_Connection):
-    """One keep-alive connection, with one request at a time."""
+    """A keep-alive connection with one request at a time."""
 
     @classmethod
     async def connect(cls, port: int) -> Http:
-        """Connect to a server of this machine."""
+        """Connect to a server on this machine."""
         _, protocol = await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port)
         return protocol
 
@@ -82,7 +82,7 @@ class Http(_Connection):
         """Send a request; return the status and the body of its answer.
 
         Raises:
-          ProtocolError: the connection was cut, or the answer does not tell its length.
+          ProtocolError: the connection was cut, or the answer has no length.
         """
         self.write(request)
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
@@ -129,14 +129,14 @@ def get(path: str) -> bytes:
 
 
 class WebSocket(_Connection):
-    """One WebSocket, as far as JSON messages need it."""
+    """A WebSocket for JSON messages."""
 
     @classmethod
     async def connect(cls, port: int, path: str) -> WebSocket:
-        """Connect to a server of this machine.
+        """Connect to a server on this machine.
 
         Raises:
-          ProtocolError: it does not switch to WebSockets.
+          ProtocolError: the server does not switch to WebSockets.
         """
         _, socket = await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port)
         try:
@@ -156,7 +156,7 @@ class WebSocket(_Connection):
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
             await self._more()
         if not self._buffer.startswith(b"HTTP/1.1 101"):
-            raise ProtocolError(f"no WebSocket: {bytes(self._buffer[:200])!r}")
+            raise ProtocolError(f"not a WebSocket: {bytes(self._buffer[:200])!r}")
         del self._buffer[: end + 4]
 
     def send(self, message: bytes) -> None:
@@ -164,7 +164,7 @@ class WebSocket(_Connection):
         self.write(_frame(_TEXT, message))
 
     async def receive(self) -> bytes:
-        """Return the next message; pings are answered by the way.
+        """Return the next message; answer pings that arrive before it.
 
         Raises:
           ProtocolError: the server closed the socket, or sent a fragment.

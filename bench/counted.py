@@ -1,6 +1,6 @@
-"""A model that counts what it computes: copied into a package, beside the `model.py` that it wraps.
+"""A model that counts what it computes. It is copied into a package, and wraps its `model.py`.
 
-Each forward pass adds a line with its number of rows to the file that the parameter `ledger` names.
+Each forward pass appends its number of rows to the file that the parameter `ledger` names.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 
 from inferno.runtimes import ModelContext
 
-#: Arrays by name, the first dimension of each the rows.
+#: Takes and returns arrays by name; their first dimension is the rows.
 Model = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def build(context: ModelContext) -> Model:
-    """Build the wrapped model, from the other parameters."""
+    """Build the wrapped model from the other parameters."""
     parameters = dict(context.parameters)
     ledger = Path(parameters.pop("ledger"))
-    # It is in the package alone.
+    # `model.py` exists only in the package.
     build_model = import_module(".model", __package__).build
     model: Model = build_model(replace(context, parameters=parameters))
 

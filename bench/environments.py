@@ -1,4 +1,4 @@
-"""The peers' virtual environments, each with what one peer needs and nothing of the others."""
+"""The peers' virtual environments, one for each peer."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
 PEERS = Path(__file__).with_name("peers")
-#: What draws the plots.
+#: Packages that draw the plots.
 PLOT_REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 
 class NotInstalled(Exception):
-    """An environment could not be made; says why."""
+    """An environment could not be created; the message says why."""
 
 
 def peer_python(name: str, say: Callable[[str], None]) -> Path:
-    """Return the Python of a peer's environment; make it first where it is missing.
+    """Return the Python of a peer's environment; create the environment if it is missing.
 
     Args:
-      name: of the peer; one without requirements runs in the project's own environment.
-      say: told what takes long.
+      name: name of the peer; a peer without requirements runs in the project's environment.
+      say: called with a message before anything slow.
     Raises:
-      NotInstalled: it cannot be made.
+      NotInstalled: the environment cannot be created.
     """
     requirements = PEERS / name / "requirements.txt"
     if not requirements.is_file():
@@ -36,10 +36,10 @@ def peer_python(name: str, say: Callable[[str], None]) -> Path:
 
 
 def plot_python(say: Callable[[str], None]) -> Path:
-    """Return the Python that has matplotlib; make its environment first where it is missing.
+    """Return a Python with matplotlib; create its environment if it is missing.
 
     Raises:
-      NotInstalled: it cannot be made.
+      NotInstalled: the environment cannot be created.
     """
     return _python(BUILD / "bench", PLOT_REQUIREMENTS, say)
 
@@ -55,7 +55,6 @@ def _python(folder: Path, requirements: Path, say: Callable[[str], None]) -> Pat
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
-        # pip's own progress is the best there is.
         subprocess.run(
             [*pip, "--quiet", "--progress-bar", "on", "-r", str(requirements)],
             check=True,
@@ -67,7 +66,7 @@ def _python(folder: Path, requirements: Path, say: Callable[[str], None]) -> Pat
 
 
 def versions(python: Path, packages: list[str]) -> dict[str, str]:
-    """Return the versions of packages in an environment; those that are missing are left out."""
+    """Return the versions of packages in an environment, without missing packages."""
     code = (
         "import sys, importlib.metadata as m\n"
         "for name in sys.argv[1:]:\n"

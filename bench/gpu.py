@@ -1,10 +1,9 @@
-"""What is left of a device's speed when work reaches it over HTTP: `python -m bench.gpu`.
+"""How much of a device's speed is left behind the whole platform: `python -m bench.gpu`.
 
-Two models in TorchScript, in half precision on a GPU: `embed`, the encoder of the default model,
-and `resnet50`, a network of ResNet-50's shape with random weights, which takes pictures of 224x224
-pixels as base64. Each runs twice on the same device: its engine alone, in a loop of full batches;
-and behind the whole platform, from HTTP through queue and batches to the result, asked by as many
-clients as keep the batches full.
+Two TorchScript models, in half precision on a GPU: `embed`, the encoder of the default model, and
+`resnet50`, a network of ResNet-50's shape with random weights, which takes pictures of 224x224
+pixels as base64. Each runs twice on the same device: its engine alone, in a loop of full batches,
+and behind the whole platform, with enough clients to keep the batches full.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ from inferno.settings import Settings
 from inferno.testing.platform import running
 from inferno.testing.processes import ROOT
 
-#: Different inputs of one model that clients take turns with.
+#: Number of different inputs that clients send in turn.
 INPUTS = 16
 PIXELS = 224
-#: How long one answer may take, in seconds.
+#: Limit of one call, in seconds.
 PATIENCE_S = 120.0
-#: Least cosine of `embed` to the embeddings of the original model.
+#: Smallest accepted cosine of `embed` to the embeddings of the original model.
 MIN_COSINE = 0.99
 
 
@@ -53,7 +52,7 @@ MIN_COSINE = 0.99
 
 
 class EncoderLayer(nn.Module):
-    """One layer of a BERT-like encoder, made from published weights."""
+    """One layer of a BERT encoder, made from published weights."""
 
     def __init__(self, weights: dict[str, Tensor], prefix: str, heads: int) -> None:
         super().__init__()
@@ -68,11 +67,11 @@ class EncoderLayer(nn.Module):
         self.outer_norm = norm(weights, f"{prefix}.output.LayerNorm")
 
     def split(self, x: Tensor) -> Tensor:
-        """Give each head its part: [batch, tokens, hidden] to [batch, heads, tokens, part]."""
+        """Split into heads: [batch, tokens, hidden] to [batch, heads, tokens, part]."""
         return x.view(x.size(0), x.size(1), self.heads, -1).transpose(1, 2)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Return the next states of the tokens, [batch, tokens, hidden]."""
+        """Return the new token states, [batch, tokens, hidden]."""
         query, key, value = (self.split(part(x)) for part in (self.query, self.key, self.value))
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         mixed = mixed.transpose(1, 2).flatten(2)
@@ -87,7 +86,7 @@ class Encoder(nn.Module):
     def __init__(self, weights: dict[str, Tensor], layers: int = 6, heads: int = 12) -> None:
         super().__init__()
         self.words = embedding(weights["embeddings.word_embeddings.weight"])
-        # Every token is of type 0, so that row is part of each position.
+        # All tokens have type 0, so its embedding is added to each position.
         places = weights["embeddings.position_embeddings.weight"]
         places = places + weights["embeddings.token_type_embeddings.weight"][0]
         self.places = embedding(places)
@@ -108,7 +107,7 @@ class Encoder(nn.Module):
 
 
 def embedding(weight: Tensor) -> nn.Embedding:
-    """Make a table of embeddings from published weights."""
+    """Make an embedding table from published weights."""
     return nn.Embedding(weight.size(0), weight.size(1), _weight=weight)
 
 
@@ -146,12 +145,12 @@ class Bottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the next block takes."""
+        """Return the input of the next block."""
         return F.relu(self.path(x) + self.shortcut(x))
 
 
 class ResNet50(nn.Module):
-    """25.6 million parameters, 4.1 billion multiplications for a picture; random weights."""
+    """ResNet-50 with random weights: 25.6 million, and 4.1 billion multiplications a picture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,19 +183,19 @@ def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> list[n
 def write_package(
     root: Path, name: str, module: nn.Module, example: tuple[Tensor, ...], **manifest: Any
 ) -> None:
-    """Put a module into a model repository, as TorchScript in its present precision.
+    """Write a module to a model repository, as TorchScript in its current precision.
 
     Args:
-      root: of the repository.
-      name: of the model.
-      module: to be traced, on its device.
-      example: its inputs, on the same device.
+      root: folder of the repository.
+      name: name of the model.
+      module: module to trace, on its device.
+      example: inputs of the module, on the same device.
       manifest: further members of model.yaml.
     """
     folder = root / name / "1"
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), torch.inference_mode():
-        # TorchScript is on its way out of torch.
+        # torch has deprecated TorchScript.
         warnings.simplefilter("ignore", DeprecationWarning)
         traced = torch.jit.trace(module.eval(), example)  # type: ignore[no-untyped-call]
         traced.save(str(folder / "model.ts"))
@@ -205,7 +204,7 @@ def write_package(
 
 
 def write_embed(root: Path, device: str, dtype: torch.dtype, batch_size: int) -> None:
-    """Write `embed`."""
+    """Write the package of `embed`."""
     sys.path.insert(0, str(ROOT / "models"))
     import minilm  # type: ignore[import-not-found]
 
@@ -229,7 +228,7 @@ def write_embed(root: Path, device: str, dtype: torch.dtype, batch_size: int) ->
 
 
 def write_resnet(root: Path, device: str, dtype: torch.dtype, batch_size: int) -> None:
-    """Write `resnet50`."""
+    """Write the package of `resnet50`."""
     torch.manual_seed(0)
     image = torch.zeros(2, 3, PIXELS, PIXELS, dtype=torch.uint8, device=device)
     shape: list[str | int] = ["batch", 3, PIXELS, PIXELS]
@@ -250,7 +249,7 @@ def write_resnet(root: Path, device: str, dtype: torch.dtype, batch_size: int) -
 
 
 def sentences() -> list[Tensors]:
-    """Return texts of some 20 words."""
+    """Return texts of about 20 words."""
     words = "a model answers what it is asked while others wait for their turn in the same lane"
     return [{"text": np.array([f"{words} {n} times over"], object)} for n in range(INPUTS)]
 
@@ -264,12 +263,12 @@ def pictures() -> list[Tensors]:
 
 @dataclass(frozen=True)
 class Model:
-    """What is measured."""
+    """A model to measure."""
 
     name: str
     write: Callable[[Path, str, torch.dtype, int], None]
     inputs: Callable[[], list[Tensors]]
-    #: Rows of one forward pass, by device.
+    #: Largest number of rows in one forward pass, by device.
     batch_size: dict[str, int]
 
 
@@ -284,16 +283,16 @@ MODELS = (
 
 @dataclass(frozen=True)
 class Figures:
-    """How one model did."""
+    """The results of one model."""
 
     model: str
     dtype: str
     max_batch_size: int
     clients: int
-    #: Tasks of one row in a second, in the engine alone and through the platform.
+    #: One-row tasks a second, in the engine alone and through the platform.
     engine_per_s: float
     platform_per_s: float
-    #: The latter as a part of the former.
+    #: `platform_per_s` over `engine_per_s`.
     ratio: float
     mean_batch: float
     p50_ms: float
@@ -301,7 +300,7 @@ class Figures:
 
 
 def measure(model: Model, options: argparse.Namespace, device: str, folder: Path) -> Figures:
-    """Measure a model alone and behind the platform; its files go into an empty folder."""
+    """Measure a model alone and behind the platform, with its files in an empty folder."""
     dtype = torch.float16 if device == "cuda" else torch.float32
     batch_size = options.batch_size or model.batch_size[device]
     clients = options.clients or 3 * batch_size
@@ -335,7 +334,7 @@ def measure(model: Model, options: argparse.Namespace, device: str, folder: Path
         engine_per_s=round(engine_per_s, 1),
         platform_per_s=round(per_s, 1),
         ratio=round(per_s / engine_per_s, 3),
-        # Each batch is told of by all its members.
+        # Every member of a batch reports its size.
         mean_batch=round(len(answers) / sum(1 / size for _, _, size in answers), 1),
         p50_ms=round(float(p50_ms), 1),
         p99_ms=round(float(p99_ms), 1),
@@ -345,10 +344,10 @@ def measure(model: Model, options: argparse.Namespace, device: str, folder: Path
 def run_engine(
     root: Path, name: str, inputs: Sequence[Tensors], device: str, seconds: float
 ) -> float:
-    """Run full batches in a loop, as the worker would; return rows in a second.
+    """Run full batches in a loop, as the worker would; return rows a second.
 
     Raises:
-      RuntimeError: `embed` gives other embeddings than the original.
+      RuntimeError: the embeddings of `embed` differ from the original.
     """
     settings = Settings(repository={"root": root}, inference={"device": device})
     package = Repository.read(settings.repository).model(name).package()
@@ -375,7 +374,7 @@ def _check_embeddings(engine: Engine) -> None:
 
 
 def _body(inputs: Tensors) -> bytes:
-    """Write a request: texts as they are, numbers as base64."""
+    """Return the body of a request, with texts as JSON and numbers as base64."""
     wire = {
         name: array.tolist()
         if array.dtype == object
@@ -388,12 +387,12 @@ def _body(inputs: Tensors) -> bytes:
 def _ask(
     url: str, bodies: Sequence[bytes], seconds: float, clients: int
 ) -> list[tuple[float, float, int]]:
-    """Call with so many clients at the same time; return (end, duration, batch size) of calls.
+    """Call with concurrent clients; return end, duration and batch size of each call.
 
     Raises:
       httpx.HTTPStatusError: a call was refused.
     """
-    # One clock for all processes.
+    # The wall clock is the same in all processes.
     end = time.time() + seconds
 
     def client(n: int) -> list[tuple[float, float, int]]:
@@ -411,7 +410,7 @@ def _ask(
 
 
 def table(figures: Sequence[Figures]) -> str:
-    """Return the figures for people."""
+    """Return the figures as a table of text."""
     rows = [
         "model      dtype    batch  clients  engine/s  platform/s  ratio  mean batch"
         "  p50 ms  p99 ms"
@@ -429,13 +428,19 @@ def main() -> None:
     """Measure, print a table and write JSON."""
     names = [model.name for model in MODELS]
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(names)}")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"any of {', '.join(names)}")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seconds", type=float, help="of each measurement; default 8, on CUDA 15")
-    parser.add_argument("--batch-size", type=int, help="rows of a pass; default: by model")
-    parser.add_argument("--clients", type=int, help="at the same time; default: three batches")
-    parser.add_argument("--processes", type=int, help="of the clients; default 1, on CUDA 4")
-    parser.add_argument("--web-processes", type=int, help="of the front end; default 2, on CUDA 6")
+    parser.add_argument(
+        "--seconds", type=float, help="length of each measurement (default: 8, on CUDA 15)"
+    )
+    parser.add_argument("--batch-size", type=int, help="rows of a pass (default: by model)")
+    parser.add_argument("--clients", type=int, help="concurrent clients (default: three batches)")
+    parser.add_argument(
+        "--processes", type=int, help="processes of the clients (default: 1, on CUDA 4)"
+    )
+    parser.add_argument(
+        "--web-processes", type=int, help="processes of the front end (default: 2, on CUDA 6)"
+    )
     parser.add_argument("--json", type=Path, default=Path("build/gpu.json"))
     options = parser.parse_args()
     if unknown := set(options.models) - set(names):

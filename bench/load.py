@@ -1,9 +1,8 @@
 """Load from this process: closed loops, and open loops at a given rate.
 
-A closed loop has a number of clients, each of whom asks again as soon as it is answered; it finds
-the capacity. An open loop asks at times that were drawn before, whatever the server does; its
-latencies count from these times, so that a server that stalls pays for all who should have come
-meanwhile.
+A closed loop has a number of clients, each of which calls again as soon as it is answered; it finds
+the capacity. An open loop calls at times that were drawn before, whatever the server does. Its
+latencies count from these times, so a stalled server pays for every call that was due meanwhile.
 """
 
 from __future__ import annotations
@@ -24,53 +23,53 @@ from bench.client import Http, ProtocolError, WebSocket, get, post
 from bench.targets import Service
 from bench.workloads import MARK
 
-#: An answer that takes longer is an error, in seconds.
+#: Limit of one call, in seconds; a longer one is an error.
 PATIENCE_S = 10.0
-#: Connections of an open loop; whoever finds none free waits for one, and that counts.
+#: Connections of an open loop. A call waits for a free one, and its latency includes the wait.
 OPEN_CONNECTIONS = 256
-#: What stands in Inferno's answer when it is a kept result.
+#: Part of an answer of Inferno that is a kept result.
 CACHED = b'"cached":true'
 
 
 class Way(StrEnum):
-    """How a client asks."""
+    """How a client calls."""
 
-    #: One HTTP call that is answered with the result.
+    #: One synchronous HTTP call.
     HTTP = "http"
-    #: A message on a WebSocket, and its result on the same.
+    #: One message on a WebSocket, with its result on the same socket.
     WEBSOCKET = "websocket"
-    #: A call that submits, and one that waits for the result.
+    #: One call that submits, and one that waits for the result.
     POLL = "poll"
 
 
 @dataclass
 class Load:
-    """What came of asking a server for a while."""
+    """The results of one loop."""
 
     seconds: float
     answered: int
     #: p50, p90, p95, p99 and max; empty when nothing was answered.
     latency_ms: dict[str, float]
-    #: By kind.
+    #: Number of errors by kind.
     errors: dict[str, int]
-    #: Requests that shared a forward pass, over all passes; None where answers do not tell.
+    #: Mean number of requests in a forward pass; None if answers do not tell.
     mean_batch: float | None
-    #: The first answer that was an error.
+    #: First error, as text.
     sample: str | None
-    #: What the generator took.
+    #: Processor time of the generator, in seconds.
     cpu_s: float = 0.0
-    #: Answers that say that they are another task's kept result.
+    #: Answers that are kept results.
     cached: int = 0
-    #: How late this process was in sending what was due, 99th percentile; of open loops.
+    #: Delay between due and sent, 99th percentile in ms; None for closed loops.
     late_ms: float | None = None
 
 
-#: Sends texts, and returns the body of the answer to them.
+#: Sends texts and returns the body of the answer.
 Call = Callable[[list[str]], Awaitable[bytes]]
 
 
 class Refused(Exception):
-    """An answer that is no success, or not the one to its request."""
+    """An answer that is not a success, or belongs to another request."""
 
 
 @dataclass
@@ -85,7 +84,7 @@ class _Tally:
     sample: str | None = None
 
     async def ask(self, call: Call, texts: list[str], since: float) -> bool:
-        """Ask once; return whether the connection can be used again."""
+        """Call once; return whether the connection can be used again."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 body = await call(texts)
@@ -132,10 +131,10 @@ _NUMBER = re.compile(rb"#(\d+)")
 
 
 def _match(body: bytes, texts: list[str]) -> None:
-    """Make sure that a text that should come back did.
+    """Check that an answer has the texts of its request.
 
     Raises:
-      Refused: another one did.
+      Refused: it has other texts.
     """
     wanted = texts[-1].partition(MARK)[2].encode()
     found: list[bytes] = _NUMBER.findall(body)
@@ -152,15 +151,15 @@ def closed_loop(
     seconds: float,
     texts: Iterator[str],
 ) -> Load:
-    """Keep clients busy for a while.
+    """Keep clients busy.
 
     Args:
-      service: to be asked.
-      way: of asking.
+      service: service to call.
+      way: how clients call it.
       connections: clients, each with one request under way.
-      rows: texts of one request.
-      seconds: how long.
-      texts: all different, unless kept results shall answer.
+      rows: texts in one request.
+      seconds: how long clients start calls.
+      texts: texts to send; different ones, unless kept results should answer.
     """
 
     async def run() -> Load:
@@ -175,7 +174,7 @@ def closed_loop(
                         return
 
             await asyncio.gather(*map(keep_asking, calls))
-            # The last answers come after the end.
+            # The last answers arrive after the end.
             return tally.load(time.perf_counter() - began, time.process_time() - cpu)
 
     return asyncio.run(run())
@@ -184,14 +183,14 @@ def closed_loop(
 def open_loop(
     service: Service, *, rate: float, seconds: float, texts: Iterator[str], seed: int = 0
 ) -> Load:
-    """Ask over HTTP at random times, as many people who know nothing of each other do.
+    """Call over HTTP at random times, as many independent users do.
 
     Args:
-      service: to be asked.
-      rate: requests a second, on average.
+      service: service to call.
+      rate: mean number of requests a second.
       seconds: how long requests are sent.
-      texts: all different.
-      seed: of the times.
+      texts: different texts.
+      seed: seed of the times.
     """
 
     async def run() -> Load:
@@ -229,7 +228,7 @@ def open_loop(
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
-    """Yield the times of a Poisson process, in seconds from its beginning."""
+    """Yield the times of a Poisson process, in seconds from its start."""
     chance = random.Random(seed)
     at = chance.expovariate(rate)
     while at < seconds:
@@ -239,7 +238,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
 
 @asynccontextmanager
 async def _clients(service: Service, way: Way, number: int) -> AsyncIterator[list[Call]]:
-    """Connect clients; they hang up at the end."""
+    """Connect clients, and disconnect them at the end."""
     connect = {Way.HTTP: _by_http, Way.POLL: _by_polling, Way.WEBSOCKET: _by_websocket}[way]
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(connect(service)) for _ in range(number)]
@@ -304,17 +303,17 @@ async def _by_websocket(service: Service) -> AsyncIterator[Call]:
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Return the value that so many percent of the values do not exceed (nearest rank).
+    """Return a percentile by the nearest rank.
 
     Args:
-      ordered: the values, smallest first; at least one.
+      ordered: values in ascending order; at least one.
       percent: over 0, up to 100.
     """
     return ordered[math.ceil(len(ordered) * percent / 100) - 1]
 
 
 def latency_ms(latencies_s: Sequence[float]) -> dict[str, float]:
-    """Return p50, p90, p95, p99 and max in milliseconds; nothing for no values."""
+    """Return p50, p90, p95, p99 and max in milliseconds; empty without values."""
     if not latencies_s:
         return {}
     ordered = sorted(latencies_s)

@@ -1,12 +1,11 @@
-"""Load by Locust, with its web page or without: `locust -f bench/locustfile.py`.
+"""Load by Locust, with or without its web page: `locust -f bench/locustfile.py`.
 
-Users of two kinds call the platform over HTTP: one waits for its result in the call (`--tags
-predict`), the other submits, and asks for the result by the task's id (`--tags submit`). Of a
-hundred requests, 70 carry normal inputs, 20 mutated ones, which are unusual and right, and 10 odd
-ones, which are wrong: these shall be refused with a status of 400 to 499.
+Two kinds of users call the platform over HTTP: one waits for its result in the call (`--tags
+predict`), the other submits and fetches the result by the task's id (`--tags submit`). Of a hundred
+requests, 70 have normal inputs, 20 have mutated inputs, which are unusual but valid, and 10 have
+odd inputs, which are invalid and must be refused with a status of 400 to 499.
 
-A refusal with 429 is the platform's way to say that there is too much load, and no failure; it is
-counted on a line of its own.
+A refusal with 429 means too much load. It is counted on its own line and is not a failure.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from locust.env import Environment
 from locust.exception import StopTest
 from locust.runners import WorkerRunner
 
-#: The body of a request, as `:predict` takes it.
+#: Body of a predict.
 Body = dict[str, Any]
 
-#: How long a submitted task is waited for in one call, in seconds.
+#: How long one call waits for a submitted task, in seconds.
 WAIT_S = 30
-#: Of the inputs of a hundred requests; the rest are normal.
+#: Mutated and odd inputs of a hundred; the rest are normal.
 MUTATED_PERCENT, ODD_PERCENT = 20, 10
 
 SENTENCES = (
@@ -45,16 +44,16 @@ SENTENCES = (
 
 @events.init_command_line_parser.add_listener
 def add_arguments(parser: ArgumentParser) -> None:
-    """Add our options to Locust's, on the command line and on its page."""
-    # The page opens with the address filled in.
+    """Add options to Locust's command line and page."""
+    # Locust's page shows this address at first.
     parser.set_defaults(host="http://127.0.0.1:8000")
     own = parser.add_argument_group("Inferno")
-    own.add_argument("--model-name", default="sentiment", help="Model to ask")
-    own.add_argument("--model-version", type=int, help="Version to ask; default: the active one")
+    own.add_argument("--model-name", default="sentiment", help="Model to call")
+    own.add_argument("--model-version", type=int, help="Version to call (default: the active one)")
     own.add_argument(
         "--load-model",
         action="store_true",
-        help="Have the version loaded before the load starts; end if that fails",
+        help="Load the version before the load starts; stop if that fails",
     )
     own.add_argument("--warmup", type=int, default=0, help="Uncounted requests before the start")
     own.add_argument(
@@ -65,7 +64,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     own.add_argument(
         "--payload-file",
         type=Path,
-        help="JSON file with the body to send; default: the model's example",
+        help="JSON file with the body to send (default: the model's example)",
     )
     own.add_argument(
         "--request-timeout", type=float, default=60.0, help="Limit of one request, in seconds"
@@ -75,25 +74,25 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 class Inputs:
-    """Makes bodies like one that is right."""
+    """Varies one valid body."""
 
     def __init__(self, body: Body, seed: int | None = None) -> None:
-        """Take a body that the model answers."""
+        """Store a valid body."""
         self._body = body
         self._random = random.Random(seed)
 
     def normal(self) -> Body:
-        """Return the body, texts in it changed for others."""
+        """Return the body with other texts."""
         return self._changed(lambda _: self._sentence())
 
     def mutated(self) -> Body:
-        """Return a body that is right, and unusual: noise in its texts, any priority."""
+        """Return a valid but unusual body: noise in its texts, any priority."""
         body = self._changed(self._noisy)
         body["priority"] = self._random.randint(0, 9)
         return body
 
     def odd(self) -> Any:
-        """Return a body that is wrong, in one of many ways."""
+        """Return an invalid body, wrong in one of several ways."""
         body = copy.deepcopy(self._body)
         name = self._random.choice(list(body["inputs"]))
         wrongs: list[Callable[[], Any]] = [
@@ -111,7 +110,7 @@ class Inputs:
         return self._random.choice(wrongs)()
 
     def _sentence(self) -> str:
-        # The number makes each text another one: no cache shall answer.
+        # The number makes each text unique, so the cache does not answer.
         return f"{self._random.choice(SENTENCES)} {self._random.randrange(10**6)}"
 
     def _noisy(self, _: str) -> str:
@@ -124,17 +123,17 @@ class Inputs:
     def _changed(self, change: Callable[[str], str]) -> Body:
         body = copy.deepcopy(self._body)
         for name, value in body["inputs"].items():
-            # base64 of a picture is a string without any space.
+            # A string without spaces may be base64 of a picture.
             if isinstance(value, str) and " " in value:
                 body["inputs"][name] = change(value)
         return body
 
 
 def read_body(environment: Environment) -> Body:
-    """Return the body of the file, or the example that the platform gives for the model.
+    """Return the body of the file, or the platform's example for the model.
 
     Raises:
-      ValueError: there are no inputs by name in it.
+      ValueError: the body has no inputs by name.
       OSError, httpx.HTTPError: the file or the platform cannot be read.
     """
     options = environment.parsed_options
@@ -154,16 +153,16 @@ def read_body(environment: Environment) -> Body:
 
 @events.test_start.add_listener
 def prepare(environment: Environment, **_: object) -> None:
-    """Read the body, and have the model loaded and warm before anybody counts.
+    """Read the body, and warm the model up before requests are counted.
 
     Raises:
-      StopTest: that failed.
+      StopTest: a step failed.
     """
     options = environment.parsed_options
     assert options is not None
     try:
         Caller.inputs = Inputs(read_body(environment))
-        # Of several processes, the master does the rest.
+        # With several processes, the master warms up.
         if not isinstance(environment.runner, WorkerRunner):
             warm_up(environment, options.warmup, options.load_model)
     except (OSError, ValueError, httpx.HTTPError) as exc:
@@ -172,16 +171,16 @@ def prepare(environment: Environment, **_: object) -> None:
 
 
 def warm_up(environment: Environment, requests: int, is_loaded: bool) -> None:
-    """Send requests that nobody counts.
+    """Send uncounted requests.
 
     Args:
-      environment: Locust's.
-      requests: how many.
-      is_loaded: whether the model shall be loaded, so that at least one has to succeed: a version
-        that is not in memory loads for its first task.
+      environment: Locust's environment.
+      requests: number of requests.
+      is_loaded: whether the model must be loaded. Then at least one request is sent, because a
+        version that is not in memory loads for its first task.
 
     Raises:
-      httpx.HTTPError: one did not succeed.
+      httpx.HTTPError: a request did not succeed.
     """
     options = environment.parsed_options
     assert options is not None
@@ -194,7 +193,7 @@ def warm_up(environment: Environment, requests: int, is_loaded: bool) -> None:
 
 
 class Caller(FastHttpUser):
-    """Somebody who asks, thinks for a moment, and asks again."""
+    """A user who calls, pauses for a moment, and calls again."""
 
     wait_time = between(0.01, 0.1)
     inputs: ClassVar[Inputs]
@@ -209,14 +208,14 @@ class Caller(FastHttpUser):
     @tag("predict")
     @task
     def predict(self) -> None:
-        """Ask, and wait for the result in the same call."""
+        """Call predict."""
         kind, body = self._draw()
         self._call("POST", f"/v1/models/{self._options.model_name}:predict", "predict", kind, body)
 
     @tag("submit")
     @task
     def submit(self) -> None:
-        """Submit, and ask for the result by the id of the task."""
+        """Submit, and fetch the result by the task's id."""
         kind, body = self._draw()
         if isinstance(body, dict):
             body = {"model": self._options.model_name, **body}
@@ -226,7 +225,7 @@ class Caller(FastHttpUser):
             self._call("GET", path, "result", kind)
 
     def _draw(self) -> tuple[str, Any]:
-        """Return a kind of input, and a body of it."""
+        """Draw a kind of input, and return it with a body."""
         drawn = random.uniform(0, 100)
         if drawn < self._options.odd_percent:
             return "odd", self.inputs.odd()
@@ -235,7 +234,7 @@ class Caller(FastHttpUser):
         return "normal", self.inputs.normal()
 
     def _call(self, method: str, path: str, name: str, kind: str, body: Any = None) -> Any:
-        """Send a request and judge the answer; return its document if it is what was asked for."""
+        """Send a request and judge the answer; return the document of a valid one."""
         with self.client.request(
             method, path, name=f"{name}, {kind}", json=body, catch_response=True
         ) as answer:

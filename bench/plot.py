@@ -1,6 +1,6 @@
-"""Draws a run: `python -m bench.plot RESULTS.json` writes RESULTS.svg and RESULTS.png.
+"""Draw a run: `python -m bench.plot RESULTS.json` writes RESULTS.svg and RESULTS.png.
 
-Runs in an environment of its own, which has matplotlib and little else.
+It runs in its own environment, which has matplotlib and little else.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-#: Inferno stands out; the others are told apart by their names.
+#: Inferno stands out; labels distinguish the others.
 OWN, OTHER, RANGE = "#d9480f", "#868e96", "#343a40"
 
 
 def main(path: Path) -> None:
-    """Draw a file of results beside it."""
+    """Draw a results file, and save the plots beside it."""
     document = json.loads(path.read_text())
     bars = _bars(document["measurements"])
     if not bars:
-        sys.exit("There is no closed loop over HTTP in it.")
+        sys.exit(f"{path} has no closed loop over HTTP.")
     workloads = list(dict.fromkeys(workload for workload, _ in bars))
     scenarios = list(dict.fromkeys(scenario for _, scenario in bars))
     figure, axes = plt.subplots(
@@ -50,7 +50,7 @@ def main(path: Path) -> None:
 
 
 def _bars(measurements: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """Return the rates of each target's repeats, by workload and scenario."""
+    """Return the rates of the repeats by target, for each workload and scenario."""
     bars: dict[tuple[str, str], dict[str, list[float]]] = {}
     for m in measurements:
         if m["scenario"].startswith("http x"):

@@ -1,8 +1,8 @@
-"""What the precisions of a text model cost and gain: `python -m bench.precision`.
+"""Speed and exactness of a text model by precision: `python -m bench.precision`.
 
-Each version of `embed` is loaded in each precision that it can have, in turns, and answers short
-sentences in its engine, without a server: one at a time, and in full batches. What it says of
-the reference texts is compared with the original model's embeddings.
+Each version of `embed` runs in each precision that it supports, in turns. Its engine answers short
+sentences without a server, one at a time and in full batches. Its embeddings of the reference texts
+are compared with the original model's.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from inferno.repository.repository import Repository
 from inferno.settings import Settings
 from inferno.testing.processes import ROOT
 
-#: Version and precision; the first is what the others are compared with.
+#: Version and precision; the first candidate is the reference.
 CANDIDATES = ((2, "none"), (1, "none"), (2, "int8"))
 REFERENCE = ROOT / "models" / "embed" / "reference.npz"
 
 
 @dataclass(frozen=True)
 class Figures:
-    """How one version did in one precision."""
+    """The results of one version in one precision."""
 
     version: int
     quantize: str
     artifact_bytes: int
     memory_bytes: int
-    #: Median time of one text alone, in ms.
+    #: Median time of a lone text, in ms.
     alone_ms: float
-    #: Texts in a second, in batches.
+    #: Texts a second, in full batches.
     batched_per_s: float
-    #: Least cosine to the original model's embeddings, each text alone.
+    #: Lowest cosine to the original model's embeddings, of lone texts.
     cosine: float
-    #: Least cosine between a text alone and in a batch.
+    #: Lowest cosine between a text alone and in a batch.
     batched_cosine: float
 
 
 class Candidate:
-    """One engine, and what was measured of it."""
+    """One engine and its measurements."""
 
     def __init__(self, version: int, quantize: str, threads: int) -> None:
         """Load the engine."""
@@ -62,7 +62,7 @@ class Candidate:
         self._batch_s: list[float] = []
 
     def measure(self, seconds: float) -> None:
-        """Answer one at a time for half of the time, and in batches for the other half."""
+        """Answer texts one at a time for half of the time, and in batches for the other half."""
         for rows, took in ((1, self._alone_s), (self.engine.max_batch_size, self._batch_s)):
             end = time.perf_counter() + seconds / 2
             while (began := time.perf_counter()) < end:
@@ -75,7 +75,7 @@ class Candidate:
         return np.concatenate([answer["embedding"] for answer in answers])
 
     def figures(self) -> Figures:
-        """Return what was measured, and how exact the embeddings are."""
+        """Return the measurements, and how exact the embeddings are."""
         reference = np.load(REFERENCE)
         asked = reference["texts"].tolist()
         alone = np.concatenate([self._answer([text]) for text in asked])
@@ -113,7 +113,7 @@ def table(figures: Sequence[Figures]) -> str:
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(prog="python -m bench.precision", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each turn of a candidate")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of each turn")
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A target's processes: what they cost, and that none is left."""
+"""A target's processes: their processor time and memory, and that none is left behind."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
-#: How long what a target left may take to end, in seconds, before it is killed.
+#: How long processes that a target left behind may take to end, in seconds, before they are killed.
 GRACE_S = 5.0
 
 
 def adopt_orphans() -> None:
-    """Make descendants whose parents end children of this process, so that none gets out of sight.
+    """Make orphaned descendants children of this process, so that all of them are seen.
 
     Raises:
-      OSError: the system cannot; Linux can.
+      OSError: the system does not support it; Linux does.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
@@ -29,7 +29,7 @@ def adopt_orphans() -> None:
 
 
 def kind_of(command: str) -> str:
-    """Say what a process is for, from its command line."""
+    """Return the kind of a process, by its command line."""
     for sign, kind in (
         ("redis-server", "redis"),
         ("gunicorn", "web"),
@@ -49,17 +49,17 @@ class Process:
     """One process at one moment."""
 
     kind: str
-    #: User and system time since its start.
+    #: User and system time since its start, in seconds.
     cpu_s: float
     rss_bytes: int
 
 
-#: By process id and time of start, so that a reused id is another process.
+#: Processes by id and start time, so that a reused id is another process.
 Snapshot = Mapping[tuple[int, float], Process]
 
 
 def snapshot() -> Snapshot:
-    """Look at all descendants of this process."""
+    """Return the current state of all descendants of this process."""
     found = {}
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess), process.oneshot():
@@ -73,9 +73,9 @@ def snapshot() -> Snapshot:
 
 
 def cpu_s(before: Snapshot, after: Snapshot) -> dict[str, float]:
-    """Return the processor time by kind of process between two moments.
+    """Return the processor time between two snapshots, in seconds, by kind of process.
 
-    What ended between them is not seen.
+    Processes that ended in between are not counted.
     """
     sums: Counter[str] = Counter()
     for key, process in after.items():
@@ -85,7 +85,7 @@ def cpu_s(before: Snapshot, after: Snapshot) -> dict[str, float]:
 
 
 def rss_bytes(now: Snapshot) -> dict[str, int]:
-    """Return the resident memory by kind of process; what forks share counts for each."""
+    """Return the resident memory by kind of process; pages that forks share count for each."""
     sums: Counter[str] = Counter()
     for process in now.values():
         sums[process.kind] += process.rss_bytes
@@ -93,10 +93,10 @@ def rss_bytes(now: Snapshot) -> dict[str, int]:
 
 
 def end_what_is_left() -> list[str]:
-    """Wait until this process has no descendants; kill those that stay.
+    """Wait until this process has no descendants; kill those that do not end.
 
     Returns:
-      The command lines of what had to be killed.
+      Command lines of the processes that were killed.
     """
     deadline = time.monotonic() + GRACE_S
     killed = []
@@ -112,7 +112,7 @@ def end_what_is_left() -> list[str]:
 
 
 def _descendants() -> list[psutil.Process]:
-    """Return the descendants that run; adopted ones that have ended are buried."""
+    """Return the running descendants, and reap adopted ones that have ended."""
     running = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):

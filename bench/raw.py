@@ -1,8 +1,8 @@
-"""The limit: an engine in plain loops in one process, with no server around it.
+"""The limit: an engine in plain loops in one process, without a server.
 
 `python -m bench.raw WORKLOAD SECONDS BATCH EXECUTORS THREADS` measures once and prints JSON. Each
-loop is an executor, and each of its forward passes has so many threads. Each way runs in a process
-of its own, so that nothing is left of the one before.
+loop is an executor, and THREADS is the number of threads of each forward pass. Each configuration
+runs in its own process, so that nothing is left of the one before.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from inferno.settings import Settings
 
 TARGET = "raw"
 BATCHES = (1, 8, 32)
-#: Most that loading and warming up may take, in seconds.
+#: Limit for loading and warming up, in seconds.
 START_S = 120
 
 
 class RawFailed(Exception):
-    """An engine could not be measured; says why."""
+    """An engine could not be measured; the message says why."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """How the loops are run."""
+    """A configuration of the loops."""
 
     batch: int
     executors: int
-    #: Of each forward pass.
+    #: Threads of each forward pass.
     threads: int
 
     @property
     def scenario(self) -> str:
-        """Such as `batches of 32, 1 thread` or `batches of 32, 2 executors`."""
+        """Name, such as `batches of 32, 1 thread` or `batches of 32, 2 executors`."""
         if self.executors > 1:
             return f"batches of {self.batch}, {self.executors} executors"
         return f"batches of {self.batch}, {self.threads} thread{'' if self.threads == 1 else 's'}"
 
 
 def ways(workload: Workload) -> list[Way]:
-    """Return each batch size with one thread, with more threads, and with more executors."""
+    """Return each batch size with one thread, with several threads, and with several executors."""
     cores = len(os.sched_getaffinity(0))
-    # Only what runs on onnxruntime uses threads, and more than one core.
+    # Only models in onnxruntime use threads, and more than one core.
     spread = (
         [(1, 1), (1, cores), (cores, 1)] if workload.model == "embed" and cores > 1 else [(1, 1)]
     )
@@ -65,7 +65,7 @@ def ways(workload: Workload) -> list[Way]:
 
 
 def measure(workload: Workload, seconds: float, repeat: int) -> list[Measurement]:
-    """Measure every way once.
+    """Measure every configuration once.
 
     Raises:
       RawFailed: the model cannot be loaded, or fails.
@@ -103,8 +103,8 @@ def load(workload: Workload, threads: int | None = None) -> Engine:
     """Return the engine of a workload, warmed up.
 
     Args:
-      workload: whose.
-      threads: of each forward pass; by default, what the settings say.
+      workload: workload whose model is loaded.
+      threads: threads of each forward pass (default: from the settings).
     """
     settings = Settings()
     inference = settings.inference
@@ -117,19 +117,19 @@ def load(workload: Workload, threads: int | None = None) -> Engine:
 
 
 def answer(engine: Engine, asked: Iterator[str], batch: int) -> None:
-    """Answer the next batch of texts with one forward pass, or with several if that is quicker."""
+    """Answer the next batch of texts, in one or more forward passes."""
     rows = ({"text": np.array([text], object)} for text in islice(asked, batch))
     engine.forward([engine.prepare(row) for row in rows])
 
 
 def main(name: str, seconds: float, way: Way) -> None:
-    """Measure one way and print what was found."""
+    """Measure one configuration and print the results as JSON."""
     engine = load(WORKLOADS[name], way.threads)
     numbers = Numbers()
     began, cpu = time.perf_counter(), time.process_time()
 
     def loop(first: int) -> list[float]:
-        """Run batches of texts numbered from a number on; return what each took, in seconds."""
+        """Answer batches of texts, numbered from `first`; return their durations in seconds."""
         asked, took_s = texts(first), []
         while (now := time.perf_counter()) < began + seconds:
             answer(engine, asked, way.batch)

@@ -1,18 +1,17 @@
-"""What a server leaves of an engine, and how much of that its callers get.
+"""How many calls a machine could answer beside its engine's passes, and how many Inferno answers.
 
-Each turn has three measurements, by processes of its own:
+Each turn has three measurements, in processes of its own:
 
     alone      the engine in plain loops, as many as its model has executors
-    beside     the same loops while Inferno answers calls in full batches, by passes that last as
-               long as the engine's and cost nothing: what the loops lose is what calls cost by
-               themselves
-    answered   what Inferno answers with the engine
+    beside     the same loops while Inferno answers calls in full batches, with passes that last as
+               long as the engine's but cost nothing: what the loops lose is the cost of the calls
+    answered   the calls that Inferno answers with the engine
 
-So what a call costs contains all that comes of sharing cores: cold caches, interruptions, and the
-kernel's own time. The processor time of calls that have the cores for themselves does not.
+Measured this way, the cost of a call includes all effects of sharing cores: cold caches,
+interruptions, and the kernel's own time. The processor time of lone calls does not include them.
 
-`python -m bench.remainder WORKLOAD` runs the loops until it is ended. It prints a line when it is
-ready, and then for each batch the time at which it was over, by the monotonic clock.
+`python -m bench.remainder WORKLOAD` runs the loops until it is terminated. It prints a line when it
+is ready, and then the end time of each batch, by the monotonic clock.
 """
 
 from __future__ import annotations
@@ -42,14 +41,14 @@ from inferno.repository.manifest import MANIFEST
 from inferno.repository.repository import Package, Repository
 from inferno.settings import Settings
 
-#: How long servers and loops are busy before they are measured, in seconds.
+#: How long servers and loops run before they are measured, in seconds.
 WARM_UP_S = 2
-#: Texts of a batch of the loops.
+#: Texts in a batch of the loops.
 BATCH = 32
 #: What the loops print when they begin.
 READY = "ready\n"
 
-#: A model whose passes only wait; then its embeddings are ready.
+#: Code of a model whose passes only wait, and return embeddings that were drawn before.
 _WAITS = """\
 import time
 
@@ -74,38 +73,38 @@ def build(context):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """What was measured in one turn, in texts a second."""
+    """The rates of one turn, in texts a second."""
 
-    #: By the loops, with nothing beside them.
+    #: Rate of the loops alone.
     alone: float
-    #: By the loops, beside so many `calls` whose passes cost nothing.
+    #: Rate of the loops beside `calls` a second whose passes cost nothing.
     beside: float
     calls: float
-    #: By Inferno with the engine.
+    #: Rate of Inferno with the engine.
     answered: float
-    #: Of these answers.
+    #: Latency of the calls of `answered`, 99th percentile.
     p99_ms: float
-    #: Members of a batch in the mean, of `calls` and of `answered`.
+    #: Mean batch of `calls` and of `answered`.
     batch_beside: float
     batch: float
 
     @property
     def cost(self) -> float:
-        """The part of the machine that one call a second takes, besides its pass."""
+        """Share of the machine that one call a second takes, without its pass."""
         return (1 - self.beside / self.alone) / self.calls
 
     @property
     def left(self) -> float:
-        """How many calls a second take the whole machine, with their passes.
+        """Calls a second that take the whole machine, with their passes.
 
-        This is so if the loops fill the machine when they are alone, and if a call costs as much
-        at any rate.
+        This assumes that the loops alone fill the machine, and that a call costs the same at any
+        rate.
         """
         return 1 / (1 / self.alone + self.cost)
 
 
 class LoopsFailed(Exception):
-    """The engine does not run; says why."""
+    """The engine does not run; the message says why."""
 
 
 def measure(
@@ -119,23 +118,23 @@ def measure(
     """Measure in turns.
 
     Args:
-      workload: its model has one output, float32 [batch, size].
-      connections: each has one call under way.
-      seconds: of each measurement.
-      turns: how many.
+      workload: a workload whose model has one output, float32 [batch, size].
+      connections: connections, each with one call under way.
+      seconds: length of each measurement.
+      turns: number of turns.
       env: settings of Inferno that differ from the defaults.
-      say: is told what each turn has found.
+      say: called with the results of each turn, as text.
     Raises:
       LoopsFailed: the engine does not run.
-      Broken: Inferno does not come up, or a call fails.
-      WrkFailed: it gave no result.
+      Broken: Inferno does not start, or a call fails.
+      WrkFailed: wrk printed no result.
       InfernoError: the settings or the model's package are wrong.
     """
     package = Repository.read(Settings().repository).model(workload.model).package(workload.version)
     numbers = Numbers()
 
     def ask(more: Mapping[str, str]) -> tuple[float, Load]:
-        """Return when the measurement began, and what came of it."""
+        """Return the start of the measurement, by the monotonic clock, and its load."""
         with (
             tempfile.TemporaryDirectory(prefix="bench-inferno-") as folder,
             Inferno(env={**env, **more}).serve(workload, Path(folder)) as service,
@@ -148,7 +147,7 @@ def measure(
         return began, load
 
     def measure_beside() -> tuple[float, float, Load]:
-        """Return the rates of the loops, and what came of the calls beside them."""
+        """Return the rates of the loops alone and beside calls, and the load of the calls."""
         with (
             running(workload, env) as loops,
             tempfile.TemporaryDirectory(prefix="bench-models-") as models,
@@ -156,15 +155,15 @@ def measure(
             time.sleep(WARM_UP_S + seconds)
             alone = loops.rate(time.monotonic() - seconds, seconds)
             _write_waiting(package, package.executors * BATCH / alone, Path(models))
-            # With the fixed window, batches are full, and calls cost as little as they can.
+            # The fixed window fills the batches, so calls cost as little as possible.
             fixed = {"INFERNO_BATCHING__ADAPTIVE": "false"}
             began, calls = ask({"INFERNO_REPOSITORY__ROOT": models, **fixed})
-            # Not while wrk starts, nor when it has ended.
+            # Leave out the time while wrk starts, and after it has ended.
             return alone, loops.rate(began + 0.1 * seconds, 0.9 * seconds), calls
 
     found = []
     for number in range(1, turns + 1):
-        # The machine may become faster or slower.
+        # The machine may become faster or slower, so the order alternates.
         if number % 2:
             (alone, beside, calls), (_, load) = measure_beside(), ask({})
         else:
@@ -187,14 +186,14 @@ def measure(
 
 
 class Loops:
-    """The loops, in a process of their own."""
+    """The loops, in their own process."""
 
     def __init__(self, popen: subprocess.Popen[str], errors: IO[str]) -> None:
-        """Take the process.
+        """Store the process.
 
         Args:
-          popen: with a pipe for what it prints.
-          errors: where its errors go.
+          popen: process, with a pipe for stdout.
+          errors: file with its stderr.
         """
         assert popen.stdout is not None
         self._popen, self._lines, self._errors = popen, popen.stdout, errors
@@ -205,7 +204,7 @@ class Loops:
         """Wait until the engine is loaded.
 
         Raises:
-          LoopsFailed: it cannot be.
+          LoopsFailed: it cannot be loaded.
         """
         if READY not in self._lines:
             raise self._failed()
@@ -216,29 +215,31 @@ class Loops:
             self._ended.append(float(line))
 
     def rate(self, began: float, seconds: float) -> float:
-        """Return how many texts they have answered in each of some seconds.
+        """Return the texts a second that the loops answered in a past interval.
 
         Args:
-          began: when these began, by the monotonic clock.
-          seconds: how many; they are over.
+          began: start of the interval, by the monotonic clock.
+          seconds: length of the interval, which is over.
         Raises:
-          LoopsFailed: the loops do not run any more, or are too slow to say.
+          LoopsFailed: the loops have ended, or finished fewer than two batches in the interval.
         """
         if self._popen.poll() is not None:
             raise self._failed()
         ended = [at for at in self._ended if began <= at < began + seconds]
         if len(ended) < 2:
-            raise LoopsFailed(f"the loops ended {len(ended)} batches in {seconds:g} s")
+            raise LoopsFailed(
+                f"the loops finished {len(ended)} batches in {seconds:g} s, expected at least 2"
+            )
         return BATCH * (len(ended) - 1) / (ended[-1] - ended[0])
 
     def _failed(self) -> LoopsFailed:
         self._popen.wait()
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
-        return LoopsFailed(f"the loops ended: {lines[-1] if lines else 'they say nothing'}")
+        return LoopsFailed(f"the loops ended: {lines[-1] if lines else 'without a message'}")
 
     def stop(self) -> None:
-        """End them."""
+        """Terminate the process."""
         self._popen.terminate()
         self._popen.wait()
         if self._reader.ident is not None:
@@ -247,7 +248,7 @@ class Loops:
 
 @contextmanager
 def running(workload: Workload, env: Mapping[str, str]) -> Iterator[Loops]:
-    """Run the loops until the end of the block.
+    """Run the loops until the block ends.
 
     Raises:
       LoopsFailed: the engine cannot be loaded.
@@ -272,7 +273,7 @@ def running(workload: Workload, env: Mapping[str, str]) -> Iterator[Loops]:
 
 
 def _write_waiting(package: Package, pass_s: float, root: Path) -> None:
-    """Write a package like another one, whose passes only take their time."""
+    """Write a package with the signature of another one, whose passes only wait."""
     folder = root / package.name / str(package.version)
     folder.mkdir(parents=True)
     [output] = package.signature.outputs
@@ -291,7 +292,7 @@ def _write_waiting(package: Package, pass_s: float, root: Path) -> None:
 
 
 def lines(turns: Sequence[Turn]) -> Iterator[str]:
-    """Say what was found: means of the turns, with their standard errors."""
+    """Describe the results: means of the turns, with their standard errors."""
     cores = len(os.sched_getaffinity(0))
 
     def mean(values: Sequence[float], digits: int = 0) -> str:
@@ -316,7 +317,7 @@ def lines(turns: Sequence[Turn]) -> Iterator[str]:
 
 
 def main(name: str) -> None:
-    """Run the loops until this process is ended."""
+    """Run the loops until this process is terminated."""
     engine = raw.load(WORKLOADS[name])
     numbers = Numbers()
 
@@ -325,10 +326,10 @@ def main(name: str) -> None:
         try:
             while True:
                 raw.answer(engine, asked, BATCH)
-                # In one piece, whoever else writes.
+                # One write for each line, so that lines of several threads do not mix.
                 os.write(sys.stdout.fileno(), b"%f\n" % time.monotonic())
         except BaseException:
-            # With fewer loops, something else would be measured.
+            # Fewer loops would measure something else.
             traceback.print_exc()
             os._exit(1)
 

@@ -1,4 +1,4 @@
-"""Results for people: tables of one run, and of two beside each other."""
+"""Results as tables: one run, or two runs compared."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from rich.text import Text
 from bench.results import Results, Summary, summarise
 from bench.workloads import WORKLOADS
 
-#: What the others are compared with.
+#: Target that the others are compared with.
 REFERENCE = "inferno"
-#: A generator that is later than this with one in a hundred requests cannot keep up.
+#: A generator cannot keep up if one in a hundred requests is later than this.
 LATE_MS = 20.0
-#: The order of kinds of processes in a cell.
+#: Kinds of processes, in the order of a cell.
 _KINDS = ("web", "worker", "redis", "webhooks", "flower", "supervisor", "server", "engine")
-#: The generator, which is no part of what is measured.
+#: Kind of the load generator, which is not part of the target.
 LOAD = "load"
 
 
 def show(results: Results) -> RenderableType:
-    """Return tables of everything that a run has found."""
+    """Return the tables of a run."""
     parts: list[RenderableType] = [_head(results)]
     summaries = summarise(results.measurements)
     for name in dict.fromkeys(s.workload for s in summaries):
         parts.append(Text(f"\n{name}: {WORKLOADS[name].description}", "bold"))
         of_workload = [s for s in summaries if s.workload == name]
-        # What only Inferno can do has values of its own, and nothing to be compared with.
+        # Scenarios that only Inferno supports have values of their own, and no ratios.
         ordinary = [s for s in of_workload if not s.values]
         parts += [_rates(ordinary), _costs(ordinary)]
         special = [s for s in of_workload if s.values]
@@ -95,7 +95,7 @@ def _costs(summaries: Sequence[Summary]) -> Table:
 
 
 def _table(*titles: str) -> Table:
-    """Return a table that begins with these columns, of which the first two are words."""
+    """Return a table with these columns; the first two are left-aligned text."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, title in enumerate(titles):
         table.add_column(title, justify="left" if number < 2 else "right", no_wrap=True)
@@ -103,7 +103,7 @@ def _table(*titles: str) -> Table:
 
 
 def _by_scenario(table: Table, summaries: Sequence[Summary]) -> Iterator[tuple[str, Summary]]:
-    """Yield what belongs together, the first of each with the name of the scenario."""
+    """Yield summaries grouped by scenario; the first of each group has the scenario's name."""
     for scenario in dict.fromkeys(s.scenario for s in summaries):
         label = scenario
         for s in summaries:
@@ -132,11 +132,11 @@ def _specials(summaries: Sequence[Summary]) -> Table:
 def _notes(results: Results, summaries: Sequence[Summary]) -> Iterator[RenderableType]:
     for s in summaries:
         if s.errors:
-            yield Text(f"{s.workload}, {s.scenario}: {s.target} gave errors: {s.sample}", "red")
+            yield Text(f"{s.workload}, {s.scenario}: {s.target} had errors: {s.sample}", "red")
         if s.late_ms is not None and s.late_ms > LATE_MS:
             yield Text(
                 f"{s.workload}, {s.scenario}: the generator was {s.late_ms:.0f} ms late for "
-                f"{s.target}; the latencies there are its own",
+                f"{s.target}; these latencies include its own delay",
                 "yellow",
             )
     for failure in results.failures:
@@ -157,7 +157,7 @@ def _errors(s: Summary) -> str:
 
 
 def _own(values: Mapping[str, float]) -> dict[str, float]:
-    """Return the target's own kinds of processes, in their order."""
+    """Return the values of the target's own processes, without the generator, in order."""
     return {kind: values[kind] for kind in _KINDS if kind in values}
 
 
@@ -170,7 +170,7 @@ class Difference:
 
     @property
     def ratio(self) -> float:
-        """The rate afterwards, as a multiple of that before."""
+        """Rate after over rate before."""
         return self.after.rate / self.before.rate if self.before.rate else 0.0
 
     @property
@@ -182,7 +182,7 @@ class Difference:
 
 
 def differences(before: Results, after: Results) -> list[Difference]:
-    """Return what both runs have measured."""
+    """Return the differences of everything that both runs measured."""
     earlier = {(s.workload, s.scenario, s.target): s for s in summarise(before.measurements)}
     return [
         Difference(earlier[s.workload, s.scenario, s.target], s)
@@ -192,7 +192,7 @@ def differences(before: Results, after: Results) -> list[Difference]:
 
 
 def compare(before: Results, after: Results) -> RenderableType:
-    """Return a table of two runs beside each other."""
+    """Return a table that compares two runs."""
     parts: list[RenderableType] = []
     for name, results in (("before", before), ("after", after)):
         parts += [Text(name, "bold"), _head(results)]

@@ -19,13 +19,13 @@ from bench import environments
 from inferno.errors import ConfigurationError
 from inferno.operate.embedded_redis import find_program
 
-#: Of the file's format.
+#: Version of the file's format.
 SCHEMA = 1
 FOLDER = environments.BUILD / "bench-results"
 
 
 class Place(TypedDict):
-    """Whose measurement it is."""
+    """The identity of a measurement."""
 
     target: str
     workload: str
@@ -38,7 +38,7 @@ class Measurement:
 
     target: str
     workload: str
-    #: What was asked of it, such as `http x64`; the same in all repeats, for all targets.
+    #: Load, such as `http x64`; the same in all repeats, for all targets.
     scenario: str
     repeat: int
     seconds: float
@@ -46,21 +46,21 @@ class Measurement:
     #: Texts in one request.
     rows: int = 1
     latency_ms: dict[str, float] = field(default_factory=dict)
-    #: By kind; a measurement with errors is marked wherever it is shown.
+    #: Number of errors by kind; measurements with errors are marked wherever they are shown.
     errors: dict[str, int] = field(default_factory=dict)
-    #: The first of them.
+    #: First error, as text.
     sample: str | None = None
-    #: Requests that shared a forward pass, over all passes; None where it is not known.
+    #: Mean number of requests in a forward pass; None if unknown.
     mean_batch: float | None = None
-    #: Answers that say that they are kept results; None where that is not the question.
+    #: Answers that are kept results; None outside the cache scenarios.
     cached: int | None = None
-    #: By kind of process.
+    #: Processor time and resident memory, by kind of process.
     cpu_s: dict[str, float] = field(default_factory=dict)
     rss_bytes: dict[str, int] = field(default_factory=dict)
-    #: Of open loops: requests a second, and how late the generator was (99th percentile).
+    #: Requests a second of an open loop, and how late the generator was (99th percentile).
     offered_rate: float | None = None
     late_ms: float | None = None
-    #: What only this scenario measures, by name with unit.
+    #: Values that only this scenario has; names carry the unit.
     values: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -74,14 +74,14 @@ class Failure:
     """A target that could not be measured."""
 
     target: str
-    #: None when it could not be installed.
+    #: None if the target could not be installed.
     workload: str | None
     reason: str
 
 
 @dataclass
 class Results:
-    """All that one run has found."""
+    """The results of one run."""
 
     machine: dict[str, Any]
     options: dict[str, Any]
@@ -91,7 +91,7 @@ class Results:
     failures: list[Failure] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        """Write everything as JSON, in one step."""
+        """Write everything as JSON, atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n")
@@ -99,14 +99,14 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Read a file of `save`.
+        """Read a file that `save` wrote.
 
         Raises:
-          ValueError: it is of another schema.
+          ValueError: the file has another schema.
         """
         document = json.loads(path.read_text())
         if document.pop("schema", None) != SCHEMA:
-            raise ValueError(f"{path} is no result of this version: expected schema {SCHEMA}")
+            raise ValueError(f"{path} was written by another version: expected schema {SCHEMA}")
         document["measurements"] = [Measurement(**m) for m in document["measurements"]]
         document["failures"] = [Failure(**f) for f in document["failures"]]
         return cls(**document)
@@ -120,16 +120,16 @@ class Summary:
     workload: str
     scenario: str
     repeats: int
-    #: Answers a second: the median, and between what the repeats were.
+    #: Answers a second: the median, and the lowest and highest repeat.
     rate: float
     rate_range: tuple[float, float]
     rows: int
     latency_ms: dict[str, float]
-    #: Errors of all repeats together.
+    #: Number of errors in all repeats.
     errors: int
     sample: str | None
     mean_batch: float | None
-    #: Share of the answers that are kept results.
+    #: Share of answers that are kept results.
     cached: float | None
     #: Processor seconds for 1,000 answers, by kind of process.
     cpu_s_per_1000: dict[str, float]
@@ -140,7 +140,7 @@ class Summary:
 
 
 def summarise(measurements: Iterable[Measurement]) -> list[Summary]:
-    """Return the medians of repeats, in the order of their first measurements."""
+    """Return the medians of the repeats, in the order of their first measurements."""
     groups: dict[tuple[str, str, str], list[Measurement]] = {}
     for m in measurements:
         groups.setdefault((m.workload, m.scenario, m.target), []).append(m)
@@ -188,7 +188,7 @@ def _medians(documents: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """Describe what was measured on, and what."""
+    """Describe this machine and the measured commit."""
     try:
         redis = str(find_program())
     except ConfigurationError as exc:
@@ -221,6 +221,6 @@ def _git(*arguments: str) -> str:
 
 
 def new_path() -> Path:
-    """Return where the results of a run that begins now go."""
+    """Return the file for the results of a run that starts now."""
     at = datetime.now().strftime("%Y%m%d-%H%M%S")
     return FOLDER / f"{at}-{_git('rev-parse', '--short', 'HEAD') or 'unknown'}.json"

@@ -1,12 +1,11 @@
-"""One run: the order in which targets are started, asked and stopped.
+"""One run: the order in which targets are started, loaded and stopped.
 
     for each workload, for each repeat, for each target:
-        start it, see that it answers rightly, warm it up
+        start it, check its answers, warm it up
         closed loops -> its capacity -> an open loop at a share of that
         stop it, until none of its processes is left
 
-Repeats come around to each target in turn, so that what changes on the machine meanwhile does not
-fall on one of them.
+Within each repeat the targets take turns, so that changes of the machine affect all of them.
 """
 
 from __future__ import annotations
@@ -29,24 +28,25 @@ from bench.results import Failure, Measurement, Place, Results
 from bench.targets import Broken, Inferno, Service, Target, verify
 from bench.workloads import Numbers, Workload, texts
 
-#: What ends the measuring of a target, and not the run.
+#: Errors that end the measuring of a target, but not the run.
 _FAILURES = (
     Broken, ProtocolError, wrk.WrkFailed, OSError, ValueError, http.client.HTTPException
 )  # fmt: skip
-#: Open loops ask at this share of what closed ones found to be possible.
+#: Rate of open loops, as a share of the rate that closed loops reached.
 OPEN_SHARE = 0.7
-#: Connections of the closed loop that finds it where none was asked for.
+#: Connections of the closed loop that finds the capacity if no other does.
 PROBE_CONNECTIONS = 64
-#: Calls that tell whether a server is idle: it is when each is as fast as a lone one, give or take.
+#: Calls that show whether a server is idle: each must be about as fast as a lone call, give or take
+#: `SETTLED_S` seconds.
 LONE_CALLS = 5
 SETTLED_S = 0.02
-#: How long it may take to become idle, in seconds.
+#: Limit for a server to become idle, in seconds.
 SETTLE_S = 10.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a run measures."""
+    """The options of a run."""
 
     targets: Sequence[Target]
     workloads: Sequence[Workload]
@@ -58,14 +58,14 @@ class Options:
     warm_up_s: int
     repeats: int
     open_loop: bool = False
-    #: Whether the engine is measured by itself, too.
+    #: Whether the bare engine is measured too.
     raw: bool = False
-    #: Tasks that wait before they are drained; of Inferno.
+    #: Numbers of waiting tasks to drain; Inferno only.
     backlogs: Sequence[int] = ()
-    #: WebSockets that are open and idle, and for how long; of Inferno.
+    #: Numbers of idle WebSockets, and for how long they are open; Inferno only.
     sockets: Sequence[int] = ()
     idle_s: float = 0.0
-    #: The models of Inferno, where what they share is measured; else None.
+    #: Inferno's model repository, if the cache is measured; otherwise None.
     shared: cache.Repository | None = None
 
 
@@ -76,12 +76,12 @@ class Scenario:
     way: Way
     connections: int
     rows: int
-    #: What is asked of a cache; None where that is not the question.
+    #: How requests use the cache; None outside the cache scenarios.
     sharing: Sharing | None = None
 
     @property
     def name(self) -> str:
-        """Such as `http x64`, `http x64, 64 rows` or `http x64, hits`."""
+        """Name, such as `http x64`, `http x64, 64 rows` or `http x64, hits`."""
         rows = f", {self.rows} rows" if self.rows > 1 else ""
         sharing = f", {self.sharing}" if self.sharing else ""
         return f"{self.way} x{self.connections}{rows}{sharing}"
@@ -91,15 +91,15 @@ OPEN_SCENARIO = f"http open, {OPEN_SHARE:.0%}"
 
 
 class Session:
-    """Carries out a run; what it finds is in `results` at any time."""
+    """Carries out a run. `results` always has everything found so far."""
 
     def __init__(self, options: Options, results: Results, say: Callable[[str], None]) -> None:
         """Store what to do.
 
         Args:
-          options: what to measure.
-          results: to be filled.
-          say: told of progress.
+          options: options of the run.
+          results: filled by `run`.
+          say: called with messages about progress.
         """
         self.results = results
         self._options = options
@@ -109,7 +109,7 @@ class Session:
         self._offered: dict[tuple[str, str], float] = {}
 
     def run(self) -> Iterator[None]:
-        """Measure; yields after each target, when something was found."""
+        """Measure; yield after each target."""
         processes.adopt_orphans()
         targets = [target for target in self._options.targets if self._install(target)]
         for workload in self._options.workloads:
@@ -139,7 +139,7 @@ class Session:
         return True
 
     def _measure_raw(self, workload: Workload, repeat: int) -> bool:
-        """Measure the bare engine; return whether it could be measured."""
+        """Measure the bare engine; return whether that succeeded."""
         self._say(f"{workload.name}, {repeat} of {self._options.repeats}: {raw.TARGET}")
         try:
             self.results.measurements += raw.measure(workload, self._options.seconds, repeat)
@@ -162,13 +162,13 @@ class Session:
                 self._measure(_Visit(target, workload, repeat, service, lone_s))
         finally:
             for command in processes.end_what_is_left():
-                self._say(f"  had to be killed: {command}")
+                self._say(f"  killed a process that did not end: {command}")
             shutil.rmtree(folder, ignore_errors=True)
 
     def _measure(self, visit: _Visit) -> None:
         options = self._options
         if self._is_special(visit):
-            # First, while little has been allocated that they could use again.
+            # Sockets come first, while little freed memory is there for them to reuse.
             for number in options.sockets:
                 self._say(f"    {number} idle sockets")
                 self.results.measurements.append(
@@ -201,19 +201,19 @@ class Session:
                 )
 
     def _is_special(self, visit: _Visit) -> bool:
-        """Whether what only Inferno has is measured: with one workload, it is about the others."""
+        """Whether scenarios that only Inferno supports are measured: with the first workload."""
         return isinstance(visit.target, Inferno) and visit.workload is self._options.workloads[0]
 
     def _scenarios(self, visit: _Visit) -> Iterator[Scenario]:
         kinds: list[Sharing | None] = [None]
         if self._options.shared is not None:
-            # Another one comes first each time.
+            # Each repeat starts with another kind.
             kinds = list(Sharing)
             kinds = kinds[(first := (visit.repeat - 1) % len(kinds)) :] + kinds[:first]
         for way in self._options.ways:
             if way is Way.HTTP or isinstance(visit.target, Inferno):
                 for rows in self._options.rows:
-                    # As many texts are under way however many are in one request.
+                    # The number of texts under way does not depend on the rows of a request.
                     numbers = (max(1, number // rows) for number in self._options.connections)
                     for connections in dict.fromkeys(numbers):
                         for kind in kinds:
@@ -247,10 +247,10 @@ class Session:
         )
 
     def _share(self, visit: _Visit, shared: cache.Repository) -> None:
-        """Measure what only equal work that comes together shows."""
+        """Measure simultaneous equal work."""
         counter = cache.Counter(visit.service, visit.workload, shared)
         asked = texts(self._numbers.first())
-        # Before that, a result may not be kept yet.
+        # Before the workers' first report no result is kept.
         cache.keep(visit.service, [[next(asked)]])
         for calls in ([next(asked)] * cache.BURST, list(islice(asked, cache.BURST))):
             self._settle(visit)
@@ -260,9 +260,9 @@ class Session:
             self.results.measurements.append(cache.twins(counter, visit.place, asked))
 
     def _settle(self, visit: _Visit) -> None:
-        """Wait until the server is done with what wrk left when it hung up.
+        """Wait until the server has finished the requests that wrk abandoned.
 
-        It would answer that first, and the next measurement would pay for it.
+        Otherwise the next measurement would pay for them.
         """
         deadline = time.monotonic() + SETTLE_S
         while max(self._time_calls(visit.service)) > 2 * visit.lone_s + SETTLED_S:
@@ -271,7 +271,7 @@ class Session:
                 return
 
     def _time_calls(self, service: Service) -> list[float]:
-        """Return how long some calls took, one after the other, in seconds."""
+        """Return the durations of some calls, one after the other, in seconds."""
         times = []
         for text in islice(texts(self._numbers.first()), LONE_CALLS):
             began = time.perf_counter()
@@ -287,7 +287,7 @@ class Session:
                 done = self._closed(visit.service, probe, self._options.seconds)
                 capacity = done.answered / done.seconds
             if not capacity:
-                raise Broken("it answers nothing at all")
+                raise Broken("the server answered no call")
             self._offered[place] = OPEN_SHARE * capacity
         rate = self._offered[place]
         self._settle(visit)
@@ -325,7 +325,7 @@ class Session:
             latency_ms=done.latency_ms,
             errors=done.errors,
             sample=done.sample,
-            # A kept result tells of the batch of an earlier task.
+            # A kept result reports the batch of an earlier task.
             mean_batch=None if is_hit else done.mean_batch,
             cached=done.cached if sharing else None,
             cpu_s={**processes.cpu_s(before, after), "load": done.cpu_s},
@@ -347,12 +347,12 @@ class _Visit:
     workload: Workload
     repeat: int
     service: Service
-    #: How long a call takes when there is no other, in seconds.
+    #: Duration of a lone call, in seconds.
     lone_s: float
 
     @property
     def place(self) -> Place:
-        """Say whose measurement it is."""
+        """The identity of this visit's measurements."""
         return {
             "target": self.target.name,
             "workload": self.workload.name,

@@ -1,4 +1,4 @@
-"""What an open WebSocket costs while nothing happens on it."""
+"""The cost of an idle WebSocket."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from bench.client import WebSocket
 from bench.results import Measurement, Place
 from bench.targets import Service
 
-#: Handshakes under way at the same time.
+#: Concurrent handshakes.
 _CONNECTING = 50
 
 
 def measure(service: Service, number: int, seconds: float, place: Place) -> Measurement:
-    """Open sockets, and look at the web processes before and with them.
+    """Open sockets, and compare the web processes before and with them.
 
     Args:
       service: Inferno.
-      number: of sockets.
-      seconds: how long they stay idle; longer than the server's ping interval, to see that, too.
-      place: whose measurement it is.
+      number: number of sockets.
+      seconds: how long they stay idle; longer than the server's ping interval, to include a ping.
+      place: target, workload and repeat.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(max(soft, number + 500), hard)
@@ -36,7 +36,7 @@ async def _measure(service: Service, number: int, seconds: float, place: Place) 
     async def connect() -> WebSocket:
         async with limit:
             socket = await WebSocket.connect(service.port, "/ws")
-            # Until it is served: the handshake is answered before that.
+            # The handshake is answered before the socket is served; a pong shows that it is.
             socket.send(b'{"type":"ping"}')
             await socket.receive()
             return socket
@@ -45,7 +45,7 @@ async def _measure(service: Service, number: int, seconds: float, place: Place) 
     began = time.perf_counter()
     opened = await asyncio.gather(*(connect() for _ in range(number)))
     open_s = time.perf_counter() - began
-    # Pings of the server are answered meanwhile.
+    # `receive` answers the server's pings.
     listening = [asyncio.create_task(socket.receive()) for socket in opened]
     idle_from, began = processes.snapshot(), time.perf_counter()
     await asyncio.sleep(seconds)

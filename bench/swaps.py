@@ -1,8 +1,8 @@
-"""What a hot swap costs those who call meanwhile.
+"""What a hot swap costs concurrent callers.
 
-Two versions with the weights of one model take turns: each is loaded and warmed up in the worker
-that serves the other, takes over, and the other one is unloaded. Calls come at random, at a fixed
-rate, as if nothing happened.
+Two versions with the weights of one model take turns. Each is loaded and warmed up in the worker
+that serves the other; then it takes over, and the other is unloaded. Meanwhile calls arrive at
+random, at a fixed rate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from inferno.testing.platform import running
 from inferno.testing.processes import ROOT
 
 MODEL = "swapped"
-#: Connections that calls take turns on; one is in use by one call at a time.
+#: Connections that calls use in turn; each carries one call at a time.
 CLIENTS = 32
 PATIENCE_S = 60.0
 
@@ -35,15 +35,15 @@ def measure(
     """Swap versions under load.
 
     Args:
-      folder: an empty one, for the platform's files.
-      model: a default model, whose version 1 is served as two; called with its warm-up sample.
-      swaps: how often; each loads, warms up and switches, and lets the other version go.
-      rate_per_s: calls in a second.
-      before_s: how long calls come before the first swap, in seconds.
+      folder: empty folder for the platform's files.
+      model: default model whose version 1 is served as two; called with its warm-up sample.
+      swaps: number of swaps; each loads, warms up, switches, and unloads the other version.
+      rate_per_s: calls a second.
+      before_s: how long calls arrive before the first swap, in seconds.
     Returns:
-      `calls`, each with when it should be sent and was (`at_s`, `sent_s`), its `status`, `version`
-      and `latency_ms`; `loads`, each with the `version` that it asked for, and when it was sent and
-      answered (`from_s`, `until_s`).
+      `calls`, each with the times at which it was due and sent (`at_s`, `sent_s`), its `status`,
+      `version` and `latency_ms`; `loads`, each with the requested `version`, and the times at which
+      it was sent and answered (`from_s`, `until_s`).
     """
     source = ROOT / "models" / model
     for version in (1, 2):
@@ -96,7 +96,7 @@ async def _swap(
             answer.raise_for_status()
             until_s = time.perf_counter() - began
             loads.append({"version": version, "from_s": from_s, "until_s": until_s})
-            # It is gone before it is loaded again, so that each load is one.
+            # Unload it now, so that the next load really loads it.
             gone = await operator.post(
                 "/v1/models:unload", json={"name": MODEL, "version": 3 - version}
             )
@@ -122,13 +122,13 @@ async def _call(
         "sent_s": sent_s,
         "status": answer.status_code,
         "version": answer.json().get("version"),
-        # From when it should have been sent: a slow platform must not slow the calls down.
+        # Counted from when the call was due, so that a slow platform cannot hide its delays.
         "latency_ms": (time.perf_counter() - began - at_s) * 1e3,
     }
 
 
 def lines(document: dict[str, Any]) -> list[str]:
-    """Say what the swaps cost."""
+    """Describe what the swaps cost."""
     calls, loads = document["calls"], document["loads"]
     first_s = loads[0]["from_s"]
     before = [call["latency_ms"] for call in calls if call["at_s"] < first_s]
@@ -145,9 +145,9 @@ def lines(document: dict[str, Any]) -> list[str]:
 
 
 def stale(document: dict[str, Any]) -> int:
-    """Count the calls that another version has answered than the last load had asked for.
+    """Count the calls that were answered by another version than the last load requested.
 
-    Calls that still waited when the next load began may be answered by what that one brought.
+    Calls that were under way when the next load began may be answered by either version.
     """
     loads = document["loads"]
     ends = [load["from_s"] for load in loads[1:]] + [float("inf")]

@@ -1,4 +1,4 @@
-"""What is measured: Inferno and its peers, each started and stopped as a whole."""
+"""Inferno and its peers, each started and stopped as a whole."""
 
 from __future__ import annotations
 
@@ -22,47 +22,47 @@ from bench.workloads import Numbers, Workload, texts
 from inferno.operate.ports import free_port
 from inferno.testing.processes import process, redis_server, wait_until
 
-#: How long a target may take to start, in seconds; Ray and a cold disk are slow.
+#: Limit for a target to start, in seconds; Ray and a cold disk are slow.
 START_S = 120.0
-#: Smallest cosine to the embedding that this machine's own forward pass gives.
+#: Smallest accepted cosine to the embeddings of this machine's own forward pass.
 MIN_COSINE = {"embed": 0.999, "embed-int8": 0.95}
 
 _SIZE = re.compile(rb" *(\d+)")
 
 
 class Broken(Exception):
-    """A target that does not start, or answers wrongly; it is not measured."""
+    """A target does not start or answers wrongly, so it is not measured."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """A running target, as load sees it."""
+    """A running target, as the load generators see it."""
 
     port: int
-    #: Where its synchronous call is.
+    #: Path of its synchronous call.
     path: str
     #: Returns the body of a request for texts.
     body: Callable[[list[str]], bytes]
     #: Returns the outputs of an answer, one for each text.
     outputs: Callable[[Any], list[Any]]
-    #: What stands in an answer before the number of requests that shared its batch.
+    #: Text in an answer before the number of requests that shared its batch.
     marker: str
     #: Whether outputs are the texts.
     echoes: bool
-    #: The name of the model, where tasks can be submitted to it.
+    #: Name of the model, if tasks can be submitted.
     model: str | None = None
-    #: Members of each submit, written out, beside model and inputs.
+    #: Further members of each submit, as JSON text that ends in a comma.
     members: bytes = b""
 
     def batch_size(self, answer: bytes) -> int | None:
-        """Return how many requests shared the batch of an answer, if it tells."""
+        """Return how many requests shared the batch of an answer; None if it does not say."""
         marker = self.marker.encode()
         at = answer.find(marker)
         found = _SIZE.match(answer, at + len(marker)) if at >= 0 else None
         return int(found[1]) if found else None
 
     def submit(self, texts: list[str], members: bytes = b"") -> bytes:
-        """Return the body that submits a task, with further members written out before it."""
+        """Return the body that submits a task; `members` is JSON text that ends in a comma."""
         assert self.model is not None
         model = self.model.encode()
         members += self.members
@@ -71,10 +71,11 @@ class Service:
     def call(
         self, method: str, path: str, body: bytes | None = None, timeout_s: float = 30
     ) -> tuple[int, Any]:
-        """Call it once; return the status and the document of the answer.
+        """Call the service once; return the status and the document of the answer.
 
         Raises:
-          OSError, http.client.HTTPException, ValueError: it gave no JSON.
+          OSError, http.client.HTTPException: the call failed.
+          ValueError: the answer is not valid JSON.
         """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
@@ -86,24 +87,24 @@ class Service:
 
 
 class Target(Protocol):
-    """Something that can be measured."""
+    """A server that can be measured."""
 
     @property
     def name(self) -> str:
-        """What results call it."""
+        """Name in the results."""
 
     def install(self, say: Callable[[str], None]) -> dict[str, str]:
-        """Install what is missing; return the versions of what it is made of.
+        """Install missing packages; return the versions of its packages.
 
         Raises:
-          NotInstalled: it cannot be installed.
+          NotInstalled: a package cannot be installed.
         """
 
     def serve(self, workload: Workload, folder: Path) -> AbstractContextManager[Service]:
-        """Run it until the end of the block, its files in a folder.
+        """Run the target until the block ends, with its files in a folder.
 
         Raises:
-          Broken: it does not start.
+          Broken: the target does not start.
         """
 
 
@@ -116,7 +117,7 @@ def _list(values: list[str]) -> bytes:
 
 @dataclass(frozen=True)
 class Inferno:
-    """The platform as users run it: `inferno up`, with a Redis of its own, and one lane."""
+    """The platform as users run it: `inferno up`, with its own Redis and one lane."""
 
     name: str = "inferno"
     #: Settings that differ from the defaults.
@@ -124,13 +125,13 @@ class Inferno:
     flower: bool = False
 
     def install(self, say: Callable[[str], None]) -> dict[str, str]:
-        """Return the versions of what it is made of."""
+        """Return the versions of its packages."""
         packages = ["celery", "Flask", "gevent", "gunicorn", "gunicorn_h1c", "kombu", "redis"]
         return environments.versions(Path(sys.executable), [*packages, "onnxruntime"])
 
     @contextmanager
     def serve(self, workload: Workload, folder: Path) -> Iterator[Service]:
-        """Run it until the end of the block."""
+        """Run the target until the block ends."""
         port = free_port()
         env = {
             "INFERNO_DATA__DIR": str(folder),
@@ -177,7 +178,7 @@ def _serves(service: Service, model: str) -> bool:
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a peer wants to be asked, and how it answers."""
+    """How a peer reads requests and writes answers."""
 
     path: str = "/predict"
     body: Callable[[list[str]], bytes] = lambda texts: b'{"texts":%s}' % _list(texts)
@@ -198,29 +199,29 @@ def _v2_outputs(document: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class Peer:
-    """Another server; it is started by one command in its folder."""
+    """Another server, started by one command."""
 
     name: str
-    #: Without its Python; `{port}` and `{peer}`, its folder, are filled in.
+    #: Arguments of the peer's Python; `{port}` and `{peer}` (its folder) are filled in.
     command: tuple[str, ...]
     packages: tuple[str, ...]
     dialect: Dialect = field(default_factory=Dialect)
     env: Mapping[str, str] = field(default_factory=dict)
-    #: Further processes, started before it, that use a Redis of its own.
+    #: Worker processes, started before the server, with a Redis of their own.
     workers: tuple[tuple[str, ...], ...] = ()
 
     def install(self, say: Callable[[str], None]) -> dict[str, str]:
-        """Install what is missing; return the versions of what it is made of.
+        """Install missing packages; return the versions of its packages.
 
         Raises:
-          NotInstalled: it cannot be installed.
+          NotInstalled: a package cannot be installed.
         """
         python = environments.peer_python(self.name, say)
         return environments.versions(python, list(self.packages))
 
     @contextmanager
     def serve(self, workload: Workload, folder: Path) -> Iterator[Service]:
-        """Run it until the end of the block."""
+        """Run the target until the block ends."""
         python = environments.peer_python(self.name, lambda _: None)
         port = free_port()
         env = {
@@ -261,9 +262,11 @@ def _wait(ready: Callable[[], bool], ended: Callable[[], object], log: Path) -> 
     try:
         wait_until(lambda: ended() is not None or ready(), START_S)
     except AssertionError:
-        raise Broken(f"it gave no answer within {START_S:g} s: {_last_lines(log)}") from None
+        raise Broken(
+            f"the server did not answer within {START_S:g} s: {_last_lines(log)}"
+        ) from None
     if ended() is not None:
-        raise Broken(f"it ended while it was started: {_last_lines(log)}")
+        raise Broken(f"the server ended while it started: {_last_lines(log)}")
 
 
 def _last_lines(log: Path) -> str:
@@ -323,10 +326,10 @@ def _expected(workload: str) -> Callable[[list[str]], list[Any]]:
 
 
 def verify(service: Service, workload: Workload) -> None:
-    """Make sure that a target does what it is asked.
+    """Check the answers of a target.
 
     Raises:
-      Broken: it answers wrongly.
+      Broken: an answer is wrong or missing.
     """
     asked = texts(Numbers.RANGE // 2)
     for rows in (1, 3, 64):
@@ -335,9 +338,9 @@ def verify(service: Service, workload: Workload) -> None:
             status, document = service.call("POST", service.path, service.body(wanted))
             given = service.outputs(document) if status == 200 else None
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as exc:
-            raise Broken(f"it gave no answer to {rows} rows: {exc!r}") from exc
+            raise Broken(f"the server gave no answer to {rows} rows: {exc!r}") from exc
         if given is None:
-            raise Broken(f"it answered {rows} rows with {status}: {str(document)[:200]}")
+            raise Broken(f"the server answered {rows} rows with {status}: {str(document)[:200]}")
         expected = _expected(workload.name)(wanted)
         if workload.echoes:
             right = given == expected
@@ -346,4 +349,4 @@ def verify(service: Service, workload: Workload) -> None:
                 np.min(np.sum(np.multiply(given, expected), axis=1)) >= MIN_COSINE[workload.name]
             )
         if not right:
-            raise Broken(f"it answered {rows} rows wrongly: {str(given)[:200]}")
+            raise Broken(f"the server answered {rows} rows wrongly: {str(given)[:200]}")

@@ -1,4 +1,4 @@
-"""What the servers are asked to do, and the texts that they are asked it with."""
+"""The workloads, and the texts that requests carry."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from itertools import count
 
 @dataclass(frozen=True)
 class Workload:
-    """Work that each target offers in its own way."""
+    """Work that every target offers."""
 
     name: str
-    #: The Inferno model that does it, and its version.
+    #: Inferno's model for it, and the version.
     model: str
     version: int
     #: Whether the text comes back, so that each answer can be matched with its request.
@@ -24,7 +24,7 @@ class Workload:
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload("echo", "echo", 1, True, "the text comes back; what a call costs by itself"),
+        Workload("echo", "echo", 1, True, "returns the text; the cost of a call by itself"),
         Workload("simulated", "mock", 1, True, "5 ms and 0.05 ms a row, one executor; batching"),
         Workload("embed", "embed", 2, False, "sentence embeddings by MiniLM, fp32"),
         Workload("embed-int8", "embed", 1, False, "sentence embeddings by MiniLM, int8"),
@@ -37,19 +37,19 @@ _WORDS = """
     walks writes carries remembers opens finds follows repairs paints counts answers leaves near
     under behind beside without after before over through because while and but often never gladly
 """
-#: Of one text, without its number.
+#: Words in a text, without its number.
 _SHORTEST, _LONGEST = 4, 14
-#: Between the sentence and the number that makes a text unlike any other.
+#: Separates the sentence from the number that makes a text unique.
 MARK = " #"
-#: So many texts are different, a prime number.
+#: Number of different texts, a prime.
 NUMBERED = 99_999_999_977
-#: What numbers are multiplied with twice, modulo that, so that each range has numbers of all kinds.
-#: Of a text with a number that follows 10^9, a tokenizer makes 16.6 pieces; after 31 * 10^9, 17.6.
+#: Factor that is applied twice, modulo `NUMBERED`, so that each range has numbers of all kinds: a
+#: tokenizer makes 16.6 pieces of a text whose number follows 10^9, and 17.6 after 31 * 10^9.
 SPREAD = 69_069
 
 
 def sentences(number: int = 2048, seed: int = 0) -> list[str]:
-    """Return short sentences of varied length; the same for each seed."""
+    """Return short sentences of varied length; equal seeds give equal sentences."""
     chance, words = random.Random(seed), _WORDS.split()
     return [
         " ".join(chance.choices(words, k=chance.randint(_SHORTEST, _LONGEST)))
@@ -58,9 +58,9 @@ def sentences(number: int = 2048, seed: int = 0) -> list[str]:
 
 
 class Numbers:
-    """Gives out ranges of numbers, each once, so that no text is sent twice in a run."""
+    """Hands out each range of numbers once, so that no text is sent twice in a run."""
 
-    #: More than anyone sends in one measurement.
+    #: Size of a range: more than the requests of one measurement.
     RANGE = 10**7
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Numbers:
 
 
 def texts(first: int) -> Iterator[str]:
-    """Yield texts that are all different, numbered from a number on; `wrk.lua` makes the same."""
+    """Yield different texts, numbered from `first`; `wrk.lua` makes the same ones."""
     known = sentences()
     for number in count(first):
         yield f"{known[number % len(known)]}{MARK}{number * SPREAD**2 % NUMBERED}"

@@ -1,8 +1,16 @@
 -- Gives wrk a different text for each request, and checks each answer.
--- Arguments: path, first number, the body before and after the text, the words before the batch's
--- size in an answer, "echoes" where the text comes back, a file of sentences, the number of different texts,
--- the words of an answer that is a kept result, what stands before the number of a text, and by what that is
--- made from the number of the request: a factor and a modulus, see `texts` in workloads.py.
+-- Arguments, in order:
+--   path of the call
+--   number of the first text
+--   body before the text
+--   body after the text
+--   text before the batch's size in an answer
+--   "echoes" if answers have the text of their request
+--   file of sentences
+--   number of different texts
+--   text in an answer that is a kept result
+--   text between a sentence and its number
+--   factor and modulus that make a text's number from the request's, see `texts` in workloads.py
 
 local threads = {}
 
@@ -28,7 +36,7 @@ end
 function request()
   local at = first + sent % different
   sent = sent + 1
-  -- Exact, as the products are less than 2^53.
+  -- Exact, because the products are less than 2^53.
   local id = string.format("%d", math.fmod(math.fmod(at * spread, numbered) * spread, numbered))
   if echoes then
     open[id] = (open[id] or 0) + 1

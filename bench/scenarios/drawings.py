@@ -1,4 +1,4 @@
-"""The plots of the scenarios: each function draws one's document into a figure."""
+"""The plots of the scenarios: each function draws the document of one scenario."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Document = dict[str, Any]
 
 
 def crowd(document: Document, figure: Figure) -> None:
-    """Draw how many were accepted and answered by when, and the batches."""
+    """Draw the accepted and finished tasks over time, and the batches."""
     tasks, batches, clients = document["tasks"], document["batches"], document["clients"]
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for name, colour, share, offset in (
@@ -46,7 +46,7 @@ def crowd(document: Document, figure: Figure) -> None:
 
 
 def latency(document: Document, figure: Figure) -> None:
-    """Draw latency and batch size over the rate of arrivals, with batches and without."""
+    """Draw latency and batch size over the rate of arrivals, with and without batches."""
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     looks = {"batched": (plots.BLUE, "in batches"), "alone": (plots.VERMILION, "one by one")}
     for model, (colour, name) in looks.items():
@@ -77,11 +77,11 @@ def latency(document: Document, figure: Figure) -> None:
     upper.set_ylim(5)
     upper.set_ylabel("latency, ms (p50 to p99 shaded)")
     lower.set_ylabel("mean batch, tasks")
-    lower.set_xlabel("calls in a second")
+    lower.set_xlabel("calls a second")
 
 
 def retries(document: Document, figure: Figure) -> None:
-    """Draw the attempts of each task that failed once, and what the platform told of it."""
+    """Draw the attempts of each task that failed at first, and what the platform showed."""
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 2), width_ratios=(3, 2))
     upper = figure.add_subplot(grid[0, :])
     left, right = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
@@ -136,7 +136,7 @@ def retries(document: Document, figure: Figure) -> None:
     left.plot(at_s, delayed, color=plots.ORANGE, linewidth=1.5)
     left.step(at_s, dead, color=plots.VERMILION, linewidth=1.5, where="post")
     most = int(np.argmax(delayed))
-    plots.label(left, (at_s[most], delayed[most]), "wait for an attempt", plots.ORANGE, (0, 4))
+    plots.label(left, (at_s[most], delayed[most]), "waiting for an attempt", plots.ORANGE, (0, 4))
     plots.label(left, (at_s[-1], dead[-1]), "dead letters", plots.VERMILION, (-2, 5))
     left.set_ylim(0, max(delayed) * 1.3 + 1)
     left.set_xlim(0)
@@ -149,11 +149,11 @@ def retries(document: Document, figure: Figure) -> None:
     right.grid(visible=False)
     right.set_xlim(0, max(attempts.values()) * 1.2)
     right.set_ylabel("attempts")
-    right.set_xlabel("tasks that took so many")
+    right.set_xlabel("tasks")
 
 
 def pressure(document: Document, figure: Figure) -> None:
-    """Draw what was asked, what waited, how long answers took, and what was refused."""
+    """Draw calls, waiting tasks, latencies and refusals."""
     rates, depth, latency_s, refused = figure.subplots(4, 1, sharex=True)
     phases_s, calls, looks = document["phases_s"], document["calls"], document["looks"]
     end_s, high_s = sum(phases_s), sum(phases_s[:2]) + phases_s[2] / 2
@@ -172,12 +172,12 @@ def pressure(document: Document, figure: Figure) -> None:
     plots.label(rates, (high_s, answered[int(high_s)]), "answered", plots.GREEN, (0, -8))
     plots.label(rates, (0, capacity), "the model's limit", plots.GREY, (4, 3))
     rates.set_ylim(0)
-    rates.set_ylabel("in a second")
+    rates.set_ylabel("calls a second")
 
     at_s = [look["at_s"] for look in looks]
     for name, text, colour, offset in (
-        ("waiting", "wait in the lane", plots.BLUE, (0, -10)),
-        ("held", "in the worker's hands", plots.ORANGE, (0, 6)),
+        ("waiting", "waiting in the lane", plots.BLUE, (0, -10)),
+        ("held", "held by the worker", plots.ORANGE, (0, 6)),
     ):
         counts = [look[name] for look in looks]
         depth.plot(at_s, counts, color=colour, linewidth=1.5)
@@ -192,17 +192,17 @@ def pressure(document: Document, figure: Figure) -> None:
         ]
         latency_s.plot(middles, values, color=colour)
         at = (high_s, values[int(high_s)])
-        plots.label(latency_s, at, f"p{share} of those answered", colour, offset)
+        plots.label(latency_s, at, f"p{share} of answered calls", colour, offset)
     limit_s = document["timeout_ms"] / 1e3
     latency_s.axhline(limit_s, color=plots.GREY, linewidth=0.9, linestyle="--")
-    plots.label(latency_s, (0, limit_s), "timeout_ms: must have begun", plots.GREY, (4, 3))
+    plots.label(latency_s, (0, limit_s), "timeout_ms: pass must start", plots.GREY, (4, 3))
     latency_s.set_ylim(0, limit_s * 1.6)
     latency_s.set_ylabel("latency, s")
 
     bottom = np.zeros(len(middles))
     for status, text, colour, place in (
         (429, "refused at once (429)", plots.PURPLE, 0.86),
-        (504, "accepted, and not begun in time (504)", plots.SKY, 0.70),
+        (504, "accepted, not started in time (504)", plots.SKY, 0.70),
     ):
         found = [call["at_s"] for call in calls if call["status"] == status]
         heights = np.histogram(found, seconds)[0]
@@ -211,6 +211,6 @@ def pressure(document: Document, figure: Figure) -> None:
         refused.annotate(
             text, (0.01, place), xycoords="axes fraction", color=colour, fontweight="bold"
         )
-    refused.set_ylabel("in a second")
+    refused.set_ylabel("calls a second")
     refused.set_xlabel("seconds")
     refused.set_xlim(0, end_s)

@@ -1,9 +1,8 @@
 """Can jobs be batched without losing the latency SLA?
 
-Two copies of `mock`, which takes 5 ms for a forward pass and 0.05 ms for each row of it: one takes
-up to 32 tasks in a batch, the other runs every task alone. Calls arrive at random at a fixed rate,
-whether earlier ones are answered or not, over eight WebSockets. Latency counts from when a call
-was due.
+`mock` takes 5 ms for a forward pass and 0.05 ms for each row. One copy takes up to 32 tasks in a
+batch, the other runs every task alone. Calls arrive at random at a fixed rate, whether or not
+earlier ones are answered, over eight WebSockets. Latency counts from when a call was due.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from inferno.testing.platform import running
 
 QUESTION = "Can jobs be batched without losing the latency SLA?"
 
-#: What is promised: so many ms for 95 of a hundred calls.
+#: Latency objective for 95 of a hundred calls, in ms.
 SLA_MS = 50.0
 PERCENTILES = (50, 95, 99)
-#: Batched and alone: the largest batch of each model.
+#: Largest batch of each model.
 MODELS = {"batched": 32, "alone": 1}
-#: Calls in a second.
+#: Rates by model, in calls a second.
 RATES = {
     "batched": (10, 25, 50, 100, 150, 200, 300, 400, 600),
     "alone": (10, 25, 50, 100, 150, 200, 300),
 }
 SECONDS = 2.0
-#: WebSockets that calls take turns on.
+#: WebSockets that calls use in turn.
 SOCKETS = 8
-#: Further time until the last answer, in seconds.
+#: Limit for the next answer on a socket, in seconds.
 PATIENCE_S = 20.0
 
 
@@ -50,9 +49,9 @@ def measure(
     """Call both models at each rate.
 
     Args:
-      folder: an empty one, for the platform's files.
-      rates: calls in a second, by model; rising.
-      seconds: how long at each.
+      folder: empty folder for the platform's files.
+      rates: calls a second by model, ascending.
+      seconds: length of each rate.
     Returns:
       `sla_ms`; `points`, each with `model`, `rate_per_s`, `calls`, `latency_ms` by percentile and
       `mean_batch`.
@@ -87,7 +86,7 @@ def _point(
 def _drive(
     address: str, model: str, rate: float, seconds: float
 ) -> tuple[list[float], Counter[str]]:
-    """Call at a rate; return the latencies in ms, and how many tasks each batch had.
+    """Call at a rate; return the latencies in ms, and the number of tasks by batch.
 
     Raises:
       RuntimeError: a call was not answered.
@@ -114,7 +113,7 @@ def _drive(
 
 
 def _receive(socket: websocket.WebSocket, calls: int) -> list[tuple[int, float, str]]:
-    """Return the number of each call on a socket, when it was answered, and its batch."""
+    """Return number, time of the answer and batch of each call on a socket."""
     answers: list[tuple[int, float, str]] = []
     while len(answers) < calls:
         opcode, data = socket.recv_data()
@@ -132,7 +131,7 @@ def _receive(socket: websocket.WebSocket, calls: int) -> list[tuple[int, float, 
 
 
 def kept_up_to(document: dict[str, Any], model: str) -> float:
-    """Return the highest rate up to which every rate kept the SLA; 0 if none did."""
+    """Return the highest rate up to which all rates met the SLA; 0 if none did."""
     kept = 0.0
     for point in document["points"]:
         if point["model"] == model:
@@ -143,11 +142,11 @@ def kept_up_to(document: dict[str, Any], model: str) -> float:
 
 
 def answer(document: dict[str, Any]) -> list[str]:
-    """Say up to which rate the SLA holds with batches and without, and what the wait costs."""
+    """Summarise up to which rate the SLA holds, with and without batches."""
     kept = {model: kept_up_to(document, model) for model in MODELS}
     batched = [point for point in document["points"] if point["model"] == "batched"]
     first = batched[0]
-    # Where not even the lowest rate kept the SLA, that rate is what there is to tell of.
+    # If not even the lowest rate met the SLA, describe that rate.
     last = next((p for p in batched if p["rate_per_s"] == kept["batched"]), first)
     return [
         f"{'Yes' if kept['batched'] > kept['alone'] else 'No'}: p95 is under "

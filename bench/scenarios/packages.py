@@ -1,4 +1,4 @@
-"""Copies of the model `mock` that behave as a scenario wants it."""
+"""Copies of the model `mock` that behave as a scenario needs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def add_mock(repository: Path, name: str, **sections: Mapping[str, Any]) -> None
     """Add a copy of `mock` to a model repository.
 
     Args:
-      repository: its folder.
-      name: of the model.
-      sections: members to change in sections of its model.yaml, such as
+      repository: folder of the repository.
+      name: name of the model.
+      sections: members to change in sections of model.yaml, such as
         ``batching={"max_batch_size": 1}``.
     """
     package = repository / name / "1"

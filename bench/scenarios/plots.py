@@ -1,4 +1,4 @@
-"""How the plots look. Only this module and `drawings` import matplotlib."""
+"""The style of the plots. Only this module and `drawings` import matplotlib."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-#: Okabe and Ito's colours, which the colour-blind can tell apart.
+#: Okabe and Ito's palette, which colour-blind people can tell apart.
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 ORANGE, PURPLE, SKY, GREY = "#E69F00", "#CC79A7", "#56B4E9", "#6b6b6b"
 
@@ -33,7 +33,7 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.7,
     "lines.linewidth": 1.8,
     "savefig.facecolor": "white",
-    # Texts stay texts, and two runs with the same figures give the same file.
+    # Keep text as text, and give equal files for equal figures.
     "svg.fonttype": "none",
     "svg.hashsalt": "inferno",
     "xtick.color": "#555555",
@@ -41,9 +41,9 @@ STYLE: dict[Any, Any] = {
     "ytick.color": "#555555",
     "ytick.labelsize": 8,
 }
-#: Steps of a curve along the time axis: more make a large file, and no better picture.
+#: Steps of a curve along the time axis: more would enlarge the file without a better picture.
 _STEPS = 300
-#: Inches that the two lines above the axes take.
+#: Height of the two lines above the axes, in inches.
 _HEAD_IN = 0.62
 
 
@@ -54,14 +54,14 @@ def save(
     draw: Callable[[Figure], None],
     height_in: float,
 ) -> None:
-    """Draw a figure and write it.
+    """Draw a figure and save it.
 
     Args:
-      files: to write; their names end in what they are to be, such as ``.svg``.
-      question: what was asked.
-      finding: what was found.
-      draw: puts the axes into the figure.
-      height_in: of the figure, in inches.
+      files: files to write; the suffix, such as ``.svg``, is the format.
+      question: first line of text.
+      finding: second line of text, in bold.
+      draw: adds the axes to the figure.
+      height_in: height of the figure, in inches.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.0, height_in), layout="constrained")
@@ -86,7 +86,7 @@ def save(
             is_svg = file.suffix == ".svg"
             figure.savefig(file, dpi=160, metadata={"Date": None} if is_svg else None)
             if is_svg:
-                # Hundredths of a point are enough, and half of the file.
+                # Hundredths of a point are precise enough, and halve the file.
                 file.write_text(re.sub(r"(\.\d\d)\d+", r"\1", file.read_text()))
 
 
@@ -97,14 +97,14 @@ def label(
     colour: str,
     offset: tuple[float, float] = (4, 4),
 ) -> None:
-    """Write beside a point what the mark there is.
+    """Write a label beside a point.
 
     Args:
-      axes: where.
-      at: the point, in the axes' units.
-      text: what to write.
-      colour: that of the mark.
-      offset: from the point, in typographic points; the text goes on in its direction.
+      axes: axes to write on.
+      at: position of the point, in the axes' units.
+      text: text of the label.
+      colour: colour of the label.
+      offset: offset from the point, in typographic points; the text extends in its direction.
     """
     right, up = offset
     axes.annotate(
@@ -122,6 +122,6 @@ def label(
 
 
 def cumulative(axes: Axes, times_s: Sequence[float], colour: str) -> None:
-    """Draw how many things have happened by when."""
+    """Draw the number of events up to each time."""
     edges = np.linspace(0, max(times_s), _STEPS)
     axes.plot(edges, np.searchsorted(np.sort(times_s), edges, side="right"), color=colour)

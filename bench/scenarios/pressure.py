@@ -1,8 +1,8 @@
 """Can you follow the system under pressure?
 
-A copy of `mock` that answers some 80 tasks in a second gets more and more of them, up to twice as
-many, and then few again. Each call says that it can wait for a second (`timeout_ms`). What the
-platform tells meanwhile, `GET /lanes`, is read ten times a second.
+A copy of `mock` that answers about 80 tasks a second gets more and more calls, up to twice as many,
+and then few again. Each call can wait for a second (`timeout_ms`). Meanwhile `GET /lanes` is read
+ten times a second.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from inferno.testing.platform import running
 QUESTION = "Can you follow the system under pressure?"
 
 MODEL = "slow"
-#: 8 tasks in 100 ms.
+#: A pass of 8 tasks takes 100 ms.
 PARAMETERS = {"latency_ms": 60.0, "latency_per_row_ms": 5.0}
 BATCHING = {"max_batch_size": 8}
 CAPACITY_PER_S = 80.0
 TIMEOUT_MS = 1000
-#: How it begins and ends, and how far it rises, in calls in a second.
+#: Rates at the start and end, and at the peak, in calls a second.
 LOW_PER_S, HIGH_PER_S = 20.0, 160.0
-#: Of the low rate, the rise, the high rate and the low rate again, in seconds.
+#: Lengths of the low rate, the rise, the high rate and the final low rate, in seconds.
 PHASES_S = (4.0, 8.0, 6.0, 8.0)
-#: Between two looks at the lane, in seconds.
+#: Interval between two looks at the lane, in seconds.
 LOOK_S = 0.1
-#: Connections that calls take turns on; one is in use by one call at a time.
+#: Connections that calls use in turn; each carries one call at a time.
 CLIENTS = 32
 PATIENCE_S = 30.0
 
 
 def measure(folder: Path, phases_s: tuple[float, float, float, float] = PHASES_S) -> dict[str, Any]:
-    """Put the platform under pressure, and watch it.
+    """Overload the platform, and watch it.
 
     Args:
-      folder: an empty one, for the platform's files.
-      phases_s: of the low rate, the rise, the high rate and the low rate again, in seconds.
+      folder: empty folder for the platform's files.
+      phases_s: lengths of the phases, see `PHASES_S`.
     Returns:
-      `calls`, each with when it was made (`at_s`), its `status`, its `latency_ms` and the
-      `retry_after_s` of a refusal; `looks`, each with `at_s`, `waiting` and `held`.
+      `calls`, each with `at_s`, `status`, `latency_ms` and the `retry_after_s` of a refusal;
+      `looks`, each with `at_s`, `waiting` and `held`.
     """
     add_mock(folder / "models", MODEL, parameters=PARAMETERS, batching=BATCHING)
     env = {"INFERNO_REPOSITORY__ROOT": str(folder / "models")}
@@ -66,7 +66,7 @@ def measure(folder: Path, phases_s: tuple[float, float, float, float] = PHASES_S
 
 
 def rate_per_s(at_s: float, phases_s: tuple[float, float, float, float]) -> float:
-    """Return how many calls are made in a second at a time."""
+    """Return the rate of calls at a time, in calls a second."""
     before, rise, high, _ = phases_s
     if at_s < before or at_s >= before + rise + high:
         return LOW_PER_S
@@ -76,7 +76,7 @@ def rate_per_s(at_s: float, phases_s: tuple[float, float, float, float]) -> floa
 async def _press(
     url: str, phases_s: tuple[float, float, float, float]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    # One for all: to make one takes longer than a whole call.
+    # One TLS context for all: creating one takes longer than a call.
     tls = ssl.create_default_context()
     clients = [
         httpx.AsyncClient(base_url=url, verify=tls, timeout=PATIENCE_S) for _ in range(CLIENTS)
@@ -124,7 +124,7 @@ async def _look(url: str, tls: ssl.SSLContext, began: float, looks: list[dict[st
 
 
 def recovered_s(document: dict[str, Any]) -> float | None:
-    """Return how long after the pressure nothing waited any more; None if something always did."""
+    """Return how long after the peak the lane was empty; None if it never was."""
     over_s = sum(document["phases_s"][:3])
     for look in document["looks"]:
         if look["at_s"] >= over_s and look["waiting"] == 0:
@@ -134,7 +134,7 @@ def recovered_s(document: dict[str, Any]) -> float | None:
 
 
 def answer(document: dict[str, Any]) -> list[str]:
-    """Say what the pressure did, and when it was over."""
+    """Summarise what the overload did, and when the platform recovered."""
     calls, looks, recovered = document["calls"], document["looks"], recovered_s(document)
     count = Counter(call["status"] for call in calls)
     latency_ms = np.percentile([call["latency_ms"] for call in calls if call["status"] == 200], 99)
@@ -143,10 +143,10 @@ def answer(document: dict[str, Any]) -> list[str]:
     others = len(calls) - count[200] - count[429] - count[504]
     after = "did not become empty" if recovered is None else f"was empty {recovered:.1f} s later"
     return [
-        f"What would be late is refused; the rest is answered within {latency_ms / 1e3:.1f} s.",
+        f"Late calls are refused at once; the rest is answered within {latency_ms / 1e3:.1f} s.",
         f"{count[200]} of {len(calls)} calls were answered, 99 of a hundred of them within "
         f"{latency_ms / 1e3:.2f} s; {count[429]} were refused at once (429{hint}), {count[504]} "
-        f"were accepted and not begun in time (504), {others} ended otherwise.",
+        f"were accepted but did not start in time (504), {others} ended otherwise.",
         f"At most {max(look['waiting'] for look in looks)} tasks waited in the lane; after the "
         f"pressure it {after}.",
     ]

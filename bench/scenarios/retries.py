@@ -1,8 +1,9 @@
 """How are failed jobs retried and monitored?
 
-A copy of `mock` in which a fifth of the forward passes fail, for a reason that may pass. Its tasks
-are tried again after a while; those that fail each time leave dead letters, which are replayed at
-the end. It is watched as operators would: by Celery's events, which tell of each attempt, and by
+In a copy of `mock`, a fifth of the forward passes fail with a transient error. Their tasks are
+tried again after a delay; tasks that fail each time leave dead letters, which are replayed at the
+end.
+The scenario watches as an operator would: by Celery's events, which show each attempt, and by
 `GET /lanes`, `/tasks` and `/dead`.
 """
 
@@ -29,38 +30,38 @@ QUESTION = "How are failed jobs retried and monitored?"
 
 MODEL = "flaky"
 TASKS = 300
-#: Submits in a second: so few that batches stay small, and most tasks fail on their own.
+#: Submits a second: few enough that batches stay small, and most tasks fail independently.
 RATE_PER_S = 100.0
 FAILURE_PERCENT = 20.0
-#: Tasks that share a failed pass are tried again together, and may fail together again.
+#: Small batches, because tasks that share a failed pass are tried again together.
 BATCHING = {"max_batch_size": 4}
 RETRIES = {"max_retries": 2, "backoff_s": 0.5, "max_backoff_s": 2.0}
-#: Between two looks at the lane, in seconds.
+#: Interval between two looks at the lane, in seconds.
 LOOK_S = 0.1
-#: How long the last tasks may take to end, in seconds.
+#: Limit for the last tasks to end, in seconds.
 PATIENCE_S = 30.0
-#: What happens to a task in a worker, by the name of Celery's event.
+#: Kinds of events, by the names of Celery's events.
 KINDS = {
     "task-started": "started",
     "task-retried": "retried",
     "task-succeeded": "succeeded",
     "task-failed": "failed",
 }
-#: The kinds after which nothing more happens.
+#: Kinds that end a task.
 ENDS = ("succeeded", "failed")
 
 
 def measure(folder: Path, tasks: int = TASKS) -> dict[str, Any]:
-    """Submit tasks to a model that fails, and watch them to their ends.
+    """Submit tasks to a failing model, and watch them until they end.
 
     Args:
-      folder: an empty one, for the platform's files.
-      tasks: how many.
+      folder: empty folder for the platform's files.
+      tasks: number of tasks.
     Returns:
-      `events`, each with `at_s`, `kind` and the number of the `task`; `looks`, each with `at_s`,
-      the lane's `delayed` tasks and the `dead` letters; `attempts` and `ends`, how many tasks took
-      so many attempts and ended so; `dead_errors`, how many letters have which error; `replayed`,
-      how many of them ended how when they were run again.
+      `events`, each with `at_s`, `kind` and the number of the `task`; `looks`, each with `at_s` and
+      the numbers of `delayed` tasks and `dead` letters; the numbers of tasks by `attempts` and by
+      their final state (`ends`); the numbers of letters by error (`dead_errors`) and by the final
+      state of their replays (`replayed`).
     """
     add_mock(
         folder / "models",
@@ -82,7 +83,7 @@ def measure(folder: Path, tasks: int = TASKS) -> dict[str, Any]:
                 at_s = time.time() - began
                 looks.append({"at_s": round(at_s, 3), "delayed": lane["delayed"], "dead": dead})
                 if at_s > tasks / RATE_PER_S + PATIENCE_S:
-                    raise TimeoutError(f"{_ended(events)} of {tasks} tasks have ended")
+                    raise TimeoutError(f"only {_ended(events)} of {tasks} tasks have ended")
                 time.sleep(LOOK_S)
         views = list(client.tasks(model=MODEL))
         letters = list(client.dead_letters(model=MODEL))
@@ -111,7 +112,7 @@ def measure(folder: Path, tasks: int = TASKS) -> dict[str, Any]:
 
 @contextmanager
 def _captured(redis_url: str) -> Iterator[list[dict[str, Any]]]:
-    """Collect Celery's events of tasks until the end of the block, as Flower does."""
+    """Collect Celery's task events until the block ends, as Flower does."""
     register()
     events: list[dict[str, Any]] = []
     heard = Event()
@@ -129,7 +130,7 @@ def _captured(redis_url: str) -> Iterator[list[dict[str, Any]]]:
         listening = Thread(target=receiver.capture, kwargs={"wakeup": False})
         listening.start()
         try:
-            # Workers tell that they are alive every two seconds.
+            # Workers send a heartbeat event every two seconds.
             wait_until(heard.is_set, what="an event of a worker")
             yield events
         finally:
@@ -138,7 +139,7 @@ def _captured(redis_url: str) -> Iterator[list[dict[str, Any]]]:
 
 
 def _submit(url: str, tasks: int, numbers: dict[str, int]) -> None:
-    """Submit at the rate; note the number of each task by its id."""
+    """Submit at a fixed rate; store the number of each task by its id."""
     began = time.perf_counter()
     with Client(url) as client:
         for n in range(tasks):
@@ -155,7 +156,7 @@ def _counted(values: Iterable[Any]) -> dict[str, int]:
 
 
 def answer(document: dict[str, Any]) -> list[str]:
-    """Say what became of them."""
+    """Summarise what became of the tasks."""
     dead, replayed = document["ends"].get("failed", 0), document["replayed"]
     failed_once = len({e["task"] for e in document["events"] if e["kind"] in ("retried", "failed")})
     attempts = sum(event["kind"] == "started" for event in document["events"])
@@ -164,6 +165,6 @@ def answer(document: dict[str, Any]) -> list[str]:
         f"{failed_once} of {document['tasks']} tasks failed; retries saved all but {dead} of them.",
         f"Attempts: {took}. {dead} were given up and left dead letters; replayed, "
         f"{replayed.get('succeeded', 0)} of these succeeded.",
-        f"Celery's events told of each of the {attempts} attempts, and the lane of every task that "
+        f"Celery's events showed each of the {attempts} attempts, and the lane every task that "
         "waited for its next one.",
     ]

@@ -15,7 +15,7 @@ class Network(nn.Module):
     def __init__(self) -> None:
         """Start with random weights."""
         super().__init__()
-        # TorchScript sees a module's attributes, but no globals.
+        # TorchScript sees a module's attributes, but not its globals.
         self.scale = 1 / INK
         self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
         self.conv2 = nn.Conv2d(16, 32, 3, padding=1)

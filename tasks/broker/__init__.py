@@ -1,1 +1,1 @@
-"""The connection to the broker, and the lanes on it."""
+"""The broker: connections to it, its lanes, and the messages that are published to them."""

@@ -1,8 +1,7 @@
-"""Connections to Redis, and how its errors become ours."""
+"""Connections to the platform's Redis, and the errors that they raise."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,8 +13,9 @@ from redis.retry import Retry
 from inferno.errors import BrokerUnavailable
 from inferno.settings import Settings
 from tasks.transport import consumer_name
+from tasks.transport.refusals import is_refusal
 
-#: What a Redis raises that is away, full or read-only, directly or through kombu.
+#: Errors of a Redis that is unreachable, full or read-only, raised directly or through kombu.
 UNAVAILABLE = (
     redis.ConnectionError,
     redis.TimeoutError,
@@ -24,19 +24,18 @@ UNAVAILABLE = (
     OperationalError,
 )
 
-#: Connections of one client at the same time.
+#: Maximum connections of one client.
 MAX_CONNECTIONS = 64
 
 
 def connect(settings: Settings) -> redis.Redis:
-    """Return a client of the platform's Redis, with a pool of its own.
+    """Return a client of the platform's Redis, with a connection pool of its own.
 
-    Its connections bear this process' name as a consumer: each is a sign of its life.
-
-    It does not retry by itself: a repeated write could be done twice, and a dead Redis shall be
+    Its connections bear this process's name as a consumer, so that others see that the process is
+    alive. The client never retries: a repeated write could be done twice, and a dead Redis must be
     noticed at once.
     """
-    # One that blocks: with hundreds of callers at once, the others wait for a connection instead of
+    # A blocking pool: with hundreds of callers, the last ones wait for a connection instead of
     # failing.
     pool = redis.BlockingConnectionPool.from_url(
         settings.redis_url,
@@ -54,7 +53,7 @@ def connect(settings: Settings) -> redis.Redis:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn the errors of a Redis that cannot be used into `BrokerUnavailable`."""
+    """Raise `BrokerUnavailable` in place of the errors of a Redis that cannot be used."""
     try:
         yield
     except UNAVAILABLE as exc:
@@ -66,19 +65,11 @@ def translated() -> Iterator[None]:
     except redis.ResponseError as exc:
         if not is_refusal(exc):
             raise
-        raise BrokerUnavailable(f"Redis takes no writes: {exc}") from exc
+        raise BrokerUnavailable(f"Redis refuses writes: {exc}") from exc
 
 
 def never_sent(exc: Exception) -> bool:
-    """Return whether a command failed before it left: there was no connection to send it by."""
+    """Return whether a command was never sent, because no connection could be made."""
     return isinstance(exc.__context__, ConnectionRefusedError | TimeoutError) and (
         "connecting" in str(exc)
     )
-
-
-def is_refusal(exc: Exception) -> bool:
-    """Return whether Redis refused a write for want of memory, or because it cannot save it.
-
-    Redis 6 wraps what a script was refused in an error of the script's.
-    """
-    return re.search(r"(^|-)(MISCONF|OOM) ", str(exc)) is not None

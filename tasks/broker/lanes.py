@@ -1,8 +1,8 @@
-"""The lanes: Celery's queues, and what their broker can do beyond Celery.
+"""Lanes: Celery's queues, and what their broker can do beyond Celery.
 
-On Redis Streams a message is published, settled and delayed in the same atomic step as the records
-change: `Lanes.pack` gives such scripts the message. Other brokers take messages through Celery, in
-a step of their own; what else they cannot do raises `NotSupported`.
+On Redis Streams a script publishes, settles or delays a message in the same atomic step in which it
+changes the task's record; `Lanes.pack` returns the message for such scripts. Other brokers get
+messages through Celery, in a step of their own. What they cannot do raises `NotSupported`.
 """
 
 from __future__ import annotations
@@ -22,107 +22,107 @@ from inferno.errors import BrokerUnavailable, NotSupported
 from inferno.protocol.requests import MAX_PRIORITY, MIN_PRIORITY
 from inferno.settings import Settings
 from tasks.broker.connection import translated
-from tasks.transport import Lane, pack, scripts
-from tasks.transport.script import InlineScript
+from tasks.transport import StreamLane, pack
+from tasks.transport.script import Script
 
-#: Brokers on which 0 is the most urgent priority, as Celery documents it.
+#: URL schemes of the brokers on which 0 is the most urgent priority, as Celery documents it.
 _INVERTED = ("redis", "rediss", "sentinel")
 
-
-#: How long RabbitMQ may take to confirm a message, in seconds. It stops to read when it is full.
+#: How long RabbitMQ may take to confirm a message, in seconds. A full RabbitMQ stops reading.
 CONFIRM_TIMEOUT_S = 10.0
 
+_BACKLOG = Script("tasks.broker", "backlog")
 
-class Message(msgspec.Struct, frozen=True):
-    """A Celery task on its way into a queue."""
+
+class TaskMessage(msgspec.Struct, frozen=True):
+    """The message of one Celery task, before it is published."""
 
     queue: str
     name: str
     task_id: str
     kwargs: dict[str, Any]
-    #: 0 to 9; higher is sooner, whatever the broker thinks.
+    #: 0 to 9; higher is sooner, on every broker.
     priority: int = 0
-    #: Not to be handed out before.
+    #: Earliest time at which a worker may get the message.
     eta: datetime | None = None
-    #: Not to be run after; seconds from now, or a time.
+    #: When the task expires: a time, or seconds from now.
     expires: float | datetime | None = None
     retries: int = 0
-    #: What Flower shows; the arguments themselves may be large or private.
+    #: Arguments as Flower shows them; the real ones may be large or private.
     kwargsrepr: str = ""
 
 
 class Held(msgspec.Struct, frozen=True):
-    """A message in a worker's hands: its entry in a stream. Empty for other brokers."""
+    """Where a message is in its lane: a stream and an entry id. Empty on other brokers."""
 
     stream: str = ""
     entry: str = ""
 
     @classmethod
     def of(cls, delivery_info: dict[str, Any]) -> Held:
-        """Return what a delivered message says of itself."""
+        """Return the entry from which a message was delivered."""
         return cls(delivery_info.get("stream", ""), delivery_info.get("entry", ""))
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A message that is in nobody's hands."""
+class WaitingMessage:
+    """A message that no worker holds."""
 
     task_id: str
-    #: Its entry; empty while it is delayed.
-    held: Held
-    #: What it says, while it is delayed; else `Lanes.at` tells.
+    #: Its stream entry; empty while it is delayed.
+    entry: Held
+    #: Its payload while it is delayed; `Lanes.at` reads the payload of an entry.
     message: bytes = b""
-    #: The Redis command that takes it from among the delayed.
+    #: The Redis command that removes it from the delayed messages.
     removal: tuple[str | bytes, ...] = ()
 
 
 @dataclass(frozen=True)
 class Backlog:
-    """How much is in a lane."""
+    """How many messages a lane has."""
 
-    #: Waiting to be fetched.
+    #: Not fetched yet.
     waiting: int
-    #: In workers' hands.
+    #: Held by workers.
     held: int
-    #: To be handed out later.
+    #: Not due yet.
     delayed: int
 
     @property
     def total(self) -> int:
-        """Everything that is not settled."""
+        """All messages that are not settled."""
         return self.waiting + self.held + self.delayed
 
 
 class Lanes:
-    """The queues of one broker."""
+    """The lanes of one broker."""
 
     def __init__(self, app: Celery, client: redis.Redis, settings: Settings) -> None:
         """Store how to reach the broker.
 
         Args:
-          app: publishes to brokers that are no streams.
-          client: of the Redis that holds the streams, answering in bytes.
-          settings: say which broker it is.
+          app: publishes to brokers other than Redis Streams.
+          client: of the Redis that has the streams; it answers in bytes.
+          settings: name the broker.
         """
         self._app = app
         self._redis = client
         #: Whether lanes are streams.
         self.streams = settings.broker.url is None
         self._inverted = settings.broker_url.partition("://")[0] in _INVERTED
-        #: What a broker raises that is away; no Redis, when it is not one.
+        #: Errors of an unreachable broker; Redis' errors are among them only if it is Redis.
         self._lost = app.connection_for_write().recoverable_connection_errors
-        #: Messages by the name of their task, as Celery makes them, for what they have in common.
+        #: One message of each task name as Celery builds it; all of one name share most fields.
         self._templates: dict[str, Any] = {}
-        #: Queues that the broker knows of.
+        #: Queues that are declared on the broker.
         self._declared: set[str] = set()
-        self._size = InlineScript(_SIZES)
 
     def key(self, queue: str) -> str:
-        """Return the key that scripts publish to, or "" when the queue is no stream."""
-        return Lane.of(queue).key if self.streams else ""
+        """Return the key prefix that scripts publish to, or "" when lanes are not streams."""
+        return StreamLane.of(queue).key if self.streams else ""
 
-    def pack(self, message: Message) -> bytes:
-        """Return a message as scripts publish it, or b"" when the queue is no stream."""
+    def pack(self, message: TaskMessage) -> bytes:
+        """Return a message as scripts publish it, or b"" when lanes are not streams."""
         if not self.streams:
             return b""
         headers, properties, body = self._parts(message)
@@ -134,12 +134,12 @@ class Lanes:
             priority=message.priority,
         )
 
-    def enqueue(self, message: Message) -> list[str | int | bytes]:
-        """Return the command by which `tasks.state.transitions` publishes a message to a stream."""
+    def enqueue(self, message: TaskMessage) -> list[str | int | bytes]:
+        """Return the command with which `tasks.state.transitions` publishes a message."""
         return ["ENQUEUE", self.key(message.queue), message.priority, self.pack(message)]
 
-    def send(self, message: Message) -> None:
-        """Publish a message by itself.
+    def send(self, message: TaskMessage) -> None:
+        """Publish a message through Celery.
 
         Raises:
           BrokerUnavailable: the broker does not answer.
@@ -149,8 +149,8 @@ class Lanes:
         task = self._template(message.name)._replace(
             headers=headers, properties=properties, body=body
         )
-        # `send_task` would route again, and subscribe to the result on a connection that all
-        # threads share.
+        # `send_task` would route the task again, and subscribe to its result on a connection that
+        # all threads share.
         try:
             with translated(), self._app.producer_or_acquire() as producer:
                 self._app.amqp.send_task_message(
@@ -158,13 +158,13 @@ class Lanes:
                     message.name,
                     task,
                     queue=queue,
-                    # Once is enough, and costs a quarter of a publish.
+                    # A declaration costs a quarter of a publish, so each queue gets one.
                     declare=[] if queue.name in self._declared else [queue],
                     priority=self.to_broker(message.priority),
                     confirm_timeout=CONFIRM_TIMEOUT_S,
                 )
         except self._lost as exc:
-            # It may come back without them.
+            # The broker may come back without its queues.
             self._declared.clear()
             raise BrokerUnavailable(
                 f"the broker does not answer ({type(exc).__name__}); try again in a moment"
@@ -172,13 +172,15 @@ class Lanes:
         self._declared.add(queue.name)
 
     def _template(self, name: str) -> Any:
-        """Return what Celery makes of a task; most of it is the same for each of a name."""
+        """Return a message of a task name as Celery builds it, without id and arguments."""
         template = self._templates.get(name)
         if template is None:
             template = self._templates[name] = self._app.amqp.as_task_v2("", name, argsrepr="")
         return template
 
-    def _parts(self, message: Message) -> tuple[dict[str, Any], dict[str, Any], tuple[Any, ...]]:
+    def _parts(
+        self, message: TaskMessage
+    ) -> tuple[dict[str, Any], dict[str, Any], tuple[Any, ...]]:
         """Return the headers, properties and body that Celery would give a message."""
         template = self._template(message.name)
         args, _, embedded = template.body
@@ -195,77 +197,77 @@ class Lanes:
         return headers, properties, (args, message.kwargs, embedded)
 
     def to_broker(self, priority: int) -> int:
-        """Turn our priority, where higher is sooner, into the broker's."""
+        """Return the broker's priority for ours, where higher is sooner."""
         return MAX_PRIORITY - priority if self._inverted else priority
 
     def from_broker(self, priority: int | None) -> int:
-        """Turn the broker's priority, which any client may have chosen, into ours."""
+        """Return our priority for the broker's, which any client may have set to anything."""
         if priority is None:
             return 0
         within = min(max(int(priority), MIN_PRIORITY), MAX_PRIORITY)
         return MAX_PRIORITY - within if self._inverted else within
 
     def backlog(self, queue: str) -> Backlog:
-        """Count what is in a lane.
+        """Count the messages of a lane.
 
         Raises:
-          NotSupported: the lane is no stream.
+          NotSupported: lanes are not streams.
           BrokerUnavailable: Redis does not answer.
         """
         with translated():
-            counts = self._size.run(self._redis, [self._key(queue)])
+            counts = _BACKLOG.run(self._redis, {"lane": self._lane(queue).key})
         return Backlog(*counts)
 
     def leave(self, queue: str) -> int:
-        """Give back what this process holds of a lane, for others to run first.
+        """Give back everything that this process holds of a lane, for others to run first.
 
-        For the end of a worker, when nothing runs any more. Other brokers do it by themselves, when
-        the connection closes.
+        A worker calls this when it ends and runs nothing any more. Other brokers give messages back
+        when the connection closes.
 
         Returns:
           how many messages were given back.
         Raises:
-          BrokerUnavailable: Redis does not answer; others find out by themselves, a little later.
+          BrokerUnavailable: Redis does not answer; others take the messages over a little later.
         """
         if not self.streams:
             return 0
         with translated():
-            return Lane.of(queue).leave(self._redis)
+            return StreamLane.of(queue).leave(self._redis)
 
     def give_back(self, queue: str, held: Iterable[Held]) -> int:
         """Give back some messages of this process, for others to run first.
 
         Returns:
-          how many were given back: none, where the broker does so when the connection closes.
+          how many were given back; 0 where the broker does so when the connection closes.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
         if not self.streams:
             return 0
         with translated():
-            return Lane.of(queue).give_back(self._redis, [(h.stream, h.entry) for h in held])
+            return StreamLane.of(queue).give_back(self._redis, [(h.stream, h.entry) for h in held])
 
     def pause(self, queue: str) -> None:
-        """Hand out nothing more of a lane; tasks are accepted, and those in workers' hands end.
+        """Stop handing out a lane. Tasks are still accepted, and workers finish what they hold.
 
         Raises:
-          NotSupported: the lane is no stream.
+          NotSupported: lanes are not streams.
           BrokerUnavailable: Redis does not answer.
         """
-        self._key(queue)
+        lane = self._lane(queue)
         with translated():
-            Lane.of(queue).pause(self._redis)
+            lane.pause(self._redis)
 
     def resume(self, queue: str) -> None:
         """Hand out a paused lane again.
 
         Raises:
-          NotSupported: the lane is no stream.
+          NotSupported: lanes are not streams.
           BrokerUnavailable: Redis does not answer.
         """
-        self._key(queue)
+        lane = self._lane(queue)
         with translated():
-            Lane.of(queue).resume(self._redis)
+            lane.resume(self._redis)
 
     def paused(self, queue: str) -> bool:
         """Return whether a lane is paused; only streams can be.
@@ -274,32 +276,37 @@ class Lanes:
           BrokerUnavailable: Redis does not answer.
         """
         with translated():
-            return self.streams and bool(self._redis.exists(Lane.of(queue).paused))
+            return self.streams and StreamLane.of(queue).is_paused(self._redis)
 
-    def waiting(self, queue: str) -> Iterator[Waiting]:
-        """Yield what waits in a lane or for its time.
+    def waiting(self, queue: str) -> Iterator[WaitingMessage]:
+        """Yield the messages of a lane that no worker holds, delayed ones first.
 
         Raises:
-          NotSupported: the lane is no stream.
+          NotSupported: lanes are not streams.
           BrokerUnavailable: Redis does not answer.
         """
-        key = self._key(queue)
-        yield from self._delayed(key, "-inf", "+inf")
-        for name in scripts.STREAMS:
-            yield from self._waiting(f"{key}:{name}")
+        lane = self._lane(queue)
+        yield from self._delayed(lane, "-inf", "+inf")
+        for stream in lane.streams:
+            yield from self._waiting(stream)
 
-    def postponed(self, queue: str, due: float) -> Iterator[Waiting]:
-        """Yield what waits for that very time, in seconds since the epoch, where lanes are streams.
+    def postponed(self, queue: str, due: float) -> Iterator[WaitingMessage]:
+        """Yield the messages of a lane that are delayed until exactly this time.
 
+        Other brokers' lanes yield nothing.
+
+        Args:
+          queue: name of the lane.
+          due: seconds since the epoch.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
         if self.streams:
             at = round(due * 1000)
-            yield from self._delayed(self.key(queue), at, at)
+            yield from self._delayed(StreamLane.of(queue), at, at)
 
     def at(self, held: Held) -> bytes:
-        """Return the message of an entry, or b"" when there is none.
+        """Return the payload of an entry, or b"" when the entry is empty or gone.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
@@ -310,17 +317,19 @@ class Lanes:
             found: Any = self._redis.xrange(held.stream, held.entry, held.entry)
         return found[0][1][b"message"] if found else b""
 
-    def _delayed(self, key: str, earliest: int | str, latest: int | str) -> Iterator[Waiting]:
-        delayed = f"{key}:delayed"
+    def _delayed(
+        self, lane: StreamLane, earliest: int | str, latest: int | str
+    ) -> Iterator[WaitingMessage]:
+        delayed = lane.delayed
         with translated():
             members = cast(list[bytes], self._redis.zrangebyscore(delayed, earliest, latest))
         for member in members:
             # The first byte is the priority.
             message = member[1:]
             if task_id := _task_id(message):
-                yield Waiting(task_id, Held(), message, ("ZREM", delayed, member))
+                yield WaitingMessage(task_id, Held(), message, ("ZREM", delayed, member))
 
-    def _waiting(self, stream: str) -> Iterator[Waiting]:
+    def _waiting(self, stream: str) -> Iterator[WaitingMessage]:
         with translated():
             if not self._redis.exists(stream):
                 return
@@ -334,21 +343,21 @@ class Lanes:
                 )
             for entry, fields in entries:
                 if task_id := _task_id(fields[b"message"]):
-                    yield Waiting(task_id, Held(stream, entry.decode()))
+                    yield WaitingMessage(task_id, Held(stream, entry.decode()))
             if not entries:
                 return
             last = entries[-1][0]
 
-    def _key(self, queue: str) -> str:
+    def _lane(self, queue: str) -> StreamLane:
         if not self.streams:
             raise NotSupported(
-                "this needs lanes on Redis Streams, which INFERNO_BROKER__URL has replaced"
+                "this needs lanes on Redis Streams, but INFERNO_BROKER__URL names another broker"
             )
-        return self.key(queue)
+        return StreamLane.of(queue)
 
 
 def _iso(when: float | datetime | None) -> str | None:
-    """Return a time, or one that many seconds from now, as Celery writes it."""
+    """Return a time as Celery writes it; a number means seconds from now."""
     if when is None:
         return None
     if not isinstance(when, datetime):
@@ -360,24 +369,4 @@ def _task_id(message: bytes) -> str | None:
     try:
         return str(loads(message)["headers"]["id"])
     except (ValueError, LookupError, TypeError):
-        return None  # Nothing of ours; the worker that is handed it puts it aside.
-
-
-#: KEYS: lane. Returns how many messages wait, are held, and are delayed.
-_SIZES = (
-    scripts.LIBRARY
-    + """
-local lane = KEYS[1]
-local total, held = 0, 0
-for _, name in ipairs(STREAMS) do
-  local stream = lane .. ':' .. name
-  local length = redis.call('XLEN', stream)
-  if length > 0 then
-    total = total + length
-    local pending = redis.pcall('XPENDING', stream, GROUP)
-    held = held + (pending.err and 0 or pending[1])
-  end
-end
-return {math.max(total - held, 0), held, redis.call('ZCARD', lane .. ':delayed')}
-"""
-)
+        return None  # Not a task message: the worker that fetches it puts it aside.

@@ -1,30 +1,30 @@
-"""The message by which a webhook is delivered; `workers.webhooks.deliver` runs it."""
+"""The message that asks for the delivery of a webhook; `workers.webhooks.deliver` runs it."""
 
 from __future__ import annotations
 
 import uuid
 
 from inferno import names
-from tasks.broker.lanes import Message
+from tasks.broker.lanes import TaskMessage
 
 
 def message_id(task_id: str, event: str) -> str:
-    """Return the `webhook-id`: the same for every delivery, so that receivers can tell them."""
+    """Return the `webhook-id`, the same for every delivery: receivers recognize repeated ones."""
     return f"{task_id}.{event}"
 
 
 def message(
     url: str, task_id: str, event: str, model: str, version: int | None, occurred_at: float
-) -> Message:
+) -> TaskMessage:
     """Return the message of the Celery task that delivers a webhook.
 
     Args:
-      url: as the client gave it.
-      task_id: of the task that it is about.
+      url: where to send it, as the client wrote it.
+      task_id: the task that the webhook is about.
       event: `start` or `completed`.
-      model: of the task.
-      version: of the model, where it is known.
-      occurred_at: when it happened, in seconds since the epoch.
+      model: the task's model.
+      version: the model's version, if it is known.
+      occurred_at: time of the event, in seconds since the epoch.
     """
     kwargs = {
         "url": url,
@@ -34,11 +34,11 @@ def message(
         "version": version,
         "occurred_at": occurred_at,
     }
-    return Message(
+    return TaskMessage(
         queue=names.WEBHOOK_QUEUE,
         name=names.WEBHOOK_TASK,
         task_id=str(uuid.uuid4()),
         kwargs=kwargs,
-        # The URL may hold a token, and is not shown.
+        # Not the URL: it may contain a token.
         kwargsrepr=message_id(task_id, event),
     )

@@ -26,7 +26,7 @@ from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks.broker import webhook_message as notice
 from tasks.broker.connection import translated
-from tasks.broker.lanes import Lanes, Message, Waiting
+from tasks.broker.lanes import Lanes, TaskMessage, WaitingMessage
 from tasks.intake.submit import Accepted, Submitter
 from tasks.state.records import Record, Records, encode_outcome
 from tasks.state.sharing import Sharer
@@ -39,7 +39,7 @@ class _Target:
     """A task that is to be ended, and its message."""
 
     record: Record
-    waiting: Waiting
+    waiting: WaitingMessage
 
 
 class Control:
@@ -153,9 +153,9 @@ class Control:
             ended += self._end(targets, error)
         return ended
 
-    def _unrecorded(self, waiting: Waiting, model: str) -> Record:
+    def _unrecorded(self, waiting: WaitingMessage, model: str) -> Record:
         """Return a record of a task that has none: of another client, or its time is over."""
-        asked = _asked(waiting.message or self.lanes.at(waiting.held))
+        asked = _asked(waiting.message or self.lanes.at(waiting.entry))
         arguments = orjson.loads(asked) if asked else {}
         arguments = arguments if isinstance(arguments, dict) else {}
         key, version = arguments.get("cache"), arguments.get("version")
@@ -174,7 +174,7 @@ class Control:
             for waiting in self.lanes.postponed(record.model, record.retry_at):
                 if waiting.task_id == record.task_id:
                     return _Target(record, waiting)
-        return _Target(record, Waiting(record.task_id, record.held))
+        return _Target(record, WaitingMessage(record.task_id, record.held))
 
     def _known(self, task_id: str) -> Record:
         (record,) = self._records.records([task_id])
@@ -189,7 +189,7 @@ class Control:
         steps = [
             Step(
                 target.record.task_id,
-                target.waiting.held,
+                target.waiting.entry,
                 self._commands(target, state, error, call),
             )
             for target, call in zip(targets, calls, strict=True)
@@ -204,14 +204,14 @@ class Control:
         return sum(ended)
 
     def _commands(
-        self, target: _Target, state: TaskState, error: InfernoError, call: Message | None
+        self, target: _Target, state: TaskState, error: InfernoError, call: TaskMessage | None
     ) -> list[Command]:
         record, waiting = target.record, target.waiting
         payload = encode_outcome(record.task_id, error)
         facts = {"model": record.model, "accepted_at": record.accepted_at}
         tasks, asked = self._settings.tasks, None
         if tasks.keep_payloads != "never":
-            asked = _asked(waiting.message or self.lanes.at(waiting.held))
+            asked = _asked(waiting.message or self.lanes.at(waiting.entry))
         keep_s = tasks.result_ttl_s if asked else 0
         commands = self._transitions.ended(facts, record.task_id, state, payload, keep_s)
         commands += self._transitions.kept(record.task_id, asked) if asked else []
@@ -225,7 +225,7 @@ class Control:
             commands.append(self.lanes.enqueue(call))
         return commands
 
-    def _webhook(self, record: Record) -> Message | None:
+    def _webhook(self, record: Record) -> TaskMessage | None:
         if record.webhook is None or "completed" not in record.webhook_events:
             return None
         return notice.message(

@@ -29,7 +29,7 @@ from inferno.repository.repository import Package
 from inferno.settings import Settings
 from tasks.broker import webhook_message as notice
 from tasks.broker.connection import UNAVAILABLE, never_sent, translated
-from tasks.broker.lanes import Lanes, Message
+from tasks.broker.lanes import Lanes, TaskMessage
 from tasks.intake.convoy import Convoy
 from tasks.state import claims
 from tasks.state.claims import Claim
@@ -184,7 +184,7 @@ class Submitter:
 
     def _asked(
         self, request: InferRequest, package: Package, inputs: Tensors, task_id: str
-    ) -> tuple[Message, Sharing | None, Claim | None]:
+    ) -> tuple[TaskMessage, Sharing | None, Claim | None]:
         """Return the message of a request, what it shares, and its inputs if they stay outside."""
         kwargs: dict[str, Any] = {"version": package.version}
         claim = None
@@ -209,7 +209,7 @@ class Submitter:
             sharing = Sharing.of(package, inputs, request.outputs, request.codec)
             if sharing is not None:
                 kwargs["cache"] = sharing.key
-        message = Message(
+        message = TaskMessage(
             queue=package.name,
             name=names.task_name(package.name),
             task_id=task_id,
@@ -247,7 +247,7 @@ class Submitter:
         if claims.is_claim(kwargs):
             source = names.claim_key(self._prefix, record.task_id)
             claim = Claim(names.claim_key(self._prefix, task_id), source=source)
-        message = Message(
+        message = TaskMessage(
             queue=record.model,
             name=names.task_name(record.model),
             task_id=task_id,
@@ -264,7 +264,7 @@ class Submitter:
         )
 
     def _accept(
-        self, message: Message, *, idempotency: Idempotency | None = None, **facts: Any
+        self, message: TaskMessage, *, idempotency: Idempotency | None = None, **facts: Any
     ) -> Accepted:
         message, arrival = self._arrival(message, idempotency=idempotency, **facts)
         with translated():
@@ -281,7 +281,7 @@ class Submitter:
 
     def _arrival(
         self,
-        message: Message,
+        message: TaskMessage,
         *,
         timeout_ms: float | None,
         idempotency: Idempotency | None = None,
@@ -292,7 +292,7 @@ class Submitter:
         sharing: Sharing | None = None,
         claim: Claim | None = None,
         generation: int | None = None,
-    ) -> tuple[Message, Arrival]:
+    ) -> tuple[TaskMessage, Arrival]:
         now = time.time()
         # The time travels with the message: workers see how long a task has waited.
         message.kwargs["accepted_at"] = now
@@ -327,7 +327,7 @@ class Submitter:
             generation,
         )
 
-    def _accepted(self, message: Message, arrival: Arrival, admitted: Admitted) -> Accepted:
+    def _accepted(self, message: TaskMessage, arrival: Arrival, admitted: Admitted) -> Accepted:
         record, task_id = arrival.record, admitted.task_id
         replayed = task_id != message.task_id
         if not replayed and not arrival.lane:
@@ -365,7 +365,7 @@ class Submitter:
                 f"/tasks/{arrival.record.task_id}"
             ) from exc
 
-    def _publish(self, message: Message, idempotency: Idempotency | None) -> None:
+    def _publish(self, message: TaskMessage, idempotency: Idempotency | None) -> None:
         """Publish after the record was written, on a broker that cannot do both in one step."""
         try:
             self._lanes.send(message)

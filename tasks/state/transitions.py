@@ -29,7 +29,6 @@ from inferno import names
 from inferno.errors import KeyReused, Overloaded, PayloadGone
 from inferno.protocol.tasks import TERMINAL, TaskState
 from inferno.settings import Settings
-from tasks.broker.connection import is_refusal
 from tasks.broker.lanes import Held
 from tasks.state import sharing as cache
 from tasks.state import statistics
@@ -38,6 +37,7 @@ from tasks.state.deployments import GENERATION, Outdated
 from tasks.state.records import Outcome, Record, decode_outcome
 from tasks.state.sharing import Sharing
 from tasks.transport import consumer_name, scripts
+from tasks.transport.refusals import is_refusal
 from tasks.transport.script import InlineScript
 
 #: A Redis command with its arguments, or one of these: ENQUEUE lane, priority, payload; DELAY lane,

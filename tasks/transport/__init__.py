@@ -8,27 +8,31 @@ Features
 * Supports Fanout: Yes
 * Supports Priority: Yes, 0 to 9; higher is sooner, as on RabbitMQ
 * Supports TTL: No
-* Supports countdown and eta: Yes, in Redis; a worker holds only what it may run
+* Supports countdown and eta: Yes, in Redis; a worker holds only messages that are due
 
-The stock Redis transport takes a message off its list before it writes it down as unacknowledged: a
-worker killed in between loses it, and a killed worker's other messages come back only after
-``visibility_timeout``. Here a message is in its stream until it is acknowledged, and handing it out
-records in the same step who has it.
+The stock Redis transport removes a message from its list before it writes it down as
+unacknowledged. A worker that is killed in between loses the message, and a killed worker's other
+messages come back only after ``visibility_timeout``. Here a message stays in its stream until it is
+acknowledged, and the step that hands it out also records who holds it.
 
     publish   XADD to the stream of its priority, and ring the lane's bell
-    wait      BRPOP on the bells: it wakes one consumer, and takes no message
+    wait      BRPOP on the bells: it wakes one consumer and takes no message
     fetch     XREADGROUP on all streams of the lane, for as many messages as there is credit
     ack       XACK and XDEL, so that the length of a queue is its exact backlog
-    delay     a sorted set by due time, moved into the stream by whoever consumes the lane
+    delay     a sorted set by due time; the lane's consumers move due messages into their streams
+
+A lane is the set of keys of one queue (`lane.py`, `lua/lane.lua`). Each step except the wait is one
+Lua script.
 
 Each process is one consumer, with a name of its own that its connections bear too. It reports every
-`heartbeat_interval`. When its reports stop, the other consumers look for its connections (Redis
-closes those of a killed process at once; a process that is busy or paused keeps them), and take
-over what it held if they are gone, or if its lease is over: within three seconds after a SIGKILL.
-A message is never handed out again because of its age, so a slow task is not run twice.
+`heartbeat_interval`. When its reports stop, the other consumers look for its connections: Redis
+closes those of a killed process at once, and keeps those of a process that is busy or paused. When
+the connections are gone, or the consumer's lease is over, the others take over what it held: within
+three seconds after a SIGKILL. A message is never handed out again because of its age, so a slow
+task is not run twice.
 
-Only ordinary queues are streams. Fanout, the queues of remote control and of events stay what they
-are on `kombu.transport.redis`, so that ``celery inspect``, ``celery events`` and Flower work.
+Only ordinary queues are streams. Fanout and the queues of remote control and events stay as they
+are in `kombu.transport.redis`, so that ``celery inspect``, ``celery events`` and Flower work.
 
 Connection String
 =================
@@ -37,22 +41,22 @@ Connection String
     redis-streams://[USER:PASSWORD@]REDIS_ADDRESS[:PORT][/VIRTUALHOST]
     rediss-streams://[USER:PASSWORD@]REDIS_ADDRESS[:PORT][/VIRTUALHOST]
 
-The schemes are known after `register`, or use the name of the class as the transport
-(Celery's setting ``broker_transport``): ``tasks.transport:Transport``.
+kombu knows these schemes after `register`. Or set the class as the transport (Celery's setting
+``broker_transport``): ``tasks.transport:Transport``.
 
 Transport Options
 =================
-Those of `kombu.transport.redis`, except ``visibility_timeout``, ``ack_emulation``,
+The options of `kombu.transport.redis`, except ``visibility_timeout``, ``ack_emulation``,
 ``priority_steps`` and the ``unacked_*`` options, which have no meaning for streams; and:
 
 * ``heartbeat_interval``: (float) Seconds between two reports of a consumer. Defaults to 0.5.
-* ``lease``: (float) Seconds after which a consumer that reports nothing counts as dead although its
-  connections are there: its host or network may be lost. It must be longer than any task that holds
-  Python's global lock. Defaults to 900.
+* ``lease``: (float) Seconds of silence after which a consumer counts as dead even if it has
+  connections: its host or network may be lost. It must be longer than any task that holds Python's
+  global lock. Defaults to 900.
 * ``grace``: (float) Seconds after a restart of Redis, or after our own reconnect, during which
-  nobody counts as dead: everyone is on the way back. Defaults to 5.
+  nobody counts as dead, because all consumers are reconnecting. Defaults to 5.
 
-Needs Redis 6.2 or newer, with ``maxmemory-policy noeviction``; not Redis Cluster.
+Needs Redis 6.2 or newer with ``maxmemory-policy noeviction``; does not run on Redis Cluster.
 """
 
 from __future__ import annotations
@@ -62,13 +66,15 @@ from typing import Any
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as lists
 
-from tasks.transport.channel import Channel, Lane, Message, consumer_name, pack
+from tasks.transport.channel import Channel
+from tasks.transport.lane import StreamLane, consumer_name
+from tasks.transport.message import Message, pack
 
-__all__ = ("Channel", "Lane", "Message", "Transport", "consumer_name", "pack", "register")
+__all__ = ("Channel", "Message", "StreamLane", "Transport", "consumer_name", "pack", "register")
 
 
 class Poller(lists.MultiChannelPoller):  # type: ignore[misc]
-    """Also tends the channels' lanes."""
+    """Reads from all channels of a connection, and tends their lanes."""
 
     def tend(self) -> None:
         """Tend every channel's lanes."""
@@ -95,12 +101,12 @@ class Transport(lists.Transport):  # type: ignore[misc]
         self.cycle = Poller()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Have an event loop read from the channels and tend their lanes."""
+        """Let an event loop read from the channels and tend their lanes."""
         super().register_with_event_loop(connection, loop)
         interval = connection.client.transport_options.get(
             "heartbeat_interval", Channel.heartbeat_interval
         )
-        # After a reconnect the loop's timers are gone, or this one belongs to the old poller.
+        # After a reconnect the loop's timers are gone, or the old timer belongs to the old poller.
         loop.call_repeatedly(interval, self.cycle.tend)
 
 

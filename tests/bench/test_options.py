@@ -35,14 +35,14 @@ def test_a_variant_is_inferno_with_further_settings():
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--targets", "inferno,triton"], "'triton' is none of inferno, flask"),
-        (["--workloads", "chess"], "'chess' is none of echo, simulated"),
+        (["--targets", "inferno,triton"], "'triton': expected one of inferno, flask"),
+        (["--workloads", "chess"], "'chess': expected one of echo, simulated"),
         (["--connections", "1,many"], "expected numbers such as 1,64"),
         (["--connections", "0"], "expected numbers such as 1,64"),
         (["--env", "REDIS__FSYNC=no"], "expected INFERNO_GROUP__FIELD=VALUE"),
         (["--variant", "safe"], "expected LABEL:INFERNO_GROUP__FIELD=VALUE"),
-        (["--env", "INFERNO_REDIS__FSINK=no"], "INFERNO_REDIS__FSINK is no setting"),
-        (["--variant", "x:INFERNO_TASKS__EVENTS=no"], "INFERNO_TASKS__EVENTS is no setting"),
+        (["--env", "INFERNO_REDIS__FSINK=no"], "INFERNO_REDIS__FSINK is not a setting"),
+        (["--variant", "x:INFERNO_TASKS__EVENTS=no"], "INFERNO_TASKS__EVENTS is not a setting"),
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_starts(arguments, reason):

@@ -93,7 +93,7 @@ def test_tables_show_ratios_to_inferno_errors_and_what_was_not_measured():
     text = printed(report.show(found))
     assert "1.00" in text
     assert "4.00" in text
-    assert "flask gave errors: 500 no" in text
+    assert "flask had errors: 500 no" in text
     assert "ray (echo) was not measured: it does not start" in text
 
 

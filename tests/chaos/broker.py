@@ -11,10 +11,10 @@ import redis
 
 from inferno import names
 from inferno.settings import RedisSettings
-from tasks.transport import Lane, scripts
+from tasks.transport import StreamLane
 from tests.chaos.load import MODEL
 
-LANE = Lane.of(MODEL).key
+LANE = StreamLane.of(MODEL)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def holding(client: redis.Redis, pid: int) -> Holding | None:
 
 def _consumer(client: redis.Redis, pid: int) -> str | None:
     if pid not in _consumers:
-        names_of_all = cast(list[bytes], client.hkeys(f"{LANE}:consumers"))
+        names_of_all = cast(list[bytes], client.hkeys(f"{LANE.key}:consumers"))
         _consumers.update((int(name.split(b":")[-2]), name.decode()) for name in names_of_all)
     return _consumers.get(pid)
 
@@ -50,10 +50,9 @@ _consumers: dict[int, str] = {}
 
 
 def _idle_ms(client: redis.Redis, consumer: str) -> Iterator[float]:
-    for name in scripts.STREAMS:
-        stream = f"{LANE}:{name}"
+    for stream in LANE.streams:
         if client.exists(stream):
-            pending = client.xpending_range(stream, scripts.GROUP, "-", "+", 1000, consumer)
+            pending = client.xpending_range(stream, "workers", "-", "+", 1000, consumer)
             yield from (float(entry["time_since_delivered"]) for entry in pending)
 
 
@@ -64,8 +63,8 @@ def kept(client: redis.Redis) -> set[str]:
     neither place is gone.
     """
     messages = [json.loads(value)[0] for value in client.hvals("unacked")]
-    for name in scripts.STREAMS:
-        entries = cast(list[tuple[bytes, dict[bytes, bytes]]], client.xrange(f"{LANE}:{name}"))
+    for stream in LANE.streams:
+        entries = cast(list[tuple[bytes, dict[bytes, bytes]]], client.xrange(stream))
         messages += [json.loads(fields[b"message"]) for _, fields in entries]
     return {message["headers"]["id"] for message in messages}
 

@@ -14,7 +14,7 @@ from inferno.operate.ports import free_port
 from inferno.settings import Settings
 from inferno.testing.processes import ROOT, bin_path, process, wait_until
 from tasks.broker.connection import connect
-from tasks.broker.lanes import Lanes, Message
+from tasks.broker.lanes import Lanes, TaskMessage
 from tasks.transport import register
 
 
@@ -78,9 +78,9 @@ def test_flower_shows_lanes_that_have_no_worker(tmp_path, redis_url, log):
         process([bin_path(command[0]), *command[1:]], env, log),
     ):
         lanes = Lanes(celery, redis, settings)
-        lanes.send(Message("echo", "infer.echo", "now", {}))
+        lanes.send(TaskMessage("echo", "infer.echo", "now", {}))
         later = datetime.now(UTC) + timedelta(hours=1)
-        lanes.send(Message("echo", "infer.echo", "later", {}, eta=later))
+        lanes.send(TaskMessage("echo", "infer.echo", "later", {}, eta=later))
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: b"Visit me at" in log.read_bytes())
         assert lengths(url) == {"celery": 0, "echo": 2, "webhooks": 0}

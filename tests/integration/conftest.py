@@ -256,9 +256,14 @@ def celery(settings: Settings) -> Iterator[Celery]:
 
 
 @pytest.fixture
-def submit(celery: Celery, client: redis.Redis, settings: Settings) -> Callable[[str, str], str]:
+def submitter(celery: Celery, client: redis.Redis, settings: Settings) -> Submitter:
+    """Publishes tasks as the web tier does."""
+    return Submitter(celery, client, settings)
+
+
+@pytest.fixture
+def submit(submitter: Submitter, settings: Settings) -> Callable[[str, str], str]:
     """Submit a text to a model as the web tier does; returns the task's id."""
-    submitter = Submitter(celery, client, settings)
 
     def submit(model: str, text: str) -> str:
         package = Packages.read(settings.repository).model(model).package()

@@ -1,4 +1,4 @@
-"""The documents say what the code does: tables, settings, examples, links and commands."""
+"""The documents agree with the code: tables, settings, examples, links and commands."""
 
 import re
 import subprocess
@@ -29,16 +29,27 @@ from inferno.settings import Settings
 from tests.unit.inferno.artifacts import TINY_BERT, export_bert, png, tiny_tokenizer, yolo_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+#: Longest line of a document, in characters, and longest paragraph, in lines.
+LONGEST_LINE, LONGEST_PARAGRAPH = 120, 5
 PACKAGING = ROOT / "docs" / "model-packaging.md"
 
-#: Commands of the documents that are not run as they stand, and why; the e2e tier runs the others.
+#: Documented commands that no test runs as they stand, and why; the e2e tier runs the others.
 NOT_RUN = {
     "make run": "runs until it is stopped; the e2e tier starts the same platform",
     "make test": "it is what runs this test",
     "make setup": "changes the environment that the test runs in; make test does most of it",
     "make check": "make test begins with it",
     "make chaos": "takes ten minutes; the chaos tier runs a short one",
+    "python -m tests.chaos --seconds 60 --only sigkill": (
+        "takes a minute; the chaos tier runs a short one"
+    ),
+    "python -m tests.chaos --broker redis:// --only sigkill": (
+        "fails by design; the chaos tier runs the default broker"
+    ),
+    "docker compose up --build": (
+        "needs Docker; test_deployment_files.py compares its file with the Procfile"
+    ),
     "make bench": "takes minutes; tests/bench runs a small one",
     "make bench-full": "takes hours; tests/bench runs a small one",
     "python -m bench run --targets inferno,flask --workloads echo --connections 64,256 "
@@ -97,13 +108,13 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """The lines of a block of shell commands, without comments and continuations."""
+        """The commands of a shell block, without comments, with continuations joined."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return [line.strip() for line in lines if line and not line.startswith("#")]
 
 
 def blocks(document: Path, language: str | None = None) -> Iterator[Block]:
-    """Yield a document's fenced blocks, of one language or of any."""
+    """Yield a document's fenced blocks, of one language or of all."""
     for found in re.finditer(r"^```(\w+)\n(.*?)^```$", document.read_text(), re.M | re.S):
         if language in (None, found[1]):
             yield Block(document, found[1], found[2])
@@ -143,7 +154,7 @@ def field_table(kind: type[BaseModel]) -> str:
 
 
 def context_table() -> str:
-    """The fields of ModelContext; their meaning stands in comments of the source."""
+    """Return the table of ModelContext; the source has the meanings as comments."""
     source = Path(sys.modules[ModelContext.__module__].__file__ or "").read_text()
     rows = ["| attribute | meaning |", "|---|---|"]
     for field in fields(ModelContext):
@@ -184,7 +195,7 @@ def test_env_example_is_up_to_date() -> None:
 
 @pytest.fixture(scope="module")
 def example_repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """The packages that docs/model-packaging.md spells out, with their artifacts made."""
+    """The packages in docs/model-packaging.md, with artifacts."""
     folder = tmp_path_factory.mktemp("documented")
     for block in blocks(PACKAGING):
         head, _, body = block.text.partition("\n")
@@ -193,7 +204,7 @@ def example_repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
         file = folder / head.removeprefix("# ")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(body)
-    # What people bring is played by something small.
+    # Small stand-ins for the artifacts that users bring.
     torch.manual_seed(0)
     reviews = BertForSequenceClassification(BertConfig(id2label={0: "bad", 1: "good"}, **TINY_BERT))
     reviews.save_pretrained(folder / "models/reviews/1/saved")
@@ -317,12 +328,35 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert anchor in anchors, f"{document.name}: {link}"
 
 
-def test_commands_that_are_not_run_stand_in_a_document_alone() -> None:
+def paragraphs(document: Path) -> Iterator[list[str]]:
+    """Yield the paragraphs and list items of a document, without tables, code and headings."""
+    text = re.sub(r"^ *```.*?^ *```$", "", document.read_text(), flags=re.M | re.S)
+    paragraph: list[str] = []
+    for line in text.splitlines():
+        is_prose = bool(line.strip()) and not re.match(r"\s*[|#]", line)
+        if paragraph and (not is_prose or re.match(r"\s*([-*]|\d+\.) ", line)):
+            yield paragraph
+            paragraph = []
+        if is_prose:
+            paragraph.append(line)
+    if paragraph:
+        yield paragraph
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_lines_and_paragraphs_are_short(document: Path) -> None:
+    found = list(paragraphs(document))
+
+    assert [line for lines in found for line in lines if len(line) > LONGEST_LINE] == []
+    assert [lines[0] for lines in found if len(lines) > LONGEST_PARAGRAPH] == []
+
+
+def test_commands_that_are_not_run_have_blocks_of_their_own() -> None:
     found = set()
     for document in DOCUMENTS:
         for block in blocks(document, "bash"):
             known = NOT_RUN.keys() & set(block.commands)
-            # A block is run as a whole, or not at all.
+            # A block runs as a whole, or not at all.
             assert not known or known == set(block.commands), str(block)
             found |= known
 

@@ -24,9 +24,10 @@ from inferno.errors import (
 )
 from inferno.protocol import packing
 from inferno.settings import Settings
-from tasks.broker.connection import UNAVAILABLE, is_refusal
-from tasks.broker.lanes import Lanes, Message
+from tasks.broker.connection import UNAVAILABLE
+from tasks.broker.lanes import Lanes, TaskMessage
 from tasks.state.transitions import Begun, Command, Rider, Transitions, Verdict
+from tasks.transport.refusals import is_refusal
 from workers.batches.forward import Answer
 from workers.batches.member import UNBOUNDED, Batch, Member
 from workers.batches.settlement import Settled, Settlement, Settlements, webhooks
@@ -159,7 +160,7 @@ class Settler:
                 settled.append(Settled(settlement.settled.member, None))
         return settled
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: TaskMessage) -> None:
         self._persist(lambda: self._lanes.send(message))
 
     def _announce_start(self, member: Member) -> None:

@@ -23,7 +23,7 @@ from inferno.protocol.tasks import Result, TaskState, Timings
 from inferno.repository.manifest import Retries
 from inferno.settings import RetrySettings, Settings
 from tasks.broker import webhook_message
-from tasks.broker.lanes import Lanes, Message
+from tasks.broker.lanes import Lanes, TaskMessage
 from tasks.state.records import encode_outcome
 from tasks.state.sharing import Sharer
 from tasks.state.statistics import Tally
@@ -54,7 +54,7 @@ class Settlement(msgspec.Struct, frozen=True, eq=False):
     settled: Settled
     step: Step
     #: Messages to send afterwards, on brokers that cannot publish in the same step.
-    messages: tuple[Message, ...] = ()
+    messages: tuple[TaskMessage, ...] = ()
 
 
 class Settlements:
@@ -175,7 +175,7 @@ class Settlements:
             "task %s: retry %d in %.1f s after: %s", request.id, retries + 1, delay_s, error
         )
         due = time.time() + delay_s
-        message = Message(
+        message = TaskMessage(
             queue=member.package.name,
             name=request.type,
             task_id=request.id,
@@ -216,7 +216,7 @@ class Settlements:
         return Settlement(settled, Step(task_id, member.held, commands), messages)
 
 
-def webhooks(member: Member, event: str) -> tuple[Message, ...]:
+def webhooks(member: Member, event: str) -> tuple[TaskMessage, ...]:
     """Return the messages that deliver an event: one, or none if the client did not ask for it."""
     if member.webhook is None or event not in member.webhook.events:
         return ()

@@ -17,8 +17,8 @@ class Model:
         """Load it."""
         self._forward = load()
 
-    # There is no window: BentoML finds one itself. `max_latency_ms` is when it gives requests up,
-    # with a 503; with the 10 ms of the others it would give up nearly all of them.
+    # BentoML finds the window itself. `max_latency_ms` is when it rejects requests with a 503; with
+    # the 10 ms of the others it would reject nearly all of them.
     @bentoml.api(batchable=True, max_batch_size=MAX_BATCH_SIZE, max_latency_ms=10_000)
     def predict(self, texts: list[str]) -> list[dict[str, Any]]:
         """Answer one batch."""

@@ -1,4 +1,4 @@
-"""Celery with celery-batches, as their tutorials have it."""
+"""Celery with celery-batches, as in their tutorials."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.peers.forward import (
 )
 
 app = Celery("worker", broker=os.environ["BENCH_REDIS"], backend=os.environ["BENCH_REDIS"])
-# What celery-batches asks for: at least as much as a batch; here one that runs and one that fills.
+# celery-batches needs at least one batch; here, one that runs and one that fills.
 app.conf.worker_prefetch_multiplier = 2 * MAX_BATCH_SIZE
 
 _forward: Forward | None = None
@@ -26,7 +26,7 @@ _forward: Forward | None = None
 
 @worker_process_init.connect
 def load_model(**_: Any) -> None:
-    """Load in the pool's process: a session's threads do not outlive a fork."""
+    """Load in the pool's process, because a session's threads do not survive a fork."""
     global _forward
     _forward = load()
 

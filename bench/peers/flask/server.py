@@ -1,4 +1,4 @@
-"""Flask that answers inline: no queue, no batches; what a call costs without a platform."""
+"""Flask that answers inline, without queue or batches: the cost of a call without a platform."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from bench.peers.forward import load
 
 
 def create_app() -> Flask:
-    """Build the app; each web process has the model."""
-    # A forward pass keeps its process busy; gevent's own sleep would not.
+    """Build the app; each web process loads the model."""
+    # A forward pass blocks its process; gevent's patched sleep would not.
     forward = load(sleep=monkey.get_original("time", "sleep"))
     app = Flask(__name__)
 

@@ -14,14 +14,14 @@ class Api(litserve.LitAPI):
         """Load it."""
         self._forward = load()
 
-    # An annotation of `request` would tell LitServe to look for it elsewhere than in the body.
+    # With an annotation of `request`, LitServe would not take it from the body.
     def decode_request(self, request) -> list[str]:  # type: ignore[no-untyped-def]
         """Return the texts of a body."""
         texts: list[str] = request["texts"]
         return texts
 
     def batch(self, inputs: list[list[str]]) -> list[list[str]]:
-        """Keep the requests apart: they may have any number of texts."""
+        """Keep the requests apart, because they may have any number of texts."""
         return inputs
 
     def predict(self, batch: list[list[str]]) -> list[dict[str, Any]]:

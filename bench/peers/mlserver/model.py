@@ -1,4 +1,4 @@
-"""MLServer: a custom runtime behind its adaptive batching, in a process of its own."""
+"""MLServer: a custom runtime behind its adaptive batching, in its own process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Model(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Answer one batch, which comes as one request of many rows."""
+        """Answer one batch, which arrives as one request of many rows."""
         texts = StringCodec.decode_input(payload.inputs[0])
         rows = self._forward(texts)
         if isinstance(rows[0], str):
@@ -27,6 +27,6 @@ class Model(MLModel):
             import numpy as np
 
             outputs = [NumpyCodec.encode_output("outputs", np.array(rows, np.float32))]
-        # The name tells how many rows shared the batch: whatever else is split along with the rows.
+        # The name carries the size of the batch, because everything else is split with the rows.
         outputs[0].name = f"batch-{len(texts)}"
         return InferenceResponse(model_name=self.name, outputs=outputs)

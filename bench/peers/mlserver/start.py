@@ -1,4 +1,4 @@
-"""Starts MLServer: writes its two settings files, then runs `mlserver start` on them."""
+"""Start MLServer: write its two settings files, then run `mlserver start` on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray Serve: one replica behind its HTTP proxy, on a cluster of this process's own."""
+"""Ray Serve: one replica behind its HTTP proxy, on a cluster that this process starts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Model:
 
 
 def main() -> None:
-    """Serve until SIGTERM, then take the cluster down."""
+    """Serve until SIGTERM, then stop the cluster."""
     signals = {signal.SIGTERM, signal.SIGINT}
     ray.init(include_dashboard=False, configure_logging=False)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})

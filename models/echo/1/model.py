@@ -14,10 +14,10 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def build(context: ModelContext) -> Callable[[Arrays], Arrays]:
-    """Build the model, which has nothing to load."""
+    """Build the model; there is nothing to load."""
     return echo
 
 
 def echo(inputs: Arrays) -> Arrays:
-    """Return the arrays themselves, not copies."""
+    """Return the arrays themselves, without copying."""
     return inputs

@@ -1,12 +1,11 @@
-"""A model that pretends: it sleeps like an accelerator at work and fails on request.
+"""A simulated model: it sleeps like an accelerator at work, and fails on request.
 
-The chance of a failure and the latency come from `parameters` in model.yaml. Some texts do
-something by themselves:
+Latency and chance of failure come from `parameters` in model.yaml. Some texts have effects:
 
 - `poison!` raises a ValueError in the forward pass, so the whole batch fails; a platform that
   isolates bad members finds it and lets its mates succeed.
 - `sleep:<ms>` makes the pass take at least that long; the longest of a batch counts.
-- A pass of nothing but `warm-up!` never fails, so that a model that is meant to fail can be loaded.
+- A pass with only `warm-up!` never fails, so that a model that is meant to fail can be loaded.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 POISON = "poison!"
 WARM_UP = "warm-up!"
-#: Longest pass that a text may ask for, in ms: an hour would only be a typo.
+#: Longest pass that a text may request, in ms; an hour would be a typo.
 MAX_SLEEP_MS = 600_000.0
 _SLEEP = re.compile(r"sleep:(\d+(?:\.\d+)?)")
 
@@ -48,13 +47,13 @@ class Behaviour:
     latency_ms: float = 5.0
     #: Added for each row, in ms.
     latency_per_row_ms: float = 0.05
-    #: Most that is added at random, in ms.
+    #: Largest random addition, in ms.
     jitter_ms: float = 0.0
     #: Passes of a hundred that fail with a transient error.
     failure_percent: float = 0.0
     #: Passes of a hundred that fail for good.
     fatal_percent: float = 0.0
-    #: Batches of more rows run out of memory; None for no limit.
+    #: Larger batches run out of memory; None for no limit.
     memory_error_above_rows: int | None = None
     #: Seed of the randomness.
     seed: int = 0
@@ -80,7 +79,7 @@ class Behaviour:
 
 
 def _mismatch(name: str, value: Any) -> str | None:
-    """Return what a parameter should have been, or None if it is that."""
+    """Return what is expected of a parameter, or None if its value fits."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if name == "seed":
         return None if whole else "a whole number"
@@ -99,12 +98,12 @@ class Mock:
     """The model."""
 
     def __init__(self, behaviour: Behaviour) -> None:
-        """Behave like this."""
+        """Store the behaviour."""
         self._behaviour = behaviour
         self._random = random.Random(behaviour.seed)
 
     def preprocess(self, inputs: Arrays) -> Arrays:
-        """Refuse tasks that ask for too long a sleep.
+        """Refuse tasks that request too long a sleep.
 
         Raises:
           ValueError: names the input and the limit.
@@ -115,17 +114,17 @@ class Mock:
         return inputs
 
     def __call__(self, inputs: Arrays) -> Arrays:
-        """Sleep, then return the texts and what the pass took.
+        """Sleep, then return the texts and how long the pass took.
 
         Args:
           inputs: `text`, object array of str [rows].
         Returns:
-          `text` as it came, and `latency_ms`, float32 [rows].
+          `text` unchanged, and `latency_ms`, float32 [rows].
         Raises:
           MemoryError: the batch has too many rows.
           ValueError: one of the texts is `poison!`.
-          Transient: by chance.
-          RuntimeError: by chance.
+          Transient: at random, by `failure_percent`.
+          RuntimeError: at random, by `fatal_percent`.
         """
         start = time.perf_counter()
         behaviour = self._behaviour
@@ -140,7 +139,7 @@ class Mock:
             + self._random.uniform(0, behaviour.jitter_ms)
         )
         time.sleep(max(latency_ms, *map(_asked_sleep_ms, texts)) / 1e3)
-        # Failures come after the sleep: a real pass, too, takes its time until it fails.
+        # Failures come after the sleep, because a real pass takes time before it fails.
         if may_fail:
             self._fail(texts)
         took_ms = (time.perf_counter() - start) * 1e3

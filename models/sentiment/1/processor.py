@@ -1,4 +1,4 @@
-"""Turns texts into word pieces, and scores into labels."""
+"""Turn texts into word pieces, and scores into labels."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Processor(TextProcessor):
-    """Takes one task's texts apart; names the classes of one batch."""
+    """Tokenises the texts of one task; names the classes of one batch."""
 
     def __init__(self, context: ModelContext) -> None:
-        """Take the version's tokenizer, and its labels in the order of the scores."""
+        """Load the version's tokenizer, and its labels in the order of the scores."""
         super().__init__(context)
         self._labels = np.array(context.labels, object)
 

@@ -1,4 +1,4 @@
--- A lane's keys, and the local steps of which every script on lanes is made.
+-- The keys of a lane, and the steps from which scripts on lanes are built.
 --
 -- `lane` is the key prefix of one queue. `<lane>:0` to `:9` and `<lane>:returned` are streams,
 -- `:delayed` is a sorted set, `:bell` a list, `:consumers` a hash, `:paused` a string.
@@ -19,14 +19,14 @@ function M.now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Wake one waiting consumer. The bell holds one element at most: whoever takes it fetches.
+-- Wake one waiting consumer. The bell has one element at most; the consumer that takes it fetches.
 function M.ring(lane)
   if redis.call('EXISTS', lane .. ':bell') == 0 then
     redis.call('LPUSH', lane .. ':bell', 1)
   end
 end
 
--- Append a message without waking anybody; returns the stream's key and the entry's id.
+-- Append a message and wake nobody; returns the stream's key and the entry's id.
 function M.append(lane, priority, payload)
   local stream = lane .. ':' .. priority
   return stream, redis.call('XADD', stream, '*', 'message', payload)
@@ -43,13 +43,21 @@ function M.delay(lane, due_ms, priority, payload)
   redis.call('ZADD', lane .. ':delayed', due_ms, priority .. payload)
 end
 
--- Acknowledge and delete an entry, whoever holds it.
+-- Acknowledge and delete an entry, no matter which consumer holds it.
 function M.release(stream, entry)
   redis.pcall('XACK', stream, GROUP, entry)
   redis.call('XDEL', stream, entry)
 end
 
--- The number of messages that wait, are delayed, or are held by a consumer.
+-- Return the entries of a stream that a consumer holds, as {id, fields}. A deleted entry has no
+-- fields.
+function M.held(stream, consumer)
+  local reply = redis.pcall('XREADGROUP', 'GROUP', GROUP, consumer, 'STREAMS', stream, '0')
+  -- An error means that the stream or its group does not exist.
+  return reply and not reply.err and reply[1][2] or {}
+end
+
+-- Return the number of messages that wait, are delayed, or are held.
 function M.backlog(lane)
   local count = redis.call('ZCARD', lane .. ':delayed')
   for _, name in ipairs(M.STREAMS) do
@@ -61,7 +69,7 @@ end
 -- Entries that `look_up` has found to be held by the asking consumer, by stream.
 local found = {}
 
--- Whether this very consumer holds an entry.
+-- Return whether a consumer holds an entry.
 function M.owned(stream, entry, consumer)
   if found[stream] and found[stream][entry] then
     return true

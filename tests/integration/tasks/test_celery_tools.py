@@ -23,7 +23,7 @@ from tests.integration.conftest import occupied, send
 
 @pytest.fixture
 def tool(env):
-    """Run one of Celery's commands and return what it prints."""
+    """Run a command of Celery and return its output."""
 
     def run(*arguments: str) -> str:
         command = [bin_path("celery"), "-A", "tasks", *arguments]
@@ -48,7 +48,7 @@ def test_inspect_tells_what_a_worker_does(repository, start_worker, celery, tool
         wait_for(2)
 
         (worker,) = Cluster(client, settings).workers()
-        # When it is asked by name, its answer ends the waiting.
+        # With a destination, inspect returns as soon as that worker has answered.
         options = ["--json", "--timeout", "20", "--destination", worker.worker]
 
         def ask(question: str) -> Any:
@@ -81,7 +81,7 @@ def test_a_worker_started_by_hand_shares_the_load(
         with process(command, env, tmp_path / "by-hand.log"):
             wait_until(lambda: [w.state for w in cluster.workers()] == ["ready", "ready"])
             tasks = [send(celery, "shared", f"{n}") for n in range(10)]
-            # The first worker, which is busy, may have taken two to run next.
+            # The busy first worker may have fetched two tasks to run next.
             wait_until(lambda: sum(task.ready() for task in tasks) >= 8)
             results = [task.get() for task in tasks if task.ready()]
         assert {result["worker"].partition("@")[0] for result in results} == {"celery"}
@@ -114,13 +114,13 @@ def test_a_revoked_task_is_cancelled_wherever_it_waits(
     repository.add("revoked", batching={"max_batch_size": 1})
     with start_worker("revoked"):
         with occupied(celery, "revoked", repository) as wait_for:
-            in_hands = send(celery, "revoked", "in the worker's hands")
+            held = send(celery, "revoked", "held by the worker")
             wait_for(1)
             in_lane = send(celery, "revoked", "in the lane")
             kept = send(celery, "revoked", "kept")
-            tool("control", "revoke", in_hands.id, in_lane.id)
+            tool("control", "revoke", held.id, in_lane.id)
         kept.get(timeout=10)
-        for task in (in_hands, in_lane):
+        for task in (held, in_lane):
             record, outcome = records.fetch(task.id)
             assert record.state is TaskState.CANCELLED
             assert isinstance(outcome.error, TaskCancelled)
@@ -141,7 +141,7 @@ def test_a_consumer_is_cancelled_and_added(repository, start_worker, celery, lan
     assert repository.ran() == ["before", "meanwhile"]
 
 
-#: A client that knows nothing of Inferno; what it prints is compared.
+#: A client that knows nothing of Inferno; the test compares its output.
 CLIENT = """
 import sys
 from celery import Celery, group
@@ -195,7 +195,7 @@ def test_a_foreign_client_uses_the_transport(repository, start_worker, celery, r
 
 
 def test_what_should_follow_a_task_is_refused(repository, start_worker, celery):
-    """Else a chain would end there without a word, and a chord would be waited for for ever."""
+    """A chain would end silently after the task, and a chord would wait forever."""
     repository.add("linked")
     signature = celery.signature(
         "infer.linked", kwargs={"inputs": {"text": "a"}}, queue="linked", immutable=True
@@ -208,7 +208,7 @@ def test_what_should_follow_a_task_is_refused(repository, start_worker, celery):
     assert repository.ran() == []
 
 
-#: An application of somebody else.
+#: A Celery application that knows nothing of Inferno.
 ORDINARY = """
 import os, pathlib, signal, sys, time
 from celery import Celery

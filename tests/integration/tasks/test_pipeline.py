@@ -19,7 +19,7 @@ from inferno.errors import (
 )
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import wait_until
-from tasks.broker.lanes import Lanes, Message
+from tasks.broker.lanes import Lanes, TaskMessage
 from tests.integration.conftest import BROKERS, occupied, send
 
 
@@ -205,7 +205,7 @@ def test_the_urgent_overtake_the_others(repository, start_worker, celery, client
 
     def publish(text: str, priority: int) -> AsyncResult:
         kwargs = {"inputs": {"text": text}}
-        lanes.send(Message("urgent", "infer.urgent", f"{broker} {text}", kwargs, priority))
+        lanes.send(TaskMessage("urgent", "infer.urgent", f"{broker} {text}", kwargs, priority))
         return celery.AsyncResult(f"{broker} {text}")
 
     with start_worker("urgent"):

@@ -10,14 +10,14 @@ import pytest
 from inferno.errors import BrokerUnavailable
 from inferno.operate.ports import free_port
 from inferno.testing.processes import RABBITMQ, rabbitmq_server, wait_until
-from tasks.broker.lanes import Lanes, Message
+from tasks.broker.lanes import Lanes, TaskMessage
 from tests.integration.conftest import occupied, send
 
 pytestmark = pytest.mark.skipif(not RABBITMQ.is_file(), reason="RabbitMQ is not installed")
 
 
 class Rabbit:
-    """A RabbitMQ of this test alone."""
+    """A private RabbitMQ."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -53,7 +53,7 @@ def test_tasks_outlive_the_broker_and_its_workers_find_it_again(
     lanes = Lanes(celery, client, settings)
 
     def publish(text: str) -> None:
-        lanes.send(Message("durable", "infer.durable", text, {"inputs": {"text": text}}))
+        lanes.send(TaskMessage("durable", "infer.durable", text, {"inputs": {"text": text}}))
 
     with start_worker("durable"):
         with occupied(celery, "durable", repository):

@@ -81,13 +81,13 @@ def test_what_a_killed_worker_had_begun_counts_once(
 def test_a_number_that_is_full_holds_nothing_up(
     repository, start_worker, celery, statistics, client, settings
 ):
-    repository.add("full")
-    key = names.statistics_key(settings.redis.prefix, "full", 1)
+    repository.add("brimful")
+    key = names.statistics_key(settings.redis.prefix, "brimful", 1)
     full_ns = 2**63 - 1
     client.hset(key, mapping={"computed_ns": full_ns, "batch:1:infer_ns": full_ns})
-    with start_worker("full"):
+    with start_worker("brimful"):
         for text in ("a", "b"):
-            send(celery, "full", text).get(timeout=20)
-    found = statistics.read("full", 1)
+            send(celery, "brimful", text).get(timeout=20)
+    found = statistics.read("brimful", 1)
     assert found.success == Duration(2, full_ns)
     assert found.execution_count == 2

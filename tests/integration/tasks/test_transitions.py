@@ -22,24 +22,25 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from redis.client import PubSub
 
-import tasks.transport.channel
+import tasks.transport.lane
 from inferno import names
 from inferno.errors import ForwardFailed, KeyReused, Overloaded, TaskCancelled
 from inferno.protocol.tasks import TRANSITIONS, TaskState
 from inferno.settings import Settings
-from tasks.broker.lanes import Held, Lanes, Message
+from tasks.broker.lanes import Held, Lanes, TaskMessage
 from tasks.state.records import Record, Records, encode_outcome
 from tasks.state.transitions import Idempotency, Rider, Step, Transitions, Verdict
-from tasks.transport import Lane, scripts
+from tasks.transport import StreamLane
+from tasks.transport.script import Script
 from tests.integration.conftest import accept
 
 
 @pytest.fixture
 def lane(client: redis.Redis) -> Iterator[str]:
     """A lane of its own."""
-    key = Lane.of(f"lane-{uuid.uuid4().hex[:8]}").key
+    key = StreamLane.of(f"lane-{uuid.uuid4().hex[:8]}").key
     yield key
-    client.register_script(scripts.DELETE)(keys=[key])
+    Script("tasks.transport", "delete").run(client, {"lane": key})
 
 
 def new_record(**fields: Any) -> Record:
@@ -50,12 +51,13 @@ def new_record(**fields: Any) -> Record:
 
 def take(client: redis.Redis, lane: str, consumer: str) -> list[Held]:
     """Fetch everything that waits in a lane, as a consumer."""
-    fetched: Any = client.register_script(scripts.FETCH)(keys=[lane], args=[consumer, 60_000, 100])
+    fields = {"lane": lane, "consumer": consumer, "lease_ms": 60_000, "limit": 100}
+    fetched = Script("tasks.transport", "fetch").run(client, fields)
     return [Held(stream.decode(), entry.decode()) for stream, entry, _ in fetched]
 
 
 def as_consumer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(tasks.transport.channel, "_process", (os.getpid(), name))
+    monkeypatch.setattr(tasks.transport.lane, "_process", (os.getpid(), name))
 
 
 def rider(record: Record, held: Held) -> Rider:
@@ -167,12 +169,12 @@ def test_of_a_batch_each_entry_is_asked_for_that_another_consumer_may_have(
     """A stream's order is not that of its entries as text, and others' stand between."""
     as_consumer(monkeypatch, "mine")
     stream = f"{lane}:3"
-    client.xgroup_create(stream, scripts.GROUP, "0", mkstream=True)
+    client.xgroup_create(stream, "workers", "0", mkstream=True)
     riders = {}
     for number in range(8, 28):
         client.xadd(stream, {"message": "{}"}, id=f"5-{number}")
         consumer = "another" if number % 5 == 0 else "mine"
-        client.xreadgroup(scripts.GROUP, consumer, {stream: ">"})
+        client.xreadgroup("workers", consumer, {stream: ">"})
         held = Held(stream, f"5-{number}")
         riders[rider(new_record(), held)] = Verdict.STALE if consumer == "another" else Verdict.DONE
     begun = transitions.begin(list(riders), "batch")
@@ -215,7 +217,7 @@ def claim(client: redis.Redis, held: Held, consumer: str) -> bool:
     """Take an entry over from whoever has it; say whether there was any."""
     if not client.exists(held.stream):
         return False
-    return bool(client.xclaim(held.stream, scripts.GROUP, consumer, 0, [held.entry]))
+    return bool(client.xclaim(held.stream, "workers", consumer, 0, [held.entry]))
 
 
 def cancelled(transitions: Transitions, task_id: str, held: Held) -> Step:
@@ -252,7 +254,7 @@ def test_no_order_of_events_breaks_the_state_machine(
     outcome, and it stays; an attempt is counted for each pass; as long as there is no outcome, the
     message is in the lane, once.
     """
-    lane = Lane.of(f"lane-{uuid.uuid4().hex[:8]}").key
+    lane = StreamLane.of(f"lane-{uuid.uuid4().hex[:8]}").key
     record = new_record()
     with client.pubsub(ignore_subscribe_messages=True) as listener:
         channel = names.result_key(record.task_id)
@@ -280,12 +282,12 @@ def happen(
     state, attempts = TaskState.QUEUED, 0
 
     def as_worker(name: str, action: Callable[[str], None]) -> None:
-        before = tasks.transport.channel._process
-        tasks.transport.channel._process = (os.getpid(), name)
+        before = tasks.transport.lane._process
+        tasks.transport.lane._process = (os.getpid(), name)
         try:
             action(name)
         finally:
-            tasks.transport.channel._process = before
+            tasks.transport.lane._process = before
 
     def finish(worker: str, commands: Callable[[], list[Any]]) -> None:
         transitions.finish([Step(task_id, held[worker], commands())])
@@ -337,9 +339,8 @@ def happen(
         state = found.state
         assert found.attempts == attempts
         assert (outcome is not None) == state.terminal
-        count = client.zcard(f"{lane}:delayed") + sum(
-            client.xlen(f"{lane}:{name}") for name in scripts.STREAMS
-        )
+        keys = StreamLane(lane)
+        count = client.zcard(keys.delayed) + sum(map(client.xlen, keys.streams))
         assert count == 1 or (state.terminal and count <= 1)
     return state
 
@@ -356,7 +357,7 @@ def test_a_packed_message_is_what_celery_publishes(
     )  # fmt: skip
     (_, fields) = cast(Any, client.xrange(f"{lane}:3"))[0]
     theirs = json.loads(fields[b"message"])
-    packed = Message(queue, "infer.m", task_id, kwargs, 3, None, 60, 1, "text: [1]")
+    packed = TaskMessage(queue, "infer.m", task_id, kwargs, 3, None, 60, 1, "text: [1]")
     ours, again = (json.loads(Lanes(celery, client, settings).pack(packed)) for _ in range(2))
     assert again["properties"]["delivery_tag"] != ours["properties"]["delivery_tag"]
     for message in (theirs, ours):

