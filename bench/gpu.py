@@ -30,7 +30,8 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inferno.engine.engine import Engine, choose_device
+from inferno.engine.device import choose_device
+from inferno.engine.engine import Engine
 from inferno.protocol import tensors
 from inferno.protocol.tensors import Tensors
 from inferno.repository.repository import Repository

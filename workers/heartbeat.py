@@ -1,4 +1,7 @@
-"""A worker's reports of itself, from which the web tier knows who serves what."""
+"""A worker's reports about itself, which tell the web tier which models are served.
+
+It runs in a thread of its own, because forward passes keep the others busy.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """A thread that reports every few seconds, also while a forward pass runs."""
+    """A thread that reports every few seconds, even during a forward pass."""
 
     def __init__(
         self, worker: str, hosted: list[HostedModel], device: str, settings: Settings
@@ -27,9 +30,9 @@ class Heartbeat:
 
         Args:
           worker: Celery's node name.
-          hosted: the models that it serves.
-          device: that its engines run on.
-          settings: the interval.
+          hosted: the models that the worker serves.
+          device: device of its engines.
+          settings: the interval, and the connection to Redis.
         """
         self._worker = worker
         self._hosted = hosted
@@ -41,7 +44,7 @@ class Heartbeat:
         self._thread = Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin to report, as `starting`."""
+        """Start the thread; the first report has the state `starting`."""
         self._thread.start()
 
     def change(self, state: str) -> None:
@@ -56,7 +59,7 @@ class Heartbeat:
         try:
             self._cluster.leave(self._worker)
         except UNAVAILABLE:
-            logger.info("could not sign off; the last report lapses by itself")
+            logger.info("could not sign off; the last report expires by itself")
 
     def _run(self) -> None:
         self.report()
@@ -64,7 +67,7 @@ class Heartbeat:
             self.report()
 
     def report(self) -> None:
-        """Report what is so now."""
+        """Report the current state at once."""
         report = WorkerReport(
             worker=self._worker,
             models={hosted.name: hosted.ready for hosted in self._hosted if hosted.takes_tasks},
@@ -73,7 +76,7 @@ class Heartbeat:
             pid=os.getpid(),
             reported_at=time.time(),
             speeds={h.name: speed for h in self._hosted if (speed := h.pace.speed)},
-            packages={key: of for h in self._hosted for key, of in h.digests.items()},
+            packages={key: digest for h in self._hosted for key, digest in h.digests.items()},
             held={hosted.name: hosted.held for hosted in self._hosted},
         )
         try:

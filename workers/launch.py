@@ -1,4 +1,4 @@
-"""How a Celery worker becomes one of ours.
+"""Turns a Celery worker into a worker of models, or of webhooks.
 
     worker_init   read the packages of the lanes given by -Q, register their tasks, and set
                   concurrency and prefetch
@@ -6,7 +6,7 @@
 
 A worker of the queue `webhooks` has no models: it is an ordinary Celery worker with one task.
 
-Celery imports this module in workers alone: see `imports` in celeryconfig.py.
+Celery imports this module only in workers: see `imports` in celeryconfig.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from celery.apps.worker import Worker
 
 from inferno import names
 from inferno.engine.cores import Cores
-from inferno.engine.engine import choose_device
+from inferno.engine.device import choose_device
 from inferno.errors import BrokerUnavailable, ConfigurationError, InfernoError
 from inferno.settings import Settings, load
 from tasks.broker.connection import connect
@@ -32,30 +32,26 @@ from tasks.state.records import Records
 from tasks.state.transitions import Transitions
 from workers.batches.settle import Settler
 from workers.heartbeat import Heartbeat
-from workers.hosting.model import HostedModel, host
+from workers.hosting.model import HostedModel
 from workers.hosting.reconcile import Reconciler
 from workers.hosting.watchdog import Watchdog
+from workers.hosting.wiring import host
 from workers.webhooks.deliver import Deliver
 from workers.webhooks.outbound import Outbound
 
 logger = logging.getLogger(__name__)
 
-#: Longest that a thread keeps Python's lock from another one, in seconds. A pass needs the lock a
-#: dozen times for some moments, and finds it with the event loop or with a batch that is settled.
-#: Python's own 5 ms are a tenth of a pass; with much less, threads change places too often.
-SWITCH_INTERVAL_S = 0.0005
-
 
 class Host:
-    """What this worker process serves; made when Celery has parsed its command line."""
+    """What this worker process serves; built when Celery has parsed its command line."""
 
     def __init__(self, queues: list[str], settings: Settings, cores: Cores) -> None:
         """Read the packages and register the lanes' tasks.
 
         Args:
           queues: the lanes.
-          settings: of everything.
-          cores: where forward passes run.
+          settings: all settings.
+          cores: cores that forward passes run on.
         Raises:
           ConfigurationError: a lane has no model, or its package is broken.
         """
@@ -73,12 +69,12 @@ class Host:
 
     @property
     def threads(self) -> int:
-        """Batches that are worked on at the same time, over all lanes."""
+        """Number of batches in progress at once, over all lanes."""
         return sum(model.threads for model in self.models)
 
     @property
     def prefetch_multiplier(self) -> int:
-        """Celery's prefetch for each thread of the pool."""
+        """Celery's prefetch per thread of the pool."""
         return math.ceil(sum(model.prefetch for model in self.models) / self.threads)
 
 
@@ -89,14 +85,13 @@ _host: Host | None = None
 def configure(sender: Worker, **_: Any) -> None:
     """Read the packages of the worker's lanes, and fit concurrency and prefetch to them.
 
-    Celery swallows exceptions of signal handlers, so that errors end the process here.
+    Errors end the process here, because Celery swallows exceptions of signal handlers.
     """
     global _host
     queues = list(app.amqp.queues.consume_from)
     try:
         settings = load()
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
-        # Before there are threads of ours, which would stay on them.
+        # Before any thread starts: threads inherit the cores.
         cores = Cores(settings.inference.cores)
         cores.leave()
         if names.WEBHOOK_QUEUE in queues:
@@ -106,7 +101,7 @@ def configure(sender: Worker, **_: Any) -> None:
         _host = Host(queues, settings, cores)
     except InfernoError as exc:
         sys.exit(f"Error: {exc}")
-    # Celery's defaults, one executor for each core and 4 tasks for each executor, fit no batches.
+    # Celery's defaults, one thread per core and 4 tasks per thread, do not suit batches.
     sender.concurrency = _host.threads
     sender.prefetch_multiplier = _host.prefetch_multiplier
 
@@ -120,7 +115,7 @@ def _deliver_webhooks(worker: Worker, queues: list[str], settings: Settings) -> 
     limits = settings.webhooks
     outbound = Outbound(limits.timeout_s, allow_private=limits.allow_private)
     app.register_task(Deliver(Records(connect(settings), settings), outbound, limits))
-    # One that waits for a slow receiver shall not hold back webhooks that another could deliver.
+    # A thread that waits for a slow receiver must not hold webhooks that another could deliver.
     worker.prefetch_multiplier = 1
 
 
@@ -140,11 +135,11 @@ class Serving(bootsteps.StartStopStep):  # type: ignore[misc]
     requires = ("celery.worker.components:Pool",)
 
     def include_if(self, worker: Worker) -> bool:
-        """Only a worker of models has something to load."""
+        """Return whether this worker has models to load."""
         return _host is not None
 
     def start(self, worker: Worker) -> None:
-        """Load and warm up, then say so."""
+        """Load and warm up all models, then report them as ready."""
         assert _host is not None
         _host.heartbeat = Heartbeat(worker.hostname, _host.models, _host.device, _host.settings)
         _host.heartbeat.start()
@@ -155,17 +150,17 @@ class Serving(bootsteps.StartStopStep):  # type: ignore[misc]
                 logger.error("%s is not served until it can be loaded", model.name)
                 app.amqp.queues.deselect(model.name)
         _host.watchdog.start()
-        # Everything so far stays until the end. To look through it again and again for garbage
-        # takes 50 ms each time, in which nothing else runs.
+        # All objects so far live until the end. Without this, each full garbage collection looks
+        # through them, and stops every thread for 50 ms.
         gc.collect()
         gc.freeze()
         _host.heartbeat.change("ready")
-        # Something else may have become wanted while this one was not seen to be there.
+        # The desired state may have changed while this worker was not listed as ready.
         _host.reconciler.reconcile()
         _host.reconciler.start()
 
     def _changed(self, worker: Worker) -> None:
-        """Report that versions were loaded or unloaded, and take tasks that can be run now."""
+        """Report loaded and unloaded versions, and take tasks of models that are servable now."""
         assert _host is not None
         assert _host.heartbeat is not None
         _host.heartbeat.report()
@@ -176,7 +171,7 @@ class Serving(bootsteps.StartStopStep):  # type: ignore[misc]
                 worker.consumer.call_soon(worker.consumer.add_task_queue, model.name)
 
     def close(self, worker: Worker) -> None:
-        """Give back what waits for its turn, and wait no longer for a Redis that is away."""
+        """Give back waiting tasks, and wait no longer for an unavailable Redis."""
         assert _host is not None
         if _host.reconciler is not None:
             _host.reconciler.stop()
@@ -190,7 +185,7 @@ class Serving(bootsteps.StartStopStep):  # type: ignore[misc]
             _host.heartbeat.change("draining")
 
     def stop(self, worker: Worker) -> None:
-        """Let running batches end, give back whatever is left, and sign off."""
+        """Finish running batches, give back all remaining tasks, and sign off."""
         if _host is None:
             return
         worker.pool.stop()

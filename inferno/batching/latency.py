@@ -1,7 +1,7 @@
-"""How long a forward pass takes, as a function of its size: measured, and kept true by real passes.
+"""Forward step: the time of a pass by its size, measured at warm-up, corrected by real passes.
 
-The size of a pass is its rows or, where free dimensions are padded, its rows times what one row
-holds after padding: a text model's time goes with its tokens.
+The size of a pass is its number of rows. Where free dimensions are padded, it is the number of rows
+times the elements of one padded row, because the time of a text model grows with its tokens.
 """
 
 from __future__ import annotations
@@ -14,32 +14,30 @@ from threading import Lock
 
 @dataclass(eq=False)
 class Pass:
-    """What one forward pass has taken by phases, in nanoseconds; one that fails ends early."""
+    """Times of one forward pass by phase, in nanoseconds; later phases are 0 if it failed."""
 
-    #: Of its members, without those that only pad.
+    #: Rows of its members, without padding rows.
     rows: int = 0
-    #: Before the runtime has it: prepare and collate.
+    #: Before the runtime: prepare and collate.
     input_ns: int = 0
+    #: In the runtime.
     infer_ns: int = 0
-    #: After that: postprocess, check, split, and the writing of results.
+    #: After the runtime: postprocess, check, split, and write results.
     output_ns: int = 0
 
 
 class LatencyCurve:
-    """Seconds by size: linear between measured sizes, and never falling.
+    """Seconds by size: linear between measured sizes, and never falling; thread-safe."""
 
-    Safe to use from several threads.
-    """
-
-    #: Of a real pass, in what is predicted for its size.
+    #: Weight of a real pass in the prediction for its size.
     WEIGHT = 0.1
-    #: A pass that took more times as long as predicted, or as short, counts as one that took so
-    #: many times: one hiccup says little, a lasting change is believed after a few passes.
+    #: Largest ratio of measured to predicted time that counts, and the inverse of the smallest.
+    #: So one outlier changes little, and a lasting change is learned within a few passes.
     CLIP = 2.0
 
     def __init__(self, seconds: Mapping[int, float] | None = None) -> None:
-        """Begin with what has been measured: seconds by size."""
-        #: Sizes and their seconds. Replaced as a whole, so that reading needs no lock.
+        """Start with measured seconds by size."""
+        #: Sizes and their seconds. Replaced as a whole, so that readers need no lock.
         self._curve: tuple[list[int], list[float]] = ([], [])
         self._writing = Lock()
         for size, value in (seconds or {}).items():
@@ -51,12 +49,12 @@ class LatencyCurve:
         return dict(zip(*self._curve, strict=True))
 
     def measured(self, size: int, seconds: float) -> None:
-        """Take a reliable measurement, such as a median, for what it is."""
+        """Set a point to a reliable measurement, such as a median."""
         with self._writing:
             self._set(size, seconds)
 
     def note(self, size: int, seconds: float) -> None:
-        """Let a real pass correct what is predicted for its size, and for those near it."""
+        """Correct the points around `size` by the time of a real pass."""
         with self._writing:
             sizes, known = self._curve
             if not sizes or size >= 2 * sizes[-1]:
@@ -74,7 +72,7 @@ class LatencyCurve:
                     self._set(sizes[place], changed)
 
     def predict(self, size: int) -> float:
-        """Return the seconds that a pass will probably take; 0 when nothing was ever measured."""
+        """Return the predicted seconds of a pass; 0 if nothing was ever measured."""
         sizes, seconds = self._curve
         above = bisect_right(sizes, size)
         if above == 0:
@@ -83,14 +81,14 @@ class LatencyCurve:
         if above < len(sizes):
             slope = (seconds[above] - value) / (sizes[above] - left)
         elif above > 1:
-            # Two neighbours alone may be a little off.
+            # The slope between the last two points alone is noisy.
             slope = (value - seconds[0]) / (left - sizes[0])
         else:
             slope = 0.0
         return value + slope * (size - left)
 
     def _set(self, size: int, seconds: float) -> None:
-        """Set one point; where others would contradict that it never falls, the newest is right."""
+        """Set one point, and move the others so that the curve never falls."""
         sizes, known = self._curve
         place = bisect_left(sizes, size)
         after = place + (sizes[place : place + 1] == [size])

@@ -2,8 +2,8 @@
 
     client -> front end -> former -> executor -> front end -> client
 
-It answers in milliseconds how a model behaves with other settings or under other arrivals. The
-same arrivals give the same report. All times are seconds.
+It predicts within milliseconds how a model behaves with other settings or other arrivals. The same
+arrivals give the same report. All times are seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from statistics import fmean
 
 import numpy as np
 
-from inferno.batching.former import BatchFormer, Flush, FlushReason, Waiting
+from inferno.batching.former import BatchFormer, Flush, FlushReason, WaitingTask
 
 
 @dataclass(frozen=True)
@@ -25,39 +25,39 @@ class Call:
     """One simulated task."""
 
     client: int
-    #: When its client sent it.
+    #: Time at which its client sent it.
     sent: float
 
 
 @dataclass(frozen=True)
-class Left:
+class Departure:
     """One batch that left."""
 
     at: float
     reason: FlushReason
     calls: list[Call]
-    #: How long each member had waited while an executor was free.
+    #: Time that each member waited while an executor was free.
     held: list[float]
 
     @property
     def size(self) -> int:
-        """Tasks in it."""
+        """Number of tasks in the batch."""
         return len(self.calls)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a simulation."""
+    """Result of a simulation."""
 
-    batches: list[Left]
-    #: Of each answered task, from its client's call to its answer.
+    batches: list[Departure]
+    #: For each answered task, time from its client's call to its answer.
     latencies: list[float]
-    #: How long was simulated.
+    #: Simulated time.
     duration: float
 
     @property
     def tasks_per_s(self) -> float:
-        """Answers in a second."""
+        """Answers per second."""
         return len(self.latencies) / self.duration
 
     @property
@@ -67,52 +67,52 @@ class Report:
 
     @property
     def mean_held(self) -> float:
-        """Mean time that tasks were held back while an executor was free."""
+        """Mean time that a task was held back while an executor was free."""
         return fmean(held for batch in self.batches for held in batch.held)
 
     @property
     def reasons(self) -> Counter[FlushReason]:
-        """How many batches left for which reason."""
+        """Number of batches by the reason why they left."""
         return Counter(batch.reason for batch in self.batches)
 
     def percentile(self, percent: float) -> float:
-        """Return what so many percent of the latencies do not exceed."""
+        """Return a percentile of the latencies."""
         return float(np.percentile(self.latencies, percent)) if self.latencies else 0.0
 
 
 @dataclass
-class Lane:
-    """The simulation; `call` fills the calendar, `run` works it off."""
+class Simulation:
+    """Simulates a lane: `call` fills the calendar, `run` works it off."""
 
     former: BatchFormer[Call]
-    #: How long an executor is busy with a batch of so many tasks.
+    #: Returns the time of a batch on an executor, given its number of tasks.
     busy: Callable[[int], float]
     executors: int = 1
-    #: How long the front end is busy with one task, from its answer to its client's next call; it
-    #: does one at a time, so its inverse is the most tasks per second.
+    #: Time of the front end for one task, from its answer to its client's next call. The front end
+    #: does one at a time, so the inverse is the highest number of tasks per second.
     front_end: float = 0.0
-    #: How long a client takes from an answer to its next call.
+    #: Returns the time of a client from an answer to its next call.
     think: Callable[[], float] = lambda: 0.0
-    #: Time between two fetches of a worker: calls in between arrive together.
+    #: Time between two fetches of a worker; calls in between arrive together.
     fetch: float = 0.0
     #: Whether clients call again after an answer.
     closed_loop: bool = True
     _calendar: list[tuple[float, int, Call]] = field(default_factory=list)
-    #: The batches that run, by when they end.
+    #: Running batches, as a heap by their end.
     _running: list[tuple[float, int, Flush[Call]]] = field(default_factory=list)
     _free_since: float = 0.0
     _front_end_until: float = 0.0
     _count: int = 0
 
     def call(self, at: float, client: int) -> None:
-        """Let a client call."""
+        """Schedule a client's call."""
         arrives = (at // self.fetch + 1) * self.fetch if self.fetch else at
         self._count += 1
         heapq.heappush(self._calendar, (arrives, self._count, Call(client, at)))
 
     def run(self, until: float) -> Report:
-        """Work off what happens until then; report what happened since the last call."""
-        batches: list[Left] = []
+        """Simulate until a time; report what happened since the last call of `run`."""
+        batches: list[Departure] = []
         latencies: list[float] = []
         begin = now = self._free_since
         while (now := self._next_moment()) <= until:
@@ -124,7 +124,7 @@ class Lane:
                     self.former.answered(latencies[-1])
             while self._calendar and self._calendar[0][0] <= now:
                 at, _, call = heapq.heappop(self._calendar)
-                self.former.add(Waiting(call, "all", 1, at, since=at))
+                self.former.add(WaitingTask(call, "all", 1, at, since=at))
             while free := self.executors - len(self._running):
                 if (leaving := self.former.flush(now, free=free)) is None:
                     break
@@ -139,13 +139,13 @@ class Lane:
             moments.append(due)
         return min(moments, default=float("inf"))
 
-    def _start(self, flush: Flush[Call], now: float) -> Left:
+    def _start(self, flush: Flush[Call], now: float) -> Departure:
         size = len(flush.members)
         self.former.started(size)
         self._count += 1
         heapq.heappush(self._running, (now + self.busy(size), self._count, flush))
         held = [now - max(w.arrived, self._free_since) for w in flush.members]
-        return Left(now, flush.reason, [w.task for w in flush.members], held)
+        return Departure(now, flush.reason, [w.task for w in flush.members], held)
 
     def _finish(self, flush: Flush[Call], now: float) -> None:
         self.former.freed(now)
@@ -159,13 +159,13 @@ class Lane:
 
 
 def crowd(size: int, start: float = 0.0, spacing: float = 0.0003) -> Iterator[tuple[float, int]]:
-    """Yield the first calls of closed-loop clients: when, and whose."""
+    """Yield the first calls of closed-loop clients, as (time, client)."""
     for client in range(size):
         yield start + client * spacing, client
 
 
 def poisson(rate: float, until: float, seed: int = 0) -> Iterator[tuple[float, int]]:
-    """Yield calls of strangers who do not know of each other, `rate` per second."""
+    """Yield independent calls, `rate` per second, as (time, client)."""
     source = random.Random(seed)
     at, client = source.expovariate(rate), 0
     while at < until:
@@ -174,14 +174,14 @@ def poisson(rate: float, until: float, seed: int = 0) -> Iterator[tuple[float, i
 
 
 def bursts(size: int, every: float, until: float) -> Iterator[tuple[float, int]]:
-    """Yield calls that come `size` at a time."""
+    """Yield calls that come `size` at a time, as (time, client)."""
     for number in range(int(until / every)):
         for client in range(size):
             yield number * every, number * size + client
 
 
 def recorded(times: Iterable[float]) -> Iterator[tuple[float, int]]:
-    """Yield calls at recorded times, of which the first becomes 0."""
+    """Yield calls at recorded times, shifted so that the first is at 0, as (time, client)."""
     ordered = sorted(times)
     for client, at in enumerate(ordered):
         yield at - ordered[0], client

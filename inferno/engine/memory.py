@@ -1,4 +1,4 @@
-"""What engines need of a machine's memory, and how it is given back."""
+"""How much memory engines need, and how it returns to the system."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import psutil
 def layers_that_fit(
     device_bytes: int, layer_bytes: int, layers: int, *, kv_cache_bytes: int = 0, safety: int = 0
 ) -> int:
-    """Say how many layers of a model fit on a device; the others stay in the host's memory.
+    """Return how many layers of a model fit on a device; the others stay in the host's memory.
 
     ``min((device_bytes - kv_cache_bytes - safety) / layer_bytes, layers)``, rounded down. A device
-    of 8 GB with a KV cache of 2 GB takes 20 layers of 300 MB, of a model that has 32.
+    of 8 GB with a KV cache of 2 GB takes 20 layers of 300 MB, out of 32.
 
     Args:
-      device_bytes: free on the device.
-      layer_bytes: of one layer's weights.
-      layers: of the model.
-      kv_cache_bytes: for the keys and values of all sequences that are generated at once.
-      safety: bytes that are left free, for activations and what others take.
+      device_bytes: free memory of the device.
+      layer_bytes: size of one layer's weights.
+      layers: number of layers of the model.
+      kv_cache_bytes: size of the keys and values of all sequences that are generated at once.
+      safety: bytes to leave free, for activations and other programs.
     Raises:
-      ValueError: a layer has no size.
+      ValueError: `layer_bytes` is less than 1.
     """
     if layer_bytes < 1:
         raise ValueError(f"layer_bytes: {layer_bytes}: expected at least 1")
@@ -35,31 +35,30 @@ def layers_that_fit(
 
 
 def resident_bytes() -> int:
-    """Return the memory that this process has resident, in bytes."""
+    """Return the resident memory of this process, in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
-#: For less, the process is not stopped: what refers to itself then stays until Python looks for
-#: garbage by itself, and what was frozen at the start until something larger goes.
+#: Smallest amount of memory for which a garbage collection stops the process. Smaller garbage waits
+#: for Python's own collections; if it was frozen at the start, for the next large release.
 WORTH_A_PAUSE_BYTES = 8 * 10**6
 
 
 def release(held_bytes: float, resident_before: int) -> None:
-    """Give memory that nothing uses any more back to the system and the device.
+    """Return unused memory to the system and the device.
 
-    Most engines are gone as soon as nobody refers to them. Garbage is collected only where one is
-    not, because its objects refer to each other: that takes 50 ms or more, in which nothing else of
-    the process runs.
+    Most engines are freed with their last reference. Garbage is collected only if one was not,
+    because of reference cycles: a collection takes 50 ms or more, and stops the whole process.
 
     Args:
-      held_bytes: by how much the process's memory should have shrunk; infinite if what was let go
-        of is elsewhere, so that this cannot be seen.
-      resident_before: the resident memory before it was let go of, in bytes.
+      held_bytes: expected decrease of the process's memory; infinite if the memory was elsewhere,
+        so that no decrease can be seen.
+      resident_before: resident memory before the engine was dropped, in bytes.
     """
     trim()
     freed_bytes = resident_before - resident_bytes()
     if held_bytes > WORTH_A_PAUSE_BYTES and freed_bytes < held_bytes / 2:
-        # What was frozen at the start is looked through as well: an engine may be among it.
+        # Include the objects that were frozen at the start: the engine may be among them.
         frozen = gc.get_freeze_count() > 0
         if frozen:
             gc.unfreeze()
@@ -73,7 +72,7 @@ def release(held_bytes: float, resident_before: int) -> None:
 
 
 def trim() -> None:
-    """Give freed memory back to the system; glibc keeps it in its arenas."""
+    """Return freed memory to the system; glibc keeps it in its arenas."""
     malloc_trim = _malloc_trim()
     if malloc_trim is not None:
         malloc_trim(0)
@@ -81,5 +80,5 @@ def trim() -> None:
 
 @functools.cache
 def _malloc_trim() -> Callable[[int], int] | None:
-    # Other C libraries have none.
+    # Other C libraries have no such function.
     return getattr(ctypes.CDLL(None), "malloc_trim", None)

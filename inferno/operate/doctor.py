@@ -232,8 +232,8 @@ def _check_models(settings: Settings) -> Iterator[Finding]:
 
 
 def _check_device(settings: Settings) -> Iterator[Finding]:
-    # Imported here: only this check needs the engine, and with a GPU it imports torch.
-    from inferno.engine.engine import choose_device
+    # No other command needs the engine, and with a GPU it brings torch.
+    from inferno.engine.device import choose_device
 
     try:
         device = choose_device(settings.inference.device)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inferno.engine.engine import choose_device
+from inferno.engine.device import choose_device
 from inferno.errors import PackageError
 from inferno.packaging.draft import Dimension, Draft, Tensor
 from inferno.protocol import tensors

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from inferno.engine.engine import Engine, chunks
+from inferno.engine.collation import chunks
+from inferno.engine.engine import Engine
 from inferno.protocol.signature import BATCH, Limits, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array, Tensors
 from inferno.repository.package import Package

@@ -17,7 +17,7 @@ import msgspec
 
 from inferno.batching.former import BatchFormer
 from inferno.batching.latency import LatencyCurve
-from inferno.batching.simulation import Call, Lane, Report, crowd, poisson
+from inferno.batching.simulation import Call, Report, Simulation, crowd, poisson
 from inferno.engine.engine import Engine
 from inferno.repository.package import Package
 from inferno.settings import BatchingSettings, InferenceSettings
@@ -153,10 +153,10 @@ def simulate(
         max_batch_size,
         max_batch_delay_ms / 1000,
         adaptive,
-        lambda bucket, rows: curve.predict(rows),
+        lambda key, rows: curve.predict(rows),
         None if slo_p95_ms is None else slo_p95_ms / 1000,
     )
-    lane = Lane(
+    simulation = Simulation(
         former,
         busy=lambda rows: overhead + curve.predict(rows),
         executors=measured.executors,
@@ -164,8 +164,8 @@ def simulate(
         closed_loop=closed_loop,
     )
     for at, client in arrivals:
-        lane.call(at, client)
-    return Choice(max_batch_size, max_batch_delay_ms, lane.run(until))
+        simulation.call(at, client)
+    return Choice(max_batch_size, max_batch_delay_ms, simulation.run(until))
 
 
 #: Windows to simulate, in ms.

@@ -1,1 +1,1 @@
-"""Pre- and post-processing that packages name in `processor`, for models of widespread layouts."""
+"""Ready-made pre- and postprocessing for common models; packages name it in `processor`."""

@@ -1,8 +1,8 @@
-"""Detectors that choose among their boxes themselves, as torchvision's and exports with NMS do.
+"""Detectors that suppress overlapping boxes themselves, such as torchvision's or exports with NMS.
 
-`processor: inferno.processors.boxes:build`. The artifact gives `boxes` [batch, n, 4] as left, top,
-right and bottom in pixels, `labels` [batch, n] and `scores` [batch, n]. Those that are exported for
-one picture leave out the first dimension.
+`processor: inferno.processors.boxes:build`. The artifact returns `boxes` [batch, n, 4] as left,
+top, right and bottom in pixels, `labels` [batch, n] and `scores` [batch, n]. Artifacts exported for
+a single picture leave out the first dimension.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Output = Literal["boxes", "labels", "scores"]
 
 
 class BoxesParameters(Parameters):
-    """`parameters` of such a detector's package."""
+    """`parameters` of the package of such a detector."""
 
-    #: What the artifact calls these, where it has other names for them.
+    #: The artifact's names of these outputs, where they differ.
     outputs: dict[Output, str] = Field(default_factory=dict)
-    #: Read by the torchscript runtime: names for the tensors that a module returns.
+    #: Names of the tensors that a module returns; read by the torchscript runtime.
     output_names: tuple[str, ...] = ()
 
 
 class Boxes(Detector):
-    """Leaves out unlikely boxes."""
+    """Drops unlikely boxes."""
 
     def __init__(self, parameters: BoxesParameters, labels: tuple[str, ...]) -> None:
-        """Take the package's parameters, and the names of the classes if it has any."""
+        """Store the package's parameters, and its class names if it has any."""
         super().__init__(parameters, labels)
         self._names = parameters.outputs
 

@@ -1,4 +1,4 @@
-"""What detectors share: pictures of one size, and boxes as parts of the client's picture.
+"""What detectors share: pictures scaled to one size, and boxes relative to the client's picture.
 
 any name     bytes [rows]                  ->  images     float32 [rows, 3, height, width]
                                                letterbox  float32 [rows, 4]
@@ -6,7 +6,7 @@ boxes        float32 [rows, max_det, 4]: left, top, right, bottom, from 0 to 1
 scores       float32 [rows, max_det], descending
 labels       string [rows, max_det]
 classes      int64 [rows, max_det]
-count        int64 [rows]: how many of these there are; the others are 0, "" and class -1
+count        int64 [rows]: number of boxes; entries beyond it are 0, "" and class -1
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from inferno.protocol.tensors import Array, Tensors
 from inferno.runtimes import images
 
-#: The grey beside a picture that is not square.
+#: Grey level of the border around a picture of another aspect ratio.
 _GREY = 114
 
 
@@ -34,29 +34,29 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: Of the picture that the model takes, in pixels: height and width, or one number for both.
+    #: Input size of the model, in pixels: height and width, or one number for both.
     size: Side | tuple[Side, Side] = 640
-    #: Subtracted from red, green and blue, which are 0 to 1, ...
+    #: Subtracted from red, green and blue, which range from 0 to 1.
     mean: Channels = (0.0, 0.0, 0.0)
-    #: ... and what they are divided by then.
+    #: Divisor of red, green and blue, after the subtraction.
     std: Channels = (1.0, 1.0, 1.0)
-    #: Least score of a box.
+    #: Lowest score of a box.
     conf: float = Field(default=0.35, ge=0, le=1)
-    #: Boxes of one picture, at most.
+    #: Most boxes of one picture.
     max_det: int = Field(default=20, ge=1)
-    #: Larger pictures are refused.
+    #: Most pixels of a picture; larger ones are refused.
     max_pixels: int = Field(default=images.MAX_PIXELS, ge=1)
     #: The artifact's name for its input.
     input: str = "images"
 
 
 class Detector:
-    """Fits pictures into the model's input; a subclass finds the boxes in what it gives."""
+    """Fits pictures into the model's input; a subclass finds the boxes in its outputs."""
 
     bypass = ("letterbox",)
 
     def __init__(self, parameters: Parameters, labels: tuple[str, ...]) -> None:
-        """Take the package's parameters, and the names of the classes if it has any."""
+        """Store the package's parameters, and its class names if it has any."""
         size = parameters.size
         self._height, self._width = (size, size) if isinstance(size, int) else size
         self._mean = np.array(parameters.mean, np.float32).reshape(3, 1, 1)
@@ -69,10 +69,10 @@ class Detector:
         return images.sample()
 
     def preprocess(self, inputs: Tensors) -> Tensors:
-        """Decode the pictures of one task and fit them into the model's input, on grey.
+        """Decode the pictures of one task, and fit them into the model's input with a grey border.
 
         Raises:
-          ValueError: one is no picture, or too large.
+          ValueError: an input is not a picture, or is too large.
         """
         [given] = inputs.values()
         pictures = [images.decode(raw, self._parameters.max_pixels) for raw in given]
@@ -83,7 +83,7 @@ class Detector:
         }
 
     def _fit(self, picture: Image.Image) -> tuple[Array, tuple[int, int, int, int]]:
-        """Return the input, and left, top, width and height of the picture in it."""
+        """Return the model's input, and left, top, width and height of the picture in it."""
         scale = min(self._width / picture.width, self._height / picture.height)
         width, height = (max(1, round(n * scale)) for n in picture.size)
         left, top = (self._width - width) // 2, (self._height - height) // 2
@@ -99,10 +99,10 @@ class Detector:
         """Return the outputs of a batch.
 
         Args:
-          boxes: of each row, float [n, 4] in pixels of the model's input.
-          classes: of each row, int [n].
-          scores: of each row, float [n], descending.
-          letterbox: float [rows, 4], of `preprocess`.
+          boxes: for each row, float [n, 4] in pixels of the model's input.
+          classes: for each row, int [n].
+          scores: for each row, float [n], descending.
+          letterbox: float [rows, 4], from `preprocess`.
         """
         rows, most = len(letterbox), self._parameters.max_det
         found = {

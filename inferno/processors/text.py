@@ -1,4 +1,4 @@
-"""Texts as word pieces, by the `tokenizer.json` beside the artifact of a language model.
+"""Tokenises texts with the `tokenizer.json` beside the artifact of a language model.
 
 `processor: inferno.processors.text:build`. The package has one input, of strings.
 
@@ -21,7 +21,7 @@ from inferno.protocol.tensors import Tensors
 from inferno.runtimes.base import ModelContext, read_parameters
 
 Piece = Literal["input_ids", "attention_mask", "token_type_ids"]
-#: What the library calls them.
+#: Attributes of the library's `Encoding`.
 _ATTRIBUTES: dict[Piece, str] = {
     "input_ids": "ids",
     "attention_mask": "attention_mask",
@@ -30,64 +30,64 @@ _ATTRIBUTES: dict[Piece, str] = {
 
 
 class TextParameters(BaseModel):
-    """`parameters` of such a package."""
+    """`parameters` of a package with this processor."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: Word pieces of a text that are read; the rest is cut off. None: as the file says.
+    #: Tokens after which a text is cut off; None for the limit in the file.
     max_tokens: int | None = Field(default=None, ge=1)
-    #: What the artifact takes.
+    #: Inputs of the artifact.
     pieces: tuple[Piece, ...] = ("input_ids", "attention_mask")
 
 
 class WordPieces:
-    """What one file says of how texts are taken apart."""
+    """A tokenizer, as one file describes it."""
 
     def __init__(self, file: Path, max_tokens: int | None) -> None:
         """Read a `tokenizer.json`.
 
         Args:
-          file: as Hugging Face's tokenizers write it.
+          file: a file of Hugging Face's tokenizers.
           max_tokens: as in `TextParameters`.
         Raises:
-          PackageError: it is no such file.
+          PackageError: it cannot be read as such a file.
         """
         try:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as exc:  # The library has no exception of its own.
-            raise PackageError(f"{file}: is no tokenizer that can be read: {exc}") from exc
+            raise PackageError(f"{file}: cannot be read as a tokenizer: {exc}") from exc
         if max_tokens is not None:
             self._tokenizer.enable_truncation(max_tokens)
-        # To the longest text of a task and no further, whatever length the file asks for.
+        # Pad to the longest text of a task only; the file may ask for a fixed length.
         padding = self._tokenizer.padding or {}
         kept = ("direction", "pad_id", "pad_type_id", "pad_token")
         self._tokenizer.enable_padding(**{name: padding[name] for name in kept if name in padding})
 
     def encode(self, texts: list[str]) -> list[Encoding]:
-        """Take texts apart, padded to the longest one."""
+        """Tokenise texts, padded to the longest one."""
         if len(texts) == 1:
-            # This does not give Python's lock away. Most tasks have one text, and for each one of a
-            # batch the pass would wait until another thread gives the lock back.
+            # Unlike `encode_batch_fast`, this keeps Python's lock. Most tasks have one text, and
+            # the pass would have to get the lock back from other threads for each task of a batch.
             return [self._tokenizer.encode(texts[0])]
         encodings: list[Encoding] = self._tokenizer.encode_batch_fast(texts)
         return encodings
 
 
-#: By the digest of the file and the length that texts are cut to, as long as a version uses it.
+#: Tokenizers in use, by the digest of the file and `max_tokens`.
 _read: WeakValueDictionary[tuple[str, int | None], WordPieces] = WeakValueDictionary()
 
 
 def read(file: Path, max_tokens: int | None) -> WordPieces:
-    """Read a `tokenizer.json`, or return what a version with an equal one has read.
+    """Read a `tokenizer.json`, or return the tokenizer of a version with an equal file.
 
-    Reading one of 30,000 word pieces holds Python's lock for 30 ms, in which no other thread of the
-    process gets on, and takes 6 to 10 MB; the versions of a model mostly have the same one.
+    Reading a file of 30,000 tokens takes 6 to 10 MB, and holds Python's lock for 30 ms, so that no
+    other thread runs. The versions of a model mostly have the same file.
 
     Raises:
-      PackageError: it is missing, or no such file.
+      PackageError: the file is missing, or cannot be read as a tokenizer.
     """
     if not file.is_file():
-        raise PackageError(f"{file} is missing; the processor takes texts apart by it")
+        raise PackageError(f"{file} is missing; the processor tokenises texts with it")
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     found = _read.get((digest, max_tokens))
@@ -97,28 +97,26 @@ def read(file: Path, max_tokens: int | None) -> WordPieces:
 
 
 class TextProcessor:
-    """Takes one task's texts apart; a subclass may add `postprocess`."""
-
-    #: The tokenizer is only read.
-    prepares_ahead = True
+    """Tokenises the texts of one task; a subclass may add `postprocess`."""
 
     def __init__(self, context: ModelContext) -> None:
         """Read the version's `tokenizer.json`.
 
         Raises:
-          PackageError: it is missing or none, or `parameters` are not those of `TextParameters`.
+          PackageError: the file is missing or invalid, or `parameters` do not match
+            `TextParameters`.
         """
         parameters = read_parameters(TextParameters, context)
         self._pieces = parameters.pieces
         self._words = read(context.path / "tokenizer.json", parameters.max_tokens)
 
     def preprocess(self, inputs: Tensors) -> Tensors:
-        """Take the rows of one task apart.
+        """Tokenise the rows of one task.
 
         Args:
-          inputs: one, object array of str [rows].
+          inputs: one object array of str [rows].
         Returns:
-          What `pieces` names, int64 [rows, tokens of the longest row].
+          The arrays that `pieces` names, int64 [rows, tokens of the longest row].
         """
         [texts] = inputs.values()
         encodings = self._words.encode(texts.tolist())

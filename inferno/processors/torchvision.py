@@ -1,4 +1,4 @@
-"""torchvision's detectors as modules of one tensor: what a package's `entrypoint` returns."""
+"""torchvision's detectors as modules that take one tensor; for a package's `entrypoint`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ class DetectionModule(nn.Module):
     """Wraps a module that takes a list of pictures and returns a dict of boxes for each."""
 
     def __init__(self, detector: nn.Module) -> None:
-        """Store the detector, such as what `torchvision.models.detection` makes."""
+        """Store the detector, such as one from `torchvision.models.detection`."""
         super().__init__()
         self.detector = detector
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Find the boxes of pictures.
+        """Find the boxes in pictures.
 
         Args:
           images: float [rows, 3, height, width].
         Returns:
-          `boxes` [rows, n, 4], `labels` and `scores` [rows, n], filled up with 0.
+          `boxes` [rows, n, 4], `labels` and `scores` [rows, n], padded with 0.
         """
         found = self.detector(list(images))
         return {

@@ -1,7 +1,7 @@
-"""YOLO as Ultralytics exports it since v8: one output, float [batch, 4 + classes, candidates].
+"""YOLO in Ultralytics' export format since v8: one output, float [batch, 4 + classes, candidates].
 
-`processor: inferno.processors.yolo:build`. A candidate is the centre, width and height of a box in
-pixels, and a score for each class.
+`processor: inferno.processors.yolo:build`. A candidate consists of the centre, width and height of
+a box in pixels, and a score for each class.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from inferno.processors.detection import Detector, Parameters
 from inferno.protocol.tensors import Array, Tensors
 from inferno.runtimes.base import ModelContext, read_parameters
 
-#: Candidates of one picture that are compared with each other, at most.
+#: Most candidates of one picture that are compared with each other.
 _CANDIDATES = 1000
 
 
 class YoloParameters(Parameters):
-    """`parameters` of a YOLO's package."""
+    """`parameters` of the package of a YOLO."""
 
-    #: Boxes of one class that overlap more are the same one: intersection over union.
+    #: Boxes of one class whose intersection over union is larger count as the same object.
     iou: float = Field(default=0.45, ge=0, le=1)
 
 
@@ -28,7 +28,7 @@ class Yolo(Detector):
     """Chooses among the candidates of each picture."""
 
     def __init__(self, parameters: YoloParameters, labels: tuple[str, ...]) -> None:
-        """Take the package's parameters, and the names of the classes if it has any."""
+        """Store the package's parameters, and its class names if it has any."""
         super().__init__(parameters, labels)
         self._iou = parameters.iou
 
@@ -36,14 +36,14 @@ class Yolo(Detector):
         """Return the boxes of a batch, see `inferno.processors.detection`.
 
         Raises:
-          ValueError: the artifact is none of this layout, or has other classes than `labels`.
+          ValueError: the artifact has another layout, or its classes do not match `labels`.
         """
         letterbox = outputs.pop("letterbox")
         shapes = [list(array.shape) for array in outputs.values()]
         if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][1] < 5:
             raise ValueError(f"expected one output [batch, 4 + classes, candidates], got {shapes}")
         [candidates] = outputs.values()
-        # Half precision is too coarse for pixels.
+        # Half precision is too coarse for coordinates in pixels.
         candidates = candidates.astype(np.float32, copy=False)
         classes_given = candidates.shape[1] - 4
         if self._labels and classes_given != len(self._labels):
@@ -67,15 +67,15 @@ class Yolo(Detector):
 
 
 def suppress(boxes: Array, classes: Array, iou: float, most: int) -> Array:
-    """Keep the best of boxes that overlap (non-maximum suppression), each class by itself.
+    """Keep the best of overlapping boxes (non-maximum suppression), for each class separately.
 
     Args:
       boxes: float [n, 4] as left, top, right, bottom, the best first.
       classes: int [n].
-      iou: the intersection over union above which boxes are the same one.
-      most: how many are kept, at most.
+      iou: intersection over union above which two boxes count as the same object.
+      most: most boxes to keep.
     Returns:
-      The places of those that are kept, int [kept].
+      Indices of the kept boxes, int [kept].
     """
     areas = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
     left = np.arange(len(boxes))

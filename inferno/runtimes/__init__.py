@@ -1,6 +1,6 @@
-"""What executes a model's artifact.
+"""Runtimes execute a model's artifact.
 
-A new runtime is one module here with a class that fulfils `Runtime`, and one line in `RUNTIMES`.
+A new runtime is one module here with a class that implements `Runtime`, and one line in `RUNTIMES`.
 Modules are imported when a model needs them, so that a worker with ONNX models never loads torch.
 """
 

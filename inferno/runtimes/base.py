@@ -1,4 +1,4 @@
-"""The protocol between an engine and a runtime, and how a package's own code is loaded."""
+"""The interface between an engine and a runtime, and the loading of a package's own code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from inferno.protocol.tensors import Tensors
 from inferno.repository.manifest import explain
 from inferno.repository.package import Package
 
-#: Where the class of each `format` is found.
+#: Module and class of each `format`.
 RUNTIMES = {
     "onnx": "inferno.runtimes.onnx:OnnxRuntime",
     "torchscript": "inferno.runtimes.torchscript:TorchScriptRuntime",
@@ -34,12 +34,12 @@ Parameters = TypeVar("Parameters", bound=BaseModel)
 
 
 class UnsuitablePrecision(PackageError):
-    """The artifact cannot run in the precision that is wanted."""
+    """The artifact cannot run in the requested precision."""
 
 
 @dataclass(frozen=True)
 class ModelContext:
-    """What a package's own code is told when it is built."""
+    """What a package's own code receives when it is built."""
 
     #: The version's folder.
     path: Path
@@ -51,11 +51,11 @@ class ModelContext:
     parameters: Mapping[str, Any]
     #: `labels` of the manifest.
     labels: tuple[str, ...]
-    #: Precision that is wanted: `none` (the artifact's own), `int8`, `fp16` or `bf16`.
+    #: Requested precision: `none` (the artifact's own), `int8`, `fp16` or `bf16`.
     quantize: str = "none"
-    #: Whether a torch module is compiled.
+    #: Whether to compile torch modules.
     compile: bool = False
-    #: ONNX Runtime's execution providers that the settings name; empty where `device` decides.
+    #: ONNX Runtime's execution providers from the settings; empty if `device` decides.
     onnx_providers: tuple[str, ...] = ()
 
 
@@ -69,9 +69,9 @@ class Runtime(Protocol):
         """Run one batch.
 
         Args:
-          inputs: by name, each with the rows of the whole batch as its first dimension.
+          inputs: arrays by name, with the rows of the whole batch as the first dimension.
         Returns:
-          The raw outputs by name, with as many rows.
+          The raw outputs by name, with the same number of rows.
         """
 
     @property
@@ -80,14 +80,14 @@ class Runtime(Protocol):
 
     @property
     def memory_bytes(self) -> int:
-        """The size of the weights, as far as it is known."""
+        """Size of the weights in bytes, as far as it is known."""
 
 
 def find_runtime(package: Package) -> type[Runtime]:
     """Import the runtime that a package's `format` names.
 
     Raises:
-      PackageError: there is no such runtime, or its library is missing.
+      PackageError: the format is unknown, or a library is missing.
     """
     place = RUNTIMES.get(package.manifest.format)
     if place is None:
@@ -108,7 +108,7 @@ def artifact(package: Package, default: str) -> Path:
     """Return the path of a package's artifact.
 
     Raises:
-      PackageError: it is not there.
+      PackageError: the file is missing.
     """
     path = package.path / (package.manifest.artifact or default)
     if not path.is_file():
@@ -123,17 +123,17 @@ def build_processor(package: Package, context: ModelContext) -> object | None:
     """Build the object that a package's `processor` names, if it names one.
 
     Raises:
-      PackageError: the module or function is not there, or it raised.
+      PackageError: the module or function is missing, or the function raised an error.
     """
     processor = package.manifest.processor
     return build(package, processor, context) if processor else None
 
 
 def read_parameters(kind: type[Parameters], context: ModelContext) -> Parameters:
-    """Read the `parameters` of a package as the fields of a model.
+    """Read the `parameters` of a package into a pydantic model.
 
     Raises:
-      PackageError: names the parameter, its value and the expectation.
+      PackageError: a parameter is invalid; names it, its value and the expectation.
     """
     try:
         return kind.model_validate(context.parameters)
@@ -149,7 +149,7 @@ def build(package: Package, entrypoint: str, context: ModelContext) -> Any:
     other is a file, relative to the version's folder.
 
     Raises:
-      PackageError: the module or function is not there, or it raised.
+      PackageError: the module or function is missing, or the function raised an error.
     """
     name, _, function = entrypoint.partition(":")
     try:
@@ -165,23 +165,23 @@ def build(package: Package, entrypoint: str, context: ModelContext) -> Any:
         raise
     except Exception as exc:
         raise PackageError(f"{package.path}: {entrypoint}: {type(exc).__name__}: {exc}") from exc
-    with contextlib.suppress(TypeError):  # Few objects cannot be watched.
+    with contextlib.suppress(TypeError):  # Some objects cannot have weak references.
         weakref.finalize(built, _forget, module.__name__).atexit = False
     return built
 
 
-#: So that an engine that is loaded again sees changed files, and two packages each their own.
+#: Numbers the modules, so that a reloaded engine sees changed files, and packages share no modules.
 _number = itertools.count(1)
 
 
 def _load(file: Path) -> ModuleType:
     name = f"inferno_package_{next(_number)}"
-    # With a search path it is a package, so that `from .sibling import x` finds the file beside it.
+    # A search path makes it a Python package, so that `from .sibling import x` works.
     spec = importlib.util.spec_from_file_location(
         name, file, submodule_search_locations=[str(file.parent)]
     )
     if spec is None or spec.loader is None:
-        raise ImportError(f"{file} is no Python module")
+        raise ImportError(f"{file} is not a Python module")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -193,6 +193,6 @@ def _load(file: Path) -> ModuleType:
 
 
 def _forget(name: str) -> None:
-    """Forget a package's module and its siblings, when nothing uses them any more."""
+    """Remove a package's module and its siblings from `sys.modules`."""
     for found in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
         sys.modules.pop(found, None)

@@ -1,4 +1,4 @@
-"""Pictures as clients send them."""
+"""Decoding of pictures that clients send."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from PIL import Image, ImageOps
 
 from inferno.protocol.tensors import Tensors
 
-#: Pictures of more pixels are refused before they are decompressed.
+#: Most pixels of a picture; larger ones are refused before they are decompressed.
 MAX_PIXELS = 50_000_000
 
-#: What Pillow's decoders raise on damaged files.
+#: Exceptions of Pillow's decoders on damaged files.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def decode(raw: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a PNG, JPEG, GIF or WebP file, turned as its EXIF data says.
+    """Decode a PNG, JPEG, GIF or WebP file, and rotate it according to its EXIF data.
 
     Returns:
-      An RGB picture; of an animation, the first one.
+      An RGB picture: the first frame of an animation.
     Raises:
-      ValueError: it is none, damaged, or too large.
+      ValueError: the file has another format, is damaged, or is too large.
     """
     try:
         with warnings.catch_warnings():

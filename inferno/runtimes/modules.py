@@ -1,4 +1,4 @@
-"""How torch modules run: device, precision, threads, and tensors on their way in and out."""
+"""Runs torch modules: device, precision, threads, and conversion of inputs and outputs."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 class ModuleRunner:
     """A module on its device; several executors may run it at the same time."""
 
-    #: What torch.compile generates code with.
+    #: Backend of torch.compile.
     BACKEND: str | Callable[..., Any] = "inductor"
 
     def __init__(self, module: torch.nn.Module, context: ModelContext) -> None:
         """Move a module to its device and into its precision.
 
         Raises:
-          UnsuitablePrecision: it cannot run in the precision that is wanted.
+          UnsuitablePrecision: the module cannot run in the requested precision.
         """
         self._device = torch.device(context.device)
         self._threads = context.threads
         self._dtype = _DTYPES.get(context.quantize)
-        #: One stream for each executor, so that the copies of one overlap with another's pass.
+        #: One CUDA stream per executor, so that copies of one overlap with the pass of another.
         self._local = threading.local()
         module = module.eval()
         if context.quantize == "int8":
@@ -47,15 +47,15 @@ class ModuleRunner:
         self._module = module.to(self._device, self._dtype)
         self._compiled = None
         if context.compile and not isinstance(module, torch.jit.ScriptModule):
-            # Batches have many shapes; each would be compiled by itself.
+            # Dynamic, because batches have many shapes, each of which would be compiled separately.
             self._compiled = torch.compile(self._module, dynamic=True, backend=self.BACKEND)
 
     @property
     def memory_bytes(self) -> int:
-        """The size of the weights."""
+        """Size of the weights in bytes."""
         tensors = [*self._module.parameters(), *self._module.buffers()]
         for layer in self._module.modules():
-            # A quantised layer keeps its weights packed, and tells of them by a method.
+            # A quantised layer packs its weights, and returns them by a method.
             weight = getattr(layer, "weight", None)
             if callable(weight):
                 tensors.append(weight())
@@ -65,14 +65,14 @@ class ModuleRunner:
         """Run the module with arrays, without gradients.
 
         Args:
-          names: of the outputs, for tensors that come without one.
-          args: the module's arguments by position.
-          kwargs: the module's arguments by name.
+          names: names of the outputs, for modules that return tensors without names.
+          args: the module's positional arguments.
+          kwargs: the module's keyword arguments.
         Raises:
           MemoryError: the device is out of memory.
           ValueError: the number of tensors differs from the number of names.
         """
-        # Torch counts threads for each calling thread, and starts with what the last model set.
+        # Torch keeps the number per calling thread, and a new thread starts with the last one set.
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         stream = self._stream()
@@ -82,7 +82,7 @@ class ModuleRunner:
                 {name: self._to_device(array) for name, array in kwargs.items()},
             )
             outputs = {n: _to_host(tensor) for n, tensor in _named(result, names).items()}
-            # The one time that the executor waits for the device.
+            # The executor waits for the device only here.
             if stream is not None:
                 stream.synchronize()
         return {name: tensor.numpy() for name, tensor in outputs.items()}
@@ -96,7 +96,7 @@ class ModuleRunner:
         except torch.OutOfMemoryError:
             raise
         except Exception as exc:
-            # An error that the module itself raises comes again.
+            # If the module itself is at fault, this raises the error again.
             result = self._module(*args, **kwargs)
             self._compiled = None
             reason = " ".join(str(exc).split())
@@ -112,11 +112,10 @@ class ModuleRunner:
         return stream
 
     def _to_device(self, array: Array) -> torch.Tensor:
-        # Arrays made from a client's bytes are read-only, which torch cannot represent.
+        # Arrays made from a client's bytes are read-only, which torch does not support.
         tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
         if self._device.type == "cuda":
-            # Only from pinned memory does a copy run beside the computation. Torch keeps and reuses
-            # pinned blocks.
+            # Only copies from pinned memory overlap with computation. Torch reuses pinned blocks.
             tensor = tensor.pin_memory()
         tensor = tensor.to(self._device, non_blocking=True)
         return tensor.to(self._dtype) if self._dtype and tensor.is_floating_point() else tensor
@@ -125,7 +124,7 @@ class ModuleRunner:
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
     # numpy has no bfloat16.
     tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-    # Without blocking, torch copies to pinned memory.
+    # A non-blocking copy goes to pinned memory.
     return tensor.to("cpu", non_blocking=True)
 
 
@@ -137,7 +136,7 @@ def _int8(module: torch.nn.Module, context: ModelContext) -> torch.nn.Module:
             f"{context.path}: quantize: a TorchScript module cannot be made int8; use bf16"
         )
     with warnings.catch_warnings():
-        # It is on its way out of torch, and what follows it is a package of its own.
+        # It is deprecated in torch; its successor is a package of its own.
         warnings.simplefilter("ignore")
         try:
             quantised: torch.nn.Module = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
@@ -160,7 +159,7 @@ def _inference() -> Iterator[None]:
 
 
 def _named(result: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Give a module's result its outputs' names: a tensor, several, or a dict of them."""
+    """Return a module's result by name: a tensor, several, or a dict of them."""
     if isinstance(result, dict):
         return result
     tensors = list(result) if isinstance(result, tuple | list) else [result]

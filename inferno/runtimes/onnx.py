@@ -1,4 +1,4 @@
-"""ONNX models, by ONNX Runtime."""
+"""Runtime of ONNX models: ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inferno.runtimes.base import ModelContext, UnsuitablePrecision, artifact, b
 logger = logging.getLogger(__name__)
 
 CPU = "CPUExecutionProvider"
-#: Operators whose weights become int8. Convolutions in int8 are slower on most processors.
+#: Operators whose weights become int8. Convolutions would be slower in int8 on most processors.
 QUANTISED = ["MatMul", "Attention", "LSTM", "Gather", "EmbedLayerNormalization"]
 
 
@@ -28,25 +28,25 @@ class OnnxRuntime:
         """Load `model.onnx` on the context's device.
 
         Raises:
-          PackageError: the file is missing or no ONNX model, or a provider is not there.
+          PackageError: the file is missing or is not an ONNX model, or a provider is missing.
         """
         path = artifact(package, "model.onnx")
         providers = choose_providers(context)
         try:
             with tempfile.TemporaryDirectory(prefix="inferno-onnx-") as folder:
                 file = in_precision(path, context.quantize, providers, Path(folder))
-                #: An external file of weights is not counted.
+                #: Size of the file; weights in a separate file do not count.
                 self.memory_bytes = file.stat().st_size
                 self._session = ort.InferenceSession(file, _options(context), providers=providers)
         except PackageError:
             raise
-        except Exception as exc:  # ONNX Runtime's own exceptions have no common base.
+        except Exception as exc:  # ONNX Runtime's exceptions have no common base class.
             raise PackageError(f"{path}: cannot be loaded: {exc}") from exc
         self._outputs = [spec.name for spec in self._session.get_outputs()]
         self.processor = build_processor(package, context)
 
     def run(self, inputs: Tensors) -> Tensors:
-        """Run the session; inputs that the graph does not have are an error of ONNX Runtime's."""
+        """Run the session; ONNX Runtime raises an error for inputs that the graph does not have."""
         values = self._session.run(
             self._outputs, {name: np.asarray(a, order="C") for name, a in inputs.items()}
         )
@@ -57,7 +57,7 @@ def _options(context: ModelContext) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = context.threads
     options.inter_op_num_threads = 1
-    # Threads that spin while they wait would take the cores from the machine's other models.
+    # Threads that spin while they wait take the cores from the machine's other models.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
@@ -66,7 +66,7 @@ def choose_providers(context: ModelContext) -> list[str]:
     """Return ONNX Runtime's execution providers, in order of preference.
 
     Raises:
-      PackageError: one that the settings name is not part of the installed ONNX Runtime.
+      PackageError: the installed ONNX Runtime lacks a provider that the settings name.
     """
     available = ort.get_available_providers()
     if missing := [name for name in context.onnx_providers if name not in available]:
@@ -80,23 +80,25 @@ def choose_providers(context: ModelContext) -> list[str]:
         if "CUDAExecutionProvider" in available:
             return ["CUDAExecutionProvider", CPU]
         logger.warning(
-            "%s runs on the CPU: the installed onnxruntime is the one without CUDA, which "
-            "onnxruntime-gpu has",
+            "%s runs on the CPU: the installed onnxruntime has no CUDA support; install "
+            "onnxruntime-gpu",
             context.path,
         )
     return [CPU]
 
 
 def in_precision(path: Path, precision: str, providers: list[str], folder: Path) -> Path:
-    """Return a model's file in a precision: the model's own, or one made in a folder.
+    """Return a model's file in a precision: the file itself, or a converted one in a folder.
 
     Raises:
-      UnsuitablePrecision: the providers are of no use for it, or a library is missing.
+      UnsuitablePrecision: the providers do not support the precision, or a library is missing.
     """
     if precision == "none":
         return path
     if precision == "bf16":
-        raise UnsuitablePrecision(f"{path}: quantize: bf16 is not for ONNX; use fp16 or int8")
+        raise UnsuitablePrecision(
+            f"{path}: quantize: ONNX models cannot use bf16; use fp16 or int8"
+        )
     if precision == "fp16" and providers[0] == CPU:
         raise UnsuitablePrecision(
             f"{path}: quantize: fp16 is slower than fp32 on the CPU, which has few kernels for it; "
@@ -111,12 +113,12 @@ def in_precision(path: Path, precision: str, providers: list[str], folder: Path)
 
 
 def quantise(path: Path, folder: Path) -> Path:
-    """Write a model with int8 weights, whose activations are quantised while it runs."""
+    """Write a model with int8 weights, whose activations are quantised at run time."""
     from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     target = folder / "int8.onnx"
-    # It advises a step for graphs whose shapes are unknown, to the root logger.
+    # It logs advice about graphs of unknown shapes to the root logger.
     root = logging.getLogger()
     root.addFilter(_is_not_advice)
     try:
@@ -128,7 +130,7 @@ def quantise(path: Path, folder: Path) -> Path:
             per_channel=True,
             # Without VNNI the 8-bit kernels can overflow their 16-bit sums; 7 bits cannot.
             reduce_range=True,
-            # ONNX's shape inference does not know the result types of fused operators.
+            # ONNX's shape inference lacks the result types of fused operators.
             extra_options={"DefaultTensorType": TensorProto.FLOAT},
         )
     finally:
@@ -141,7 +143,7 @@ def _is_not_advice(record: logging.LogRecord) -> bool:
 
 
 def halve(path: Path, folder: Path) -> Path:
-    """Write a model with float16 weights and activations, whose inputs and outputs stay float32."""
+    """Write a model with float16 weights and activations; inputs and outputs stay float32."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 

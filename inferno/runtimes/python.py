@@ -1,4 +1,4 @@
-"""Models written in Python: an entry point that builds a callable."""
+"""Runtime of models written in Python: an entry point builds a callable."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 class PythonRuntime:
-    """A callable of the package's own: ``model(inputs: dict of arrays) -> dict of arrays``.
+    """The package's own callable: ``model(inputs: dict of arrays) -> dict of arrays``.
 
-    A `torch.nn.Module` is called with its inputs as keyword arguments, as tensors, without
-    gradients.
+    A `torch.nn.Module` is called without gradients, with its inputs as tensors in keyword
+    arguments.
     """
 
     def __init__(self, package: Package, context: ModelContext) -> None:
         """Build the model.
 
         Raises:
-          PackageError: there is no entry point, it raised, or what it built cannot be called.
+          PackageError: there is no entry point, it raised an error, or its result is not callable.
         """
         entrypoint = package.manifest.entrypoint
         if entrypoint is None:
@@ -35,13 +35,13 @@ class PythonRuntime:
         model = build(package, entrypoint, context)
         if not callable(model):
             raise PackageError(
-                f"{package.path}: {entrypoint} returned {type(model).__name__}, no callable"
+                f"{package.path}: {entrypoint} returned {type(model).__name__}, not a callable"
             )
         self.processor = build_processor(package, context) or model
         self._model = model
         self._runner: ModuleRunner | None = None
         self._outputs = [spec.name for spec in package.signature.outputs]
-        # Only a package that imported torch itself can have built a module of it.
+        # Without torch in `sys.modules`, the package cannot have built a torch module.
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(model, torch.nn.Module):
             from inferno.runtimes.modules import ModuleRunner
@@ -55,7 +55,7 @@ class PythonRuntime:
 
     @property
     def memory_bytes(self) -> int:
-        """The size of a module's weights; 0 of another callable, which cannot be asked."""
+        """Size of a module's weights in bytes; 0 for other callables, whose size is unknown."""
         return self._runner.memory_bytes if self._runner else 0
 
     def run(self, inputs: Tensors) -> Tensors:

@@ -1,4 +1,4 @@
-"""TorchScript modules."""
+"""Runtime of TorchScript modules."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from inferno.runtimes.modules import ModuleRunner
 class TorchScriptRuntime:
     """One scripted or traced module.
 
-    Inputs are passed by position: in the order of the signature, with None for an optional one that
-    is not given, or in the order of what `preprocess` returns. A module returns a tensor, a tuple,
-    or a dict; tensors without names get those of `parameters.output_names`, else those of the
-    declared outputs.
+    Inputs are passed by position: in the order of the signature, with None for a missing optional
+    input, or in the order in which `preprocess` returns them. A module returns a tensor, a tuple or
+    a dict. Tensors without names get the names in `parameters.output_names`, or else the names of
+    the declared outputs.
     """
 
     def __init__(self, package: Package, context: ModelContext) -> None:
         """Load `model.ts` on the context's device.
 
         Raises:
-          PackageError: the file is missing or no TorchScript module.
+          PackageError: the file is missing, or is not a TorchScript module.
         """
         path = artifact(package, "model.ts")
         try:
@@ -39,7 +39,7 @@ class TorchScriptRuntime:
 
     @property
     def memory_bytes(self) -> int:
-        """The size of the weights."""
+        """Size of the weights in bytes."""
         return self._runner.memory_bytes
 
     def run(self, inputs: Tensors) -> Tensors:

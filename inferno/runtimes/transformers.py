@@ -1,7 +1,7 @@
-"""Models in the format of Hugging Face: a folder that `save_pretrained` has written.
+"""Runtime of Hugging Face models: a folder that `save_pretrained` has written.
 
-`parameters.pipeline` says what is asked of the model, with the Hub's names of tasks. Nothing is
-downloaded, and no code from the folder is run.
+`parameters.pipeline` is the model's task, by its name on the Hub. Nothing is downloaded, and no
+code from the folder runs.
 """
 
 from __future__ import annotations
@@ -31,40 +31,40 @@ from inferno.runtimes import images
 from inferno.runtimes.base import ModelContext
 from inferno.runtimes.modules import ModuleRunner
 
-#: What transformers takes for no limit of a tokenizer, if it is more.
+#: transformers uses larger limits for tokenizers without a limit.
 _NO_LIMIT = 10**20
 
 
 class Pipeline(nn.Module):
-    """A model with what goes before and after it."""
+    """A model with its pre- and postprocessing."""
 
-    #: The inputs that a package declares.
+    #: Inputs that a package must declare.
     inputs: ClassVar[tuple[str, ...]]
-    #: Makes the model from a folder.
+    #: Class of transformers that loads the model from a folder.
     loader: ClassVar[Any]
 
     def __init__(self, folder: Path, context: ModelContext) -> None:
-        """Load the model; its weights keep the precision in which they are stored."""
+        """Load the model; its weights keep their stored precision."""
         super().__init__()
         self.model: Any = self.loader.from_pretrained(folder, local_files_only=True)
         self.parameters_ = context.parameters
         self.labels = context.labels
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Run the model with tensors of what `preprocess` returned."""
+        """Run the model with the arrays of `preprocess` as tensors."""
         dtype = self.model.dtype
         return self.answer(
             {n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}
         )
 
     def answer(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what `postprocess` needs; by default, the logits."""
+        """Run the model, and return what `postprocess` needs; by default the logits."""
         return {"logits": self.model(**inputs).logits}
 
     def classes(self, logits: Array) -> Tensors:
-        """Return `scores` [rows, classes], and `label`, the likeliest one, [rows]."""
+        """Return `scores` [rows, classes], and `label` [rows], the most likely class."""
         config = self.model.config
-        # As the pipelines of transformers do.
+        # The same rule as in the pipelines of transformers.
         if config.num_labels == 1 or config.problem_type == "multi_label_classification":
             scores = 1 / (1 + np.exp(-logits))
         else:
@@ -75,14 +75,14 @@ class Pipeline(nn.Module):
 
 
 class TextPipeline(Pipeline):
-    """A model of one text, or of a pair."""
+    """A model that takes a text, or a pair of texts."""
 
     inputs: ClassVar[tuple[str, ...]] = ("text",)
 
     def __init__(self, folder: Path, context: ModelContext) -> None:
-        """Load the tokenizer, too; `parameters.max_tokens` is where texts are cut off.
+        """Load model and tokenizer; texts are cut off after `parameters.max_tokens`.
 
-        By default, that is where model or tokenizer ends; some have no end.
+        The default is the smaller limit of model and tokenizer; some have no limit.
         """
         super().__init__(folder, context)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -92,7 +92,7 @@ class TextPipeline(Pipeline):
         self.max_tokens: int | None = context.parameters.get(
             "max_tokens", None if end >= _NO_LIMIT else end
         )
-        #: The engine pads to the longest of a batch, and groups by length.
+        #: Fill values for the engine, which groups tasks by length and pads them.
         self.padding = dict.fromkeys(self.tokenizer.model_input_names, 0) | {
             "input_ids": self.tokenizer.pad_token_id or 0
         }
@@ -120,7 +120,7 @@ class TextClassification(TextPipeline):
 
 
 class TextRanking(TextPipeline):
-    """`query` and `document` to `score`: how well they fit, as a cross-encoder says."""
+    """`query` and `document` to `score`: their relevance by a cross-encoder."""
 
     inputs = ("query", "document")
     loader = AutoModelForSequenceClassification
@@ -133,17 +133,17 @@ class TextRanking(TextPipeline):
 
 
 class FeatureExtraction(TextPipeline):
-    """`text` to `embedding`: the mean over its tokens, or the first one's."""
+    """`text` to `embedding`: the mean over its tokens, or that of the first token."""
 
     loader = AutoModel
 
     def __init__(self, folder: Path, context: ModelContext) -> None:
         """Load the model; `parameters.pooling` is `mean` or `cls`.
 
-        By default, it is what sentence-transformers has written into the folder, else `mean`.
+        The default is the pooling that sentence-transformers has saved in the folder, or `mean`.
 
         Raises:
-          ValueError: it is something else.
+          ValueError: the pooling is something else.
         """
         super().__init__(folder, context)
         self.pooling = context.parameters.get("pooling") or _saved_pooling(folder)
@@ -172,7 +172,7 @@ def _saved_pooling(folder: Path) -> str:
     if not file.is_file():
         return "mean"
     saved = json.loads(file.read_text())
-    # Older releases of sentence-transformers have a switch for each.
+    # Older releases of sentence-transformers save one switch per pooling.
     names = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
     switched = [names.get(key, key) for key, on in saved.items() if on is True and "_mode_" in key]
     return str(saved.get("pooling_mode") or " and ".join(switched))
@@ -185,7 +185,7 @@ class ImageClassification(Pipeline):
     loader = AutoModelForImageClassification
 
     def __init__(self, folder: Path, context: ModelContext) -> None:
-        """Load the image processor, too."""
+        """Load model and image processor."""
         super().__init__(folder, context)
         self.images = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             folder, local_files_only=True, backend="pil"
@@ -199,7 +199,7 @@ class ImageClassification(Pipeline):
         """Decode and scale the pictures of one task; float32 [rows, channels, height, width].
 
         Raises:
-          ValueError: one is no picture, or too large.
+          ValueError: an input is not a picture, or is too large.
         """
         pictures = [images.decode(raw) for raw in inputs["image"]]
         return {"pixel_values": self.images(images=pictures, return_tensors="np")["pixel_values"]}
@@ -210,19 +210,19 @@ class ImageClassification(Pipeline):
 
 
 class SpeechRecognition(Pipeline):
-    """`audio` to `text`, for models like Whisper that hear a window of fixed length."""
+    """`audio` to `text`, for models like Whisper that take a window of fixed length."""
 
     inputs = ("audio",)
     loader = AutoModelForSpeechSeq2Seq
 
     def __init__(self, folder: Path, context: ModelContext) -> None:
-        """Load feature extractor and tokenizer, too.
+        """Load model, feature extractor and tokenizer.
 
-        `parameters.generate` goes to transformers' `generate`, such as `language`, `task` and
-        `max_new_tokens`.
+        `parameters.generate` holds arguments of transformers' `generate`, such as `language`,
+        `task` and `max_new_tokens`.
         """
         super().__init__(folder, context)
-        # Only this pipeline needs it; it is in inferno[transformers].
+        # Only this pipeline needs it; inferno[transformers] installs it.
         import soundfile
 
         self._soundfile = soundfile
@@ -243,7 +243,7 @@ class SpeechRecognition(Pipeline):
         """Decode the recordings of one task; float32 [rows, mel bands, steps].
 
         Raises:
-          ValueError: one is no recording, or longer than the model's window.
+          ValueError: an input is not a recording, or is longer than the model's window.
         """
         rate = self.features.sampling_rate
         heard = [self._read(raw) for raw in inputs["audio"]]
@@ -256,7 +256,7 @@ class SpeechRecognition(Pipeline):
         try:
             with self._soundfile.SoundFile(io.BytesIO(raw)) as file:
                 given = file.samplerate
-                # Few compressed bytes can be hours of silence: what is too long is not decoded.
+                # Checked before decoding: few compressed bytes can be hours of silence.
                 if file.frames > longest_s * given:
                     raise ValueError(
                         f"audio: {file.frames / given:.1f} s; expected at most {longest_s:g} s"
@@ -268,7 +268,7 @@ class SpeechRecognition(Pipeline):
         return mono if given == rate else resample_poly(mono, rate, given).astype(np.float32)
 
     def answer(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the ids of the words."""
+        """Return the token ids of the text."""
         return {"tokens": self.model.generate(**inputs, **self.options)}
 
     def postprocess(self, outputs: Tensors) -> Tensors:
@@ -287,13 +287,13 @@ PIPELINES: dict[str, type[Pipeline]] = {
 
 
 class TransformersRuntime:
-    """One folder's model, as a pipeline."""
+    """The model of one folder, as a pipeline."""
 
     def __init__(self, package: Package, context: ModelContext) -> None:
-        """Load the folder that `artifact` names; by default, the version's own.
+        """Load the folder that `artifact` names; by default, the version's folder.
 
         Raises:
-          PackageError: it holds no such model, or the package does not fit the pipeline.
+          PackageError: the folder holds no such model, or the package does not fit the pipeline.
         """
         wanted = context.parameters.get("pipeline")
         kind = PIPELINES.get(str(wanted))
@@ -320,7 +320,7 @@ class TransformersRuntime:
 
     @property
     def memory_bytes(self) -> int:
-        """The size of the weights."""
+        """Size of the weights in bytes."""
         return self._runner.memory_bytes
 
     def run(self, inputs: Tensors) -> Tensors:

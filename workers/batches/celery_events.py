@@ -1,8 +1,8 @@
-"""What Celery is told of each member of a batch.
+"""All steps in a worker: report the members of batches to Celery, on the worker's event loop.
 
-So `celery inspect`, Flower and warm shutdown see the truth; celery-batches tells nothing. It says
-what Celery's own `strategy.default` and `Request` say, for many members at once: one by one, events
-would cost more than all the rest of a short task. All of it runs on the worker's event loop.
+So `celery inspect`, Flower and warm shutdown see every task; celery-batches reports nothing. The
+reports equal those of Celery's own `strategy.default` and `Request`, for many members at once: one
+by one, events would cost more than all the rest of a short task.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from kombu.asynchronous.timer import Entry
 
 from inferno.protocol.tasks import TaskState
 from inferno.settings import EventSettings
-from workers.batches.settle import Settled
+from workers.batches.settlement import Settled
 
-#: How long an event may wait for others to be published with, in seconds.
+#: How long an event may wait to be published with others, in seconds.
 LINGER_S = 0.1
-#: So many do not wait.
+#: Number of events that are published at once.
 LINGER_EVENTS = 512
-#: How long nothing is said when nobody has listened, in seconds.
+#: Pause without events after nobody has listened, in seconds.
 SILENCE_S = 1.0
 
-# Celery's own JSON, written by a faster library; read like any other.
+# Celery's JSON format, written by a faster library.
 serialization.register(
     "fast-json",
     lambda value: orjson.dumps(value, default=str).decode(),
@@ -46,14 +46,14 @@ serialization.register(
 
 
 class Events:
-    """Tells Celery and whoever listens; made anew with each connection to the broker."""
+    """Reports to Celery and its listeners; replaced with each connection to the broker."""
 
     def __init__(self, consumer: Consumer, settings: EventSettings) -> None:
-        """Have events published in groups; by itself Celery publishes them after each message.
+        """Make Celery publish events in groups; by default it publishes after each message.
 
         Args:
-          consumer: whose tasks it is about.
-          settings: whether, and of how many of them.
+          consumer: the worker's consumer.
+          settings: whether events are sent, and for how many tasks.
         """
         self._consumer = consumer
         self._settings = settings
@@ -66,70 +66,70 @@ class Events:
             self._dispatcher.on_send_buffered = self._buffered
 
     def received(self, requests: Iterable[Request]) -> None:
-        """Tasks have come out of their lane."""
+        """Report that tasks were fetched from their lane."""
         for request in requests:
             state.task_reserved(request)
             signals.task_received.send(sender=self._consumer, request=request)
-        self._tell(requests, "task-received", _received)
+        self._send(requests, "task-received", _received)
 
     def started(self, requests: Sequence[Request]) -> None:
-        """Their forward pass starts."""
+        """Report that a batch was started."""
         pid, now = os.getpid(), time.time()
-        # As `state.task_accepted`, which counts each by itself.
+        # Equals `state.task_accepted` for each task, but counts all at once.
         for request in requests:
             request.worker_pid, request.time_start = pid, now
             state.active_requests.add(request)
         state.total_count.update(request.name for request in requests)
         state.all_total_count[0] += len(requests)
-        self._tell(requests, "task-started", lambda _: {})
+        self._send(requests, "task-started", lambda _: {})
 
     def ended(self, settled: Iterable[Settled]) -> None:
-        """They are settled."""
+        """Report settled members."""
         succeeded: dict[Request, Settled] = {}
         for item in settled:
             request = item.member.request
-            # Which of them have succeeded is remembered only for what Celery itself would run.
+            # Celery's set of successful tasks stays empty: only Celery's own runs need it.
             state.task_ready(request)
             if item.state is TaskState.SUCCEEDED:
                 succeeded[request] = item
             else:
-                self._tell_of_failure(request, item)
-        self._tell(
+                self._report_failure(request, item)
+        self._send(
             succeeded,
             "task-succeeded",
             lambda request: {"result": "", "runtime": succeeded[request].runtime},
         )
 
     def flush(self) -> None:
-        """Publish what has gathered."""
+        """Publish the events that have gathered."""
         self._timer.clear()
         dispatcher = self._dispatcher
         if dispatcher is None:
             return
-        told = bool(dispatcher._group_buffer["task"])
+        published = bool(dispatcher._group_buffer["task"])
         dispatcher.flush()
-        # Other brokers cannot say who listens.
+        # Only our transport knows whether anyone listens.
         audience = getattr(dispatcher.producer.channel, "audience", {})
         nobody = audience.get(dispatcher.exchange.name) == 0
-        if told and nobody and self._settings.send == "auto":
+        if published and nobody and self._settings.send == "auto":
             self._silent_until = time.monotonic() + SILENCE_S
 
-    def _tell_of_failure(self, request: Request, item: Settled) -> None:
+    def _report_failure(self, request: Request, item: Settled) -> None:
         error = item.error
         fields: dict[str, Any]
         if item.state is TaskState.RETRYING:
             text = f"{saferepr(error)}; next attempt in {item.delay_s:.3g} s"
             fields = {"exception": text, "traceback": ""}
-            self._tell([request], "task-retried", lambda _: fields)
+            self._send([request], "task-retried", lambda _: fields)
         elif item.state is TaskState.EXPIRED:
             fields = {"terminated": False, "signum": None, "expired": True}
-            self._tell([request], "task-revoked", lambda _: fields)
+            self._send([request], "task-revoked", lambda _: fields)
         elif error is not None:
             text = "".join(traceback.format_exception(error))
             fields = {"exception": saferepr(error), "traceback": text}
-            self._tell([request], "task-failed", lambda _: fields)
+            self._send([request], "task-failed", lambda _: fields)
 
-    def _tell(
+    def _send(
         self, requests: Iterable[Request], kind: str, fields: Callable[[Request], dict[str, Any]]
     ) -> None:
         dispatcher = self._dispatcher
@@ -160,7 +160,7 @@ class Events:
             self._buffered()
 
     def _is_in_sample(self, task_id: str) -> bool:
-        """Return whether a task is told of: the same answer for all of its events."""
+        """Return whether events of a task are sent; the same for all events of the task."""
         sample = self._settings.sample
         return sample >= 1 or random.Random(task_id).random() < sample
 

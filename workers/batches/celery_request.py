@@ -1,9 +1,9 @@
-"""Celery's request for an ordinary message of a lane, without what Celery does for the others.
+"""Batch step: a fast Celery request for ordinary messages of a lane, on the worker's event loop.
 
-celery.worker reads protocols of both versions, times of several notations and bodies of any type,
-and makes promises to acknowledge each message by itself. That takes longer than all the rest of a
-short task. Here is read what `tasks.intake.submit` and `send_task` write; whatever else comes is
-left to Celery, so that it means the same in every worker.
+Celery's own way reads two protocol versions, several time formats and bodies of any type, and
+creates promises to acknowledge each message. That takes longer than all the rest of a short task.
+This module reads what `tasks.intake.submit` and `send_task` write. All other messages are left to
+Celery, so that they mean the same as in every worker.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from celery_batches import Batches
 
 from tasks.transport import Message
 
-#: Headers with which a message is not ordinary, if they say anything.
-_PARTICULAR = ("compression", "eta", "shadow")
+#: Headers that make a message special unless they are empty.
+_SPECIAL = ("compression", "eta", "shadow")
 
 
 class Delivery(Request):  # type: ignore[misc]
-    """One message in a worker's hands, as Celery's remote control and events know it."""
+    """One message in a worker's hands, as Celery's remote control and events expect it."""
 
     def __init__(
         self, message: Message, payload: Any, expires: datetime | None, task: Batches, c: Consumer
     ) -> None:
-        """Set what Celery's own constructor sets; use `read`.
+        """Set what Celery's own constructor sets; call `read` instead.
 
         Args:
-          message: as it came.
-          payload: what its body says.
-          expires: when it does.
-          task: that it asks for.
+          message: the message from the broker.
+          payload: its decoded body.
+          expires: when the task expires, or None.
+          task: the task that it is for.
           c: the worker's consumer.
         """
         headers, properties, info = message.headers, message.properties, message.delivery_info
@@ -48,7 +48,7 @@ class Delivery(Request):  # type: ignore[misc]
         self._content_encoding = message.content_encoding
         self._utc = True
         self._decoded = False
-        # The name that Python gives to the private attribute of that class.
+        # Python's name for the private attribute `__payload` of Celery's class.
         self._Request__payload = payload
         self._args, self._kwargs, _ = payload
         self.id = headers["id"]
@@ -72,17 +72,17 @@ class Delivery(Request):  # type: ignore[misc]
 
     @classmethod
     def read(cls, message: Message, task: Batches, c: Consumer) -> Delivery | None:
-        """Return the request of a message, or None when Celery shall make one.
+        """Return the request of a message, or None if it is left to Celery.
 
         Args:
-          message: out of a stream.
-          task: of the lane.
+          message: a message from a stream.
+          task: the task of the lane.
           c: the worker's consumer.
         """
         headers = message.headers
         try:
             ours = headers["task"] == task.name and message.content_type == "application/json"
-            if not ours or message.errors or any(map(headers.get, _PARTICULAR)):
+            if not ours or message.errors or any(map(headers.get, _SPECIAL)):
                 return None
             expires = headers.get("expires")
             if expires is not None:

@@ -1,14 +1,10 @@
-"""The batch-aware consumer of one lane: a `celery_batches.Batches` task that is safe.
+"""Batch step: the batch-aware consumer of one lane, on the worker's event loop.
 
-    message -> Member -> BatchFormer -> thread (begin, infer, settle) -> acknowledge
+    message -> Member -> BatchFormer -> thread of the pool (Execution) -> acknowledge
 
-A batch occupies an executor for its forward pass only. The one before it is settled, and the one
-after it may begin, meanwhile, so that Redis' time is not the model's.
-
-celery-batches supplies the task type that consumes messages in groups; what it lacks (it drops
-batches that raise, cuts batches by a free-running timer, and tells Celery nothing) is replaced
-here. Everything in this module runs on the worker's event loop, so that it needs no locks; only
-`_work` runs in a thread of the pool.
+celery-batches supplies the task type that consumes messages in groups. Its unsafe parts are
+replaced here: it drops batches that raise, cuts batches by a free-running timer, and reports
+nothing to Celery. Everything here runs on the event loop and needs no locks, except `_work`.
 """
 
 from __future__ import annotations
@@ -17,15 +13,11 @@ import logging
 import math
 import random
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import redis
 from celery import Celery
-from celery.platforms import EX_FAILURE
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request, create_request_cls
@@ -33,53 +25,36 @@ from celery_batches import Batches
 from kombu.asynchronous.timer import Entry
 
 from inferno import names
-from inferno.batching.former import BatchFormer, Flush, FlushReason, Waiting, bucket
-from inferno.batching.pace import Pace
-from inferno.engine.cores import Cores
-from inferno.engine.engine import Engine, count_rows
-from inferno.errors import (
-    DeadlineExceeded,
-    InfernoError,
-    InvalidInput,
-    ModelNotFound,
-    NotLoaded,
-    PackageError,
-    TaskCancelled,
-)
+from inferno.batching.former import BatchFormer, Flush, FlushReason, WaitingTask, batch_key
+from inferno.errors import DeadlineExceeded, InfernoError, InvalidInput, TaskCancelled
 from inferno.protocol.tasks import TaskState
 from inferno.repository.package import Package
 from inferno.repository.repository import Model
 from inferno.settings import EventSettings
 from tasks.broker.connection import UNAVAILABLE
 from tasks.broker.lanes import Held, Lanes
-from tasks.state import claims
-from tasks.state.transitions import Begun, Verdict
 from tasks.transport import Message
 from workers.batches.celery_events import Events
 from workers.batches.celery_request import Delivery
-from workers.batches.forward import (
-    Answer,
+from workers.batches.execution import Execution, new_batch, threads
+from workers.batches.member import (
     Batch,
-    Coordinator,
     Member,
-    Watch,
-    Webhook,
-    answer,
-    prepare,
-    unanswered,
+    read_arguments,
+    read_member,
+    read_stub,
+    read_version,
 )
-from workers.batches.settle import UNBOUNDED, Settled, Settler
-from workers.batches.turns import Line
+from workers.batches.settle import Settler
+from workers.batches.settlement import Settled
+from workers.batches.turns import Turns
 
 logger = logging.getLogger(__name__)
 
-#: So long before the end of the pass before its own, in seconds, a full batch may begin: its first
-#: steps take their time in Redis, and the executor shall not wait for them. The batch would not get
-#: any better by waiting, but could no longer be cancelled or overtaken.
+#: How long before the end of the running pass a full batch may begin, in seconds. Its first steps
+#: take time in Redis, which the executor should not wait for. Such a batch gains nothing by
+#: waiting, but it can no longer be cancelled or overtaken.
 AHEAD_S = 0.05
-
-#: What Celery itself would run when a task is over. Refused, because whoever asks for it waits.
-_FOLLOWERS = ("callbacks", "errbacks", "chain", "chord")
 
 
 class InferenceTask(Batches):  # type: ignore[misc]
@@ -92,54 +67,43 @@ class InferenceTask(Batches):  # type: ignore[misc]
     def __init__(
         self,
         model: Model,
-        engine: Callable[[int], Engine | Coordinator],
-        settler: Settler,
         lanes: Lanes,
+        settler: Settler,
+        execution: Execution,
         *,
         executors: int,
+        turns: Turns,
         former: BatchFormer[Member],
-        watch: Watch,
-        cores: Cores,
-        pace: Pace,
         settings: EventSettings,
     ) -> None:
         """Serve one model.
 
         Args:
-          model: whose lane this is.
-          engine: gives the loaded engine of a version, or what coordinates it where that is an
-            ensemble; it may take long the first time.
-          settler: writes outcomes.
-          lanes: know what priorities mean to the broker.
+          model: the model of this lane.
+          lanes: translate the broker's priorities.
+          settler: refuses tasks.
+          execution: answers and settles batches.
           executors: forward passes at the same time.
+          turns: order of the forward passes, shared with `execution`.
           former: decides which tasks leave together.
-          watch: guards against a model that hangs.
-          cores: where it runs.
-          pace: measures how fast it is.
-          settings: of what is told of its tasks.
+          settings: which events Celery is sent.
         """
         super().__init__()
         self.name = names.task_name(model.name)
         self._model = model
-        self._engine = engine
-        self._settler = settler
         self._lanes = lanes
+        self._settler = settler
+        self._execution = execution
         self._executors = executors
-        #: The batches that have not had their forward pass yet.
-        self._line = Line(executors)
+        self._turns = turns
         self._former = former
-        self._watch = watch
-        self._cores = cores
-        self._pace = pace
         self._settings = settings
         self._events: Events = None  # type: ignore[assignment]
-        #: All batches that a thread works on.
+        #: Number of batches in threads.
         self._batches = 0
-        #: How long the last pass has taken, in seconds; before the first, it may be long.
-        self._pass_s = math.inf
-        #: What was handed over in this round of the event loop, and is not looked at yet.
+        #: Requests of this round of the event loop that are not admitted yet.
         self._arrived: list[Request] = []
-        #: Messages in the batches that run, each with those that the broker handed over again
+        #: Messages of running batches. For each, the copies that the broker delivered again
         #: meanwhile, after a reconnect.
         self._riding: dict[Held, list[Message]] = {}
         self._topping_up = False
@@ -147,11 +111,11 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._wake_up: Entry | None = None
 
     def serve(self, model: Model, max_rows: int) -> None:
-        """Go on with other versions of the model.
+        """Continue with other versions of the model.
 
         Args:
-          model: as it is now.
-          max_rows: of one forward pass of any of its versions.
+          model: the model as it is now.
+          max_rows: most rows of one forward pass of any version.
         """
         self._model = model
         self._former.max_rows = max_rows
@@ -162,17 +126,17 @@ class InferenceTask(Batches):  # type: ignore[misc]
             f"{self.name} runs in a worker: celery -A tasks worker -Q {self._model.name}"
         )
 
+    # Arrival: from a message to the former
+
     def Strategy(self, task: Batches, app: Celery, consumer: Consumer) -> Callable[..., None]:
         """Return the handler of messages; called again after each reconnect to the broker."""
-        # What waited belongs to the old connection, and the broker hands it over again.
+        # The broker delivers again what waited on the old connection.
         self._former.clear()
         self._arrived.clear()
         self._wake_up = None
         self._consumer = consumer
         self._events = Events(consumer, self._settings)
-        make_request = create_request_cls(
-            Request, task, consumer.pool, consumer.hostname, consumer.event_dispatcher, app=app
-        )
+        make_request = _request_factory(task, app, consumer)
 
         def handle(
             message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any
@@ -181,26 +145,11 @@ class InferenceTask(Batches):  # type: ignore[misc]
                 return
             takers = getattr(message.channel, "takers", None)
             if takers is not None:
-                # From here on, Celery sees only what is out of the ordinary.
+                # From here on, ordinary messages bypass Celery.
                 takers[self._model.name] = self._take
-            # Celery's own `ack` defers to the loop's next round, which comes only when something
-            # else happens: up to a second later. We are on the loop already.
-            request = make_request(
-                message,
-                on_ack=message.ack_log_error,
-                on_reject=message.reject_log_error,
-                app=app,
-                hostname=consumer.hostname,
-                eventer=consumer.event_dispatcher,
-                task=task,
-                connection_errors=consumer.connection_errors,
-                headers=message.headers,
-                body=message.body,
-                decoded=False,
-                utc=True,
-            )
+            request = make_request(message)
             if not self._arrived and not self._topping_up:
-                # The messages of one fetch come one by one, and are looked at together.
+                # Messages of one fetch come one by one, and are admitted together.
                 consumer.timer.call_after(0, self._take_in)
             self._arrived.append(request)
             for callback in callbacks:
@@ -209,7 +158,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         return handle
 
     def _take(self, messages: list[Message]) -> list[Message]:
-        """Take ordinary messages of one fetch; return the others, for Celery to make sense of."""
+        """Take the ordinary messages of one fetch; return the others for Celery."""
         others = []
         for message in messages:
             if self._rides(message):
@@ -223,14 +172,14 @@ class InferenceTask(Batches):  # type: ignore[misc]
         return others
 
     def _rides(self, message: Message) -> bool:
-        """Return whether a message is in a batch that runs, and has come once more."""
+        """Return whether a message belongs to a running batch, and was delivered again."""
         again = self._riding.get(Held.of(message.delivery_info))
         if again is not None:
             again.append(message)
         return again is not None
 
     def _take_in(self) -> None:
-        """Look at the tasks that have arrived, and let leave what should leave now."""
+        """Admit the tasks that have arrived, and start the batches that should leave now."""
         self._receive_all()
         self._pump()
 
@@ -241,11 +190,11 @@ class InferenceTask(Batches):  # type: ignore[misc]
             self._receive(request)
 
     def _receive(self, request: Request) -> None:
-        # Streams keep what is not due yet, by Redis' clock.
-        kept = self._lanes.streams or request.eta is None
-        delay = 0 if kept else request.eta.timestamp() - time.time()
+        # Streams themselves hold back tasks that are not due, by Redis' clock.
+        due = self._lanes.streams or request.eta is None
+        delay = 0 if due else request.eta.timestamp() - time.time()
         if delay > 0:
-            # It holds no place in the prefetch count while it waits.
+            # A task that is not due does not count as prefetched.
             self._consumer.qos.increment_eventually()
             self._consumer.timer.call_after(delay, self._receive_due, (request,), priority=6)
         else:
@@ -257,29 +206,30 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._pump()
 
     def _admit(self, request: Request) -> None:
+        """Put a task into the former, or refuse it."""
         received_at = time.time()
         package = self._model.newest
         try:
-            package = self._package(_arguments(request))
+            package = self._package(read_version(read_arguments(request)))
             if request.id in worker_state.revoked:
                 raise _revoked()
-            member = _member(request, package, received_at, self._lanes)
+            member = read_member(request, package, received_at, self._lanes)
         except InfernoError as error:
-            self._refuse({_stub(request, package, received_at, self._lanes): error})
+            self._refuse({read_stub(request, package, received_at, self._lanes): error})
             return
         except Exception as exc:
-            # Any client may have sent it; it must not go from worker to worker.
+            # Any client may have sent it. Without an outcome it would go from worker to worker.
             logger.exception("task %s cannot be read", request.id)
             odd = InvalidInput(f"the message cannot be read: {type(exc).__name__}: {exc}")
-            self._refuse({_stub(request, package, received_at, self._lanes): odd})
+            self._refuse({read_stub(request, package, received_at, self._lanes): odd})
             return
         now = time.monotonic()
         deadline = now + request.expires.timestamp() - received_at if request.expires else None
         pad = tuple(package.manifest.batching.pad)
         self._former.add(
-            Waiting(
+            WaitingTask(
                 member,
-                bucket(package.version, member.inputs, pad),
+                batch_key(package.version, member.inputs, pad),
                 member.rows,
                 now,
                 deadline,
@@ -288,20 +238,17 @@ class InferenceTask(Batches):  # type: ignore[misc]
             )
         )
 
-    def _package(self, kwargs: dict[str, Any]) -> Package:
-        version = kwargs.get("version")
-        if version is not None and type(version) is not int:
-            raise ModelNotFound(
-                f"expected the version as a whole number, got {version!r}", "version"
-            )
+    def _package(self, version: int | None) -> Package:
         if version is None:
             return self._model.served(None, random.random())
         return self._model.package(version)
 
+    # Departure: from the former to a thread
+
     def _pump(self) -> None:
-        """Let leave what should leave now, and see to it that this is asked again in time."""
+        """Start the batches that should leave now, and set the timer for the next ones."""
         if worker_state.should_stop is not None or worker_state.should_terminate is not None:
-            # What waits goes back to the lane when the channel closes, and no timer fires any more.
+            # Waiting tasks return to the lane when the channel closes. No timer fires any more.
             self._events.flush()
             return
         if self._topping_up:
@@ -324,11 +271,11 @@ class InferenceTask(Batches):  # type: ignore[misc]
 
     @property
     def _free(self) -> int:
-        """How many batches could have their passes at once."""
-        return max(self._executors - len(self._line), 0)
+        """Number of executors without a batch."""
+        return max(self._executors - len(self._turns), 0)
 
     def _next_reason(self, now: float) -> FlushReason | None:
-        """Say why a batch should begin now, or None when none should."""
+        """Return why a batch should begin now, or None if none should."""
         if self._batches >= threads(self._executors):
             return None
         reason = self._former.next_reason(now)
@@ -337,15 +284,15 @@ class InferenceTask(Batches):  # type: ignore[misc]
         return reason if reason is FlushReason.FULL and self._ahead_from(now) <= now else None
 
     def _ahead_from(self, now: float) -> float:
-        """Return from when on a full batch may begin although no executor is free."""
-        if len(self._line) > self._executors:
-            return math.inf  # One has done so already.
-        began = self._line.first_began()
-        return (now if began is None else began) + self._pass_s - AHEAD_S
+        """Return the time from which a full batch may begin although no executor is free."""
+        if len(self._turns) > self._executors:
+            return math.inf  # Another one is ahead already.
+        start = self._turns.oldest_start()
+        return (now if start is None else start) + self._execution.pass_s - AHEAD_S
 
     def _top_up(self) -> bool:
-        """Fetch once more for a batch that would leave with free seats; say whether any came."""
-        # One task alone is the only one of a lone client: nobody else is waiting.
+        """Fetch once more for a batch that would leave with free seats; return whether any came."""
+        # A single task is that of a lone client, so no other task is in the lane.
         return len(self._former) > 1 and self._fetch()
 
     def _fetch(self) -> bool:
@@ -356,7 +303,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         try:
             return bool(fetch())
         except self._consumer.connection_errors as exc:
-            # The event loop finds out by itself, and the transport what was lost with the answer.
+            # The event loop notices the lost connection, and the transport the lost answer.
             logger.warning("no more tasks can be fetched for now: %s", exc)
             return False
         finally:
@@ -400,150 +347,33 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._acknowledge(settled)
 
     def _start(self, flush: Flush[Member]) -> None:
-        batch = _batch(flush.reason, [waiting.task for waiting in flush.members])
+        batch = new_batch(flush.reason, [waiting.task for waiting in flush.members])
         self._events.started([member.request for member in batch.members])
         for member in batch.members:
             if member.held.entry:
                 self._riding[member.held] = []
-        self._line.join(batch.id)
+        self._turns.join(batch.id)
         self._batches += 1
         self._former.started(len(batch.members))
         self._consumer.pool.apply_async(self._work, (batch,))
 
     def _work(self, batch: Batch) -> None:
-        """Answer and settle a batch, in a thread of the pool."""
+        """Answer and settle a batch. Runs in a thread of the pool; reports to the event loop."""
         settled: list[Settled] = []
         try:
-            settled = self._answer(batch)
-        except Exception as exc:
-            logger.exception("batch %s of %s could not be settled", batch.id, self.name)
-            settled = self._abandon(batch, exc)
+            settled = self._execution.run(batch, lambda: self._consumer.call_soon(self._passed))
         finally:
-            self._leave(batch)
             self._consumer.call_soon(self._finish, batch, settled)
 
-    def _leave(self, batch: Batch) -> None:
-        """Let the next batch have its pass, while this one is settled."""
-        if self._line.leave(batch.id):
-            self._consumer.call_soon(self._passed)
-            # Last, because this thread may have to wait for another core.
-            self._cores.leave()
-
-    def _abandon(self, batch: Batch, cause: Exception) -> list[Settled]:
-        """Settle what something unforeseen has happened to; if that fails too, end this worker."""
-        if worker_state.should_stop is not None:
-            return []  # Given back, for others to run.
-        try:
-            return self._settler.abandon(batch.members, cause)
-        except Exception:
-            logger.critical("this worker cannot settle tasks, and ends", exc_info=True)
-            worker_state.should_stop = EX_FAILURE
-            return []
-
-    def _answer(self, batch: Batch) -> list[Settled]:
-        if batch.members[0].package.is_ensemble:
-            return self._coordinate(batch)
-        begun = self._settler.begin(batch)
-        wanted = [member for member, begin in begun.items() if begin.verdict is Verdict.DONE]
-        suspects = {m: begin for m, begin in begun.items() if begin.verdict is Verdict.SUSPECT}
-        turn = self._line.turn(batch.id)
-        settled, answers = self._forward(batch, wanted, turn)
-        if not suspects:
-            self._leave(batch)
-        settled += self._settler.settle(answers)
-        for member, last in suspects.items():
-            # It begins when nobody else has a pass here, or it would be charged with their ends.
-            with self._line.turn(batch.id):
-                settled += self._alone(member, last)
-        over = begun.keys() - suspects.keys() - set(wanted)
-        return settled + [Settled(member, None) for member in over]
-
-    def _coordinate(self, batch: Batch) -> list[Settled]:
-        """Have the members of an ensemble answered by its stages, and settle each when it is.
-
-        No code of a model runs here, so that nobody is suspected when this worker ends.
-        """
-        begun = self._settler.begin(batch, alone=True)
-        wanted = [member for member, begin in begun.items() if begin.verdict is Verdict.DONE]
-        again = {member.request.id for member, begin in begun.items() if begin.attempts > 1}
-        members, settled = self._settler.redeem(wanted)
-        settled += [Settled(member, None) for member in begun.keys() - set(wanted)]
-        with self._line.turn(batch.id):
-            if members:
-                for answers in self._answers(batch, members, again):
-                    settled += self._settler.settle(answers)
-        return settled
-
-    def _answers(
-        self, batch: Batch, members: list[Member], again: set[str]
-    ) -> Iterator[list[Answer]]:
-        try:
-            coordinator = self._engine(members[0].package.version)
-        except InfernoError as exc:
-            logger.error("batch %s: %s", batch.id, exc)
-            return iter([unanswered(batch, members, NotLoaded(exc.detail))])
-        assert not isinstance(coordinator, Engine)
-        return coordinator.answers(batch, members, again)
-
-    def _forward(
-        self, batch: Batch, members: list[Member], turn: AbstractContextManager[Any]
-    ) -> tuple[list[Settled], list[Answer]]:
-        """Give members their forward pass.
-
-        Args:
-          batch: that they ride in.
-          members: of one version, and marked as running.
-          turn: entered for the pass itself.
-        Returns:
-          what became of those that could not have it, and the answers of the others.
-        """
-        if not members:
-            return [], []
-        try:
-            engine = self._engine(members[0].package.version)
-        except PackageError as exc:
-            logger.error("batch %s: %s", batch.id, exc)
-            return [], unanswered(batch, members, NotLoaded(exc.detail))
-        except InfernoError as exc:
-            logger.error("batch %s: %s", batch.id, exc)
-            return self._settler.fail(members, exc), []
-        assert isinstance(engine, Engine)
-        members, lost = self._settler.redeem(members)
-        if not members:
-            return lost, []
-        prepared = None
-        if engine.prepares_ahead and self._line.must_wait(batch.id):
-            prepared = prepare(engine, batch, members, self._watch, ahead=True)
-        with turn:
-            self._cores.take()
-            started, started_at = time.monotonic(), time.time()
-            if prepared is None:
-                prepared = prepare(engine, batch, members, self._watch)
-            answers = answer(engine, prepared, self._watch, started_at)
-            pass_s = time.monotonic() - started
-        self._pass_s = pass_s
-        self._pace.note(len(members), sum(member.rows for member in members), pass_s)
-        return lost, answers
-
-    def _alone(self, member: Member, last: Begun) -> list[Settled]:
-        """Run a member that was in a forward pass during which its worker ended."""
-        if self._settler.exhausted(last):
-            return self._settler.bury(member, last)
-        batch = _batch(FlushReason.ISOLATED, [member])
-        logger.warning(
-            "task %s runs alone: its worker ended during batch %s", member.request.id, last.batch_id
-        )
-        begun = self._settler.begin(batch, alone=True)[member]
-        if begun.verdict is not Verdict.DONE:
-            return [Settled(member, None)]
-        settled, answers = self._forward(batch, [member], nullcontext())
-        return settled + self._settler.settle(answers)
+    # Return: from a thread to the broker
 
     def _passed(self) -> None:
+        """Use the executor that a batch has left."""
         self._former.freed(time.monotonic())
         self._pump()
 
     def _finish(self, batch: Batch, settled: list[Settled]) -> None:
+        """Acknowledge a batch that is settled."""
         self._batches -= 1
         self._former.finished(len(batch.members), time.monotonic())
         again = [m for member in batch.members for m in self._riding.pop(member.held, ())]
@@ -555,12 +385,12 @@ class InferenceTask(Batches):  # type: ignore[misc]
         for message in again if settled else ():
             message.channel.forget(message.delivery_tag)
         if len(self._consumer.task_consumer.queues) > 1:
-            # What waits in this lane may have waited for its share of the prefetch count.
+            # Other lanes may have used up the prefetch count that tasks of this lane waited for.
             self._fetch()
         self._pump()
 
     def give_back(self) -> int:
-        """Give back what waits in the buffer, for other workers; return how many that were."""
+        """Return the waiting tasks to the lane, for other workers; return their number."""
         waiting = self._former.drop(lambda _: True)
         return self._lanes.give_back(self._model.name, [item.task.held for item in waiting])
 
@@ -568,7 +398,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         for item in settled:
             request = item.member.request
             if item.member.held.entry:
-                # Done in the same step as it was settled; what is left is to free its place.
+                # Settling has acknowledged it in Redis; this frees its place in the prefetch count.
                 request.acknowledged = True
                 request.message.channel.forget(request.message.delivery_tag)
             else:
@@ -576,91 +406,27 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._events.ended(settled)
 
 
-def threads(executors: int) -> int:
-    """Return how many batches are worked on at the same time.
-
-    Each executor has one in its forward pass and one that is settled; and one is about to begin.
-    """
-    return 2 * executors + 1
-
-
-def _batch(reason: FlushReason, members: list[Member]) -> Batch:
-    return Batch(uuid.uuid4().hex, reason, members)
-
-
-def _arguments(request: Request) -> dict[str, Any]:
-    try:
-        kwargs = request.kwargs
-    except Exception as exc:  # Whatever the message's encoding makes of its body.
-        raise InvalidInput(f"the message cannot be read: {type(exc).__name__}: {exc}") from exc
-    if not isinstance(kwargs, dict):
-        raise InvalidInput("expected keyword arguments", "inputs")
-    _, _, embedded = request.message.payload
-    followers = [name for name in _FOLLOWERS if embedded.get(name)]
-    if followers:
-        raise InvalidInput(f"nothing can follow the task of a batch: {', '.join(followers)}")
-    return kwargs
-
-
-def _stub(request: Request, package: Package, received_at: float, lanes: Lanes) -> Member:
-    """Return a member that is only to be refused, with what can be read of its message."""
-    webhook, priority, accepted_at = None, 0, received_at
-    with suppress(Exception):
-        priority = lanes.from_broker(request.delivery_info.get("priority"))
-        accepted_at = _time(request.kwargs.get("accepted_at"), received_at)
-        webhook = _webhook(request.kwargs.get("webhook"))
-    held = Held.of(request.message.delivery_info)
-    return Member(
-        request, held, package, {}, 0, None, "json", priority, accepted_at, received_at, webhook
+def _request_factory(task: Batches, app: Celery, consumer: Consumer) -> Callable[[Any], Request]:
+    """Return a function that makes Celery's own request of a message."""
+    make_request = create_request_cls(
+        Request, task, consumer.pool, consumer.hostname, consumer.event_dispatcher, app=app
     )
-
-
-def _member(request: Request, package: Package, received_at: float, lanes: Lanes) -> Member:
-    kwargs = request.kwargs
-    inputs = kwargs.get("inputs")
-    claimed = claims.is_claim(kwargs)
-    if not claimed and not isinstance(inputs, dict):
-        raise InvalidInput(
-            "expected the keyword argument `inputs`, a mapping of named inputs", "inputs"
-        )
-    outputs = kwargs.get("outputs")
-    if outputs is not None:
-        package.signature.check_outputs(outputs)
-    if claimed:
-        arrays = claims.stand_ins(kwargs[claims.ARGUMENT])
-    else:
-        arrays = package.signature.parse(inputs, UNBOUNDED)
-    return Member(
-        request=request,
-        held=Held.of(request.message.delivery_info),
-        package=package,
-        inputs=arrays,
-        rows=count_rows(arrays) if package.signature.batched else 1,
-        outputs=outputs,
-        codec=kwargs.get("codec") or package.manifest.codecs.default,
-        priority=lanes.from_broker(request.delivery_info.get("priority")),
-        accepted_at=_time(kwargs.get("accepted_at"), received_at),
-        received_at=received_at,
-        webhook=_webhook(kwargs.get("webhook")),
-        claimed=claimed,
+    # Celery's own `ack` waits for the next round of the event loop, which may be up to a second
+    # later. Requests are acknowledged on the loop, so they do it directly.
+    return lambda message: make_request(
+        message,
+        on_ack=message.ack_log_error,
+        on_reject=message.reject_log_error,
+        app=app,
+        hostname=consumer.hostname,
+        eventer=consumer.event_dispatcher,
+        task=task,
+        connection_errors=consumer.connection_errors,
+        headers=message.headers,
+        body=message.body,
+        decoded=False,
+        utc=True,
     )
-
-
-def _time(given: Any, default: float) -> float:
-    """Return a time that a client may have sent, if it is one."""
-    if type(given) is float and 0 < given < math.inf:
-        return given
-    is_time = isinstance(given, int | float) and math.isfinite(given) and given > 0
-    return float(given) if is_time else default
-
-
-def _webhook(given: Any) -> Webhook | None:
-    if given is None:
-        return None
-    try:
-        return msgspec.convert(given, Webhook | None)
-    except msgspec.ValidationError as exc:
-        raise InvalidInput(f"{exc}: expected a URL and events", "webhook") from None
 
 
 def _revoked() -> TaskCancelled:

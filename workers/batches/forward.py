@@ -1,6 +1,6 @@
-"""The forward step: answer the members of one batch.
+"""Forward step: answer the members of one batch, in a thread of the worker's pool.
 
-It runs in a thread of the worker's pool. What is wrong with a member becomes its answer.
+An error of a member becomes its answer.
 """
 
 from __future__ import annotations
@@ -10,110 +10,59 @@ import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 import numpy as np
-from celery.worker.request import Request
 
-from inferno.batching.former import FlushReason, isolate
+from inferno.batching.former import FlushReason
+from inferno.batching.isolation import isolate
 from inferno.batching.latency import Pass
-from inferno.engine.engine import Engine, chunks
+from inferno.engine.collation import chunks
+from inferno.engine.engine import Engine
 from inferno.errors import ForwardFailed, InfernoError
 from inferno.protocol.digest import digest
 from inferno.protocol.tasks import BatchInfo, StageRun
 from inferno.protocol.tensors import Tensors
-from inferno.protocol.webhooks import DEFAULT_EVENTS
-from inferno.repository.package import Package
-from tasks.broker.lanes import Held
+from workers.batches.member import Batch, Member, arguments
 
 logger = logging.getLogger(__name__)
 
 
-class Webhook(msgspec.Struct, frozen=True):
-    """Where a task's client wants to be told."""
-
-    url: str
-    #: Of `inferno.protocol.webhooks.EVENTS`.
-    events: tuple[str, ...] = DEFAULT_EVENTS
-
-
-class Member(msgspec.Struct, frozen=True, eq=False):
-    """One task in a worker's hands."""
-
-    request: Request
-    #: Its message.
-    held: Held
-    package: Package
-    inputs: Tensors
-    #: What it fills of a batch: the first dimension of its inputs, or 1 where that is no batch.
-    rows: int
-    #: Outputs that the client wants, or None for all.
-    outputs: list[str] | None
-    #: How numbers are written in the result.
-    codec: str
-    priority: int
-    #: When the client's call was accepted; seconds since the epoch, as all times here.
-    accepted_at: float
-    #: When this worker held the task.
-    received_at: float
-    webhook: Webhook | None = None
-    #: `inputs` only stand in for those that are under a key of their own; see `tasks.state.claims`.
-    claimed: bool = False
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Members that leave for one forward pass together."""
-
-    id: str
-    reason: FlushReason
-    members: list[Member]
-
-
 class Answer(msgspec.Struct, frozen=True, eq=False):
-    """What the forward pass gave one member."""
+    """Result of the forward pass for one member."""
 
     member: Member
-    #: The declared outputs, or why there are none.
+    #: The declared outputs, or the reason why there are none.
     outputs: Tensors | Exception
     batch: BatchInfo
     #: Seconds since the epoch.
     started_at: float
     ended_at: float
-    #: Another member with equal inputs was computed in its place.
+    #: Whether another member with equal inputs was computed in its place.
     twin: bool = False
-    #: Of an ensemble.
+    #: Stages of an ensemble's member.
     stages: tuple[StageRun, ...] = ()
-    #: In which it was computed; several, if some failed or it has more rows than one takes.
+    #: Passes that the member was in: several if some failed, or if it has more rows than one takes.
     passes: Sequence[Pass] = ()
 
 
-class Coordinator(Protocol):
-    """What answers the members of an ensemble's batch, in place of an engine."""
+class EnsembleEngine(Protocol):
+    """What an ensemble has in place of an engine."""
 
     def answers(
-        self, batch: Batch, members: Sequence[Member], again: Container[str]
+        self, batch: Batch, members: Sequence[Member], resumed: Container[str]
     ) -> Iterator[list[Answer]]:
-        """Answer members, those first that are ready first.
+        """Yield the answers of members, as they become ready.
 
         Args:
-          batch: that they came in.
-          members: all of the batch, or fewer.
-          again: ids of tasks that a worker has begun before.
+          batch: the batch of the members.
+          members: all members of the batch, or fewer.
+          resumed: ids of tasks that a worker has begun before.
         """
 
 
-def arguments(member: Member) -> dict[str, Any]:
-    """Return the keyword arguments of a member's message, as far as they can be read."""
-    try:
-        found: Any = member.request.kwargs
-    except Exception:  # Whatever the message's encoding makes of its body.
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-#: Watches what a model does with a batch: its own code runs in the body of the context.
+#: Returns a context for one call of a model's own code with a batch; ends a process that hangs.
 Watch = Callable[[Batch], AbstractContextManager[None]]
 
 
@@ -122,30 +71,27 @@ class Prepared:
     """Members whose inputs are ready for a forward pass."""
 
     batch: Batch
-    #: The members that have to be computed, each with those of equal inputs.
+    #: Members to compute, each with the members of equal inputs.
     twins: dict[Member, list[Member]]
-    #: What the artifact takes of each.
+    #: Preprocessed inputs of each member.
     inputs: list[tuple[Member, Tensors]]
-    #: How long that took, in nanoseconds. Empty of those that had to wait for a pass meanwhile.
+    #: Time of preprocessing, in nanoseconds.
     took_ns: dict[Member, int]
-    #: Those whose inputs the model's own code finds wrong.
+    #: Members whose inputs the model's own code rejects.
     errors: dict[Member, Exception]
 
 
-def prepare(
-    engine: Engine, batch: Batch, members: Sequence[Member], watch: Watch, *, ahead: bool = False
-) -> Prepared:
-    """Preprocess the inputs of those members of a batch that are still wanted.
+def prepare(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watch) -> Prepared:
+    """Preprocess the inputs of members.
 
     A member whose input cannot be prepared fails alone. Where the package allows it, members with
     equal inputs are computed once.
 
     Args:
-      engine: of the members' version.
-      batch: that they came in.
-      members: all of the batch, or fewer.
-      watch: entered for the whole of it.
-      ahead: whether the batch waits for its turn anyway, so that this takes no time of its own.
+      engine: engine of the members' version.
+      batch: the batch of the members.
+      members: all members of the batch, or fewer.
+      watch: entered once, for all members.
     """
     prepared = Prepared(batch, _twins(members), [], {}, {})
     with watch(batch):
@@ -155,27 +101,26 @@ def prepare(
                 prepared.inputs.append((member, engine.prepare(member.inputs)))
             except Exception as exc:
                 prepared.errors[member] = _explain(exc, member)
-            if not ahead:
-                prepared.took_ns[member] = time.perf_counter_ns() - began
+            prepared.took_ns[member] = time.perf_counter_ns() - began
     return prepared
 
 
 def answer(engine: Engine, prepared: Prepared, watch: Watch, started_at: float) -> list[Answer]:
-    """Answer the members of a batch.
+    """Run the forward pass of prepared members.
 
-    One that makes the forward pass fail, fails alone: see `inferno.batching.former.isolate`.
+    A member that makes the pass fail, fails alone: see `inferno.batching.isolation`.
 
     Args:
-      engine: of the members' version.
-      prepared: what `prepare` made of them.
+      engine: engine of the members' version.
+      prepared: result of `prepare`.
       watch: entered for each forward pass.
-      started_at: when the batch had its turn; seconds since the epoch.
+      started_at: start of the batch's turn, in seconds since the epoch.
     """
     answers: list[Answer] = []
     for member, error in prepared.errors.items():
         answers += unanswered(prepared.batch, [member], error, started_at)
     if prepared.inputs:
-        answers += _isolated(engine, prepared, started_at, watch)
+        answers += _Passes(engine, prepared, watch, started_at).answers()
     for one in list(answers):
         answers += (
             msgspec.structs.replace(one, member=twin, twin=True)
@@ -187,13 +132,13 @@ def answer(engine: Engine, prepared: Prepared, watch: Watch, started_at: float) 
 def unanswered(
     batch: Batch, members: Sequence[Member], error: Exception, started_at: float | None = None
 ) -> list[Answer]:
-    """Return the answers of members that have had no forward pass.
+    """Return the answers of members that had no forward pass.
 
     Args:
-      batch: that they came in.
-      members: all of the batch, or fewer.
-      error: why.
-      started_at: when that began; by default just now.
+      batch: the batch of the members.
+      members: all members of the batch, or fewer.
+      error: the reason.
+      started_at: start of the attempt, in seconds since the epoch; by default now.
     """
     now = time.time()
     alone = BatchInfo(batch.id, 1, 1, FlushReason.ISOLATED, 0.0, 0.0)
@@ -201,7 +146,7 @@ def unanswered(
 
 
 def _twins(members: Sequence[Member]) -> dict[Member, list[Member]]:
-    """Return the members that have to be computed, each with those of equal inputs."""
+    """Return the members to compute, each with the members of equal inputs."""
     if len(members) < 2 or not members[0].package.deduplicates:
         return {member: [] for member in members}
     first: dict[str, Member] = {}
@@ -218,52 +163,63 @@ def _twins(members: Sequence[Member]) -> dict[Member, list[Member]]:
     return twins
 
 
-def _isolated(
-    engine: Engine, prepared: Prepared, started_at: float, watch: Watch
-) -> Iterator[Answer]:
-    batch, twins = prepared.batch, prepared.twins
-    # The last pass that each member was in, which is the one that decided it.
-    rode_in: dict[Member, BatchInfo] = {}
-    passes: dict[Member, list[Pass]] = {member: [] for member, _ in prepared.inputs}
+class _Passes:
+    """The forward passes of one batch: one, or several while a failing member is isolated."""
 
-    def forward(members: Sequence[Member], inputs: Sequence[Tensors]) -> list[Tensors]:
-        def began(places: Sequence[int], took: Pass) -> None:
-            for place in places:
-                passes[members[place]].append(took)
-                # It was prepared once, for the first of its passes.
-                took.input_ns += prepared.took_ns.pop(members[place], 0)
+    def __init__(self, engine: Engine, prepared: Prepared, watch: Watch, started_at: float) -> None:
+        self._engine = engine
+        self._prepared = prepared
+        self._watch = watch
+        self._started_at = started_at
+        #: The last pass of each member, which decides its answer.
+        self._rode_in: dict[Member, BatchInfo] = {}
+        self._passes: dict[Member, list[Pass]] = {member: [] for member, _ in prepared.inputs}
 
-        with watch(batch):
-            return engine.forward(inputs, began)
+    def answers(self) -> Iterator[Answer]:
+        for (member, _), outputs in isolate(self._prepared.inputs, self._run):
+            if isinstance(outputs, Exception):
+                outputs = _explain(outputs, member)
+            yield Answer(
+                member,
+                outputs,
+                self._rode_in[member],
+                self._started_at,
+                time.time(),
+                passes=self._passes[member],
+            )
 
-    def run(part: Sequence[tuple[Member, Tensors]]) -> list[Tensors]:
+    def _run(self, part: Sequence[tuple[Member, Tensors]]) -> list[Tensors]:
+        batch, twins = self._prepared.batch, self._prepared.twins
         members = [member for member, _ in part]
         rows = sum(member.rows for member in members)
-        predicted_s = engine.predict(rows)
+        predicted_s = self._engine.predict(rows)
         started = time.monotonic()
         try:
-            if part[0][0].rows > engine.max_batch_size:
-                # A task of more rows than one pass takes rides alone, in pieces.
-                pieces = chunks(part[0][1], engine.max_batch_size)
-                return [_joined([forward(members, [piece])[0] for piece in pieces])]
-            return forward(members, [inputs for _, inputs in part])
+            if part[0][0].rows > self._engine.max_batch_size:
+                # A task with more rows than one pass takes is alone in its batch, and cut up.
+                pieces = chunks(part[0][1], self._engine.max_batch_size)
+                return [_joined([self._forward(members, [piece])[0] for piece in pieces])]
+            return self._forward(members, [inputs for _, inputs in part])
         finally:
             info = BatchInfo(
                 batch.id,
-                sum(1 + len(twins[member]) for member, _ in part),
+                sum(1 + len(twins[member]) for member in members),
                 rows,
-                batch.reason if len(part) == len(prepared.inputs) else FlushReason.ISOLATED,
+                batch.reason if len(part) == len(self._prepared.inputs) else FlushReason.ISOLATED,
                 predicted_ms=round(predicted_s * 1000, 3),
                 run_ms=round((time.monotonic() - started) * 1000, 3),
             )
-            rode_in.update((member, info) for member, _ in part)
+            self._rode_in.update((member, info) for member in members)
 
-    for (member, _), outputs in isolate(prepared.inputs, run):
-        if isinstance(outputs, Exception):
-            outputs = _explain(outputs, member)
-        yield Answer(
-            member, outputs, rode_in[member], started_at, time.time(), passes=passes[member]
-        )
+    def _forward(self, members: Sequence[Member], inputs: Sequence[Tensors]) -> list[Tensors]:
+        def began(places: Sequence[int], took: Pass) -> None:
+            for place in places:
+                self._passes[members[place]].append(took)
+                # Preprocessing happened once, so it counts for the member's first pass only.
+                took.input_ns += self._prepared.took_ns.pop(members[place], 0)
+
+        with self._watch(self._prepared.batch):
+            return self._engine.forward(inputs, began)
 
 
 def _joined(pieces: Sequence[Tensors]) -> Tensors:

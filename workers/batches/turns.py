@@ -1,4 +1,7 @@
-"""The line in which batches wait for their forward pass."""
+"""Forward step: batches take turns on the executors, in the order in which they left the buffer.
+
+The event loop adds batches; threads of the pool wait for their turns.
+"""
 
 from __future__ import annotations
 
@@ -8,53 +11,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Line:
-    """Lets so many at a time go on, in the order in which they have joined.
+class Turns:
+    """Lets the first `executors` batches of a queue have their forward passes; thread-safe.
 
-    The order is that of joining, not of asking: threads begin at different speeds, and what has
-    left the buffer first shall have its pass first.
+    Threads begin at different speeds, so the order is that of joining: the batch that left the
+    buffer first has its pass first.
     """
 
-    def __init__(self, places: int) -> None:
-        """Store how many may go on at the same time."""
-        self._places = places
-        self._line: list[str] = []
-        #: When the turns of those began that have theirs, by the monotonic clock.
-        self._began: dict[str, float] = {}
+    def __init__(self, executors: int) -> None:
+        """Store how many batches may have their passes at the same time."""
+        self._executors = executors
+        #: Ids of the batches that have not had their passes, in order.
+        self._queue: list[str] = []
+        #: Start time of each batch that is in its pass, on the monotonic clock.
+        self._started: dict[str, float] = {}
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
-        return len(self._line)
+        return len(self._queue)
 
-    def join(self, who: str) -> None:
-        """Take the last place."""
+    def join(self, batch_id: str) -> None:
+        """Add a batch at the end."""
         with self._changed:
-            self._line.append(who)
+            self._queue.append(batch_id)
 
     @contextmanager
-    def turn(self, who: str) -> Iterator[None]:
-        """Wait for the turn of one that has joined; it keeps its place until it leaves."""
+    def turn(self, batch_id: str) -> Iterator[None]:
+        """Wait for the turn of a batch that has joined; it keeps its place until it leaves."""
         with self._changed:
-            self._changed.wait_for(lambda: not self.must_wait(who))
-            self._began[who] = time.monotonic()
+            self._changed.wait_for(lambda: batch_id not in self._queue[self._executors :])
+            self._started[batch_id] = time.monotonic()
         yield
 
-    def must_wait(self, who: str) -> bool:
-        """Return whether one has joined whose turn has not come."""
+    def oldest_start(self) -> float | None:
+        """Return the start time of the oldest running pass, or None if none is running."""
         with self._changed:
-            return who in self._line[self._places :]
+            return min(self._started.values(), default=None)
 
-    def first_began(self) -> float | None:
-        """Return when the oldest turn began that is not over, or None when nobody has one."""
+    def leave(self, batch_id: str) -> bool:
+        """Free the place of a batch; return whether it still had one."""
         with self._changed:
-            return min(self._began.values(), default=None)
-
-    def leave(self, who: str) -> bool:
-        """Let others go on; returns whether it was in the line."""
-        with self._changed:
-            if who not in self._line:
+            if batch_id not in self._queue:
                 return False
-            self._line.remove(who)
-            self._began.pop(who, None)
+            self._queue.remove(batch_id)
+            self._started.pop(batch_id, None)
             self._changed.notify_all()
             return True

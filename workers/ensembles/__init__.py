@@ -1,1 +1,1 @@
-"""Models of models: the coordinator of their stages."""
+"""Ensembles: models whose package is a graph of other models."""

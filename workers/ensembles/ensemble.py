@@ -1,13 +1,15 @@
-"""Answers the tasks of an ensemble by tasks of its stages' models.
+"""Forward step of an ensemble: answer a batch by submitting tasks to its stages' models.
 
-Each stage of each member is an ordinary durable task in its model's own lane, so that it rides in
-the batches that form there, whoever else it comes from:
+Each stage of each member is an ordinary durable task in its model's own lane, so it shares batches
+with all other tasks there:
 
-    ready stages of all members --submit--> lanes ... outcomes --> values --> stages now ready
+    ready stages of all members --submit--> lanes ... outcomes --> values --> more ready stages
 
-Members do not wait for each other. A stage's task has an id that follows from the ensemble's task
-and the stage's name: when this worker ends, the next one to hold the ensemble's task finds what was
-begun, and goes on from there.
+Members do not wait for each other. The task id of a stage is derived from the ensemble's task and
+the stage's name: when this worker ends, the next holder of the ensemble's task finds the stages in
+progress, and continues.
+
+It runs in a thread of the worker's pool, one for each batch.
 """
 
 from __future__ import annotations
@@ -16,27 +18,17 @@ import logging
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import msgspec
 from celery import Celery
 from celery.worker import state as worker_state
 
-from inferno.errors import (
-    BrokerUnavailable,
-    DeadlineExceeded,
-    InfernoError,
-    ResultExpired,
-    TaskCancelled,
-)
+from inferno.errors import BrokerUnavailable, InfernoError, ResultExpired, TaskCancelled
 from inferno.names import stage_task_id
-from inferno.protocol import tensors
-from inferno.protocol.requests import InferRequest
-from inferno.protocol.tasks import BatchInfo, StageRun
+from inferno.protocol.tasks import BatchInfo
 from inferno.protocol.tensors import Tensors
-from inferno.repository.graph import Stage, needed
+from inferno.repository.graph import Stage
 from inferno.repository.package import Package
 from inferno.settings import Settings
 from tasks.broker.connection import connect
@@ -47,113 +39,32 @@ from tasks.intake.submit import Submission, Submitter
 from tasks.results.bridge import Bridge, Subscription
 from tasks.state.deployments import Deployments, Outdated
 from tasks.state.records import Outcome, Records
-from workers.batches.forward import Answer, Batch, Member, arguments
+from workers.batches.forward import Answer
+from workers.batches.member import Batch, Member
+from workers.ensembles.course import Course, StageTask
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: How often it is looked whether tasks are over that nobody has told of, in seconds.
+#: Interval at which Redis is searched for outcomes that were not announced, in seconds.
 TICK_S = 1.0
-#: Pause before another try when Redis does not answer, in seconds.
+#: Pause before another attempt when Redis is unavailable, in seconds.
 RETRY_S = 0.5
-#: How long a stopping worker still waits for stages, in seconds. What is not answered by then is
-#: given back, and another worker goes on with it.
+#: How long a stopping worker waits for stages, in seconds. It gives back the members that are not
+#: answered by then, and another worker continues.
 GRACE_S = 2.0
 
 
-class _Given(msgspec.Struct):
-    """What a stage's result says."""
-
-    version: int
-    outputs: dict[str, Any]
-
-
-_decode = msgspec.json.Decoder(_Given).decode
-
-
 class _Stopped(Exception):
-    """This worker stops, and others go on."""
+    """This worker stops, and others continue."""
 
 
-@dataclass(frozen=True)
-class _StageTask:
-    """A stage of one member that is under way."""
-
-    stage: Stage
-    began_at: float
-    subscription: Subscription
-
-
-@dataclass(eq=False)
-class _Run:
-    """One member on its way through the stages."""
-
-    member: Member
-    #: Stages that have not begun.
-    left: list[Stage]
-    values: Tensors
-    #: Values that are there, and optional ones that nobody has given.
-    known: set[str]
-    #: What is under way, by the ids of its tasks.
-    tasks: dict[str, _StageTask] = field(default_factory=dict)
-    stages: list[StageRun] = field(default_factory=list)
-    error: InfernoError | None = None
-    started_at: float = field(default_factory=time.time)
-
-    @classmethod
-    def of(cls, member: Member) -> _Run:
-        signature = member.package.signature
-        outputs = member.outputs or [spec.name for spec in signature.outputs]
-        left = needed(member.package.manifest.ensemble, outputs)
-        inputs = {spec.name for spec in signature.inputs}
-        return cls(member, left, dict(member.inputs), inputs)
-
-    @property
-    def task_id(self) -> str:
-        return str(self.member.request.id)
-
-    @property
-    def over(self) -> bool:
-        return self.error is not None or not (self.left or self.tasks)
-
-    def ready(self) -> list[Stage]:
-        """Return the stages that can begin now."""
-        return [stage for stage in self.left if stage.takes <= self.known]
-
-    def fail(self, stage: Stage, error: InfernoError) -> None:
-        """End with a stage's error."""
-        where = None if error.field is None else f"{stage.name}.{error.field}"
-        crossed = type(error)(f"stage {stage.name}: {error.detail}", where)
-        # Its own lane has tried again, if that was worth it.
-        crossed.transient = False
-        self.error = crossed
-
-    def take(self, outcome: Outcome) -> None:
-        """Go on with the outcome of one of its stages."""
-        task = self.tasks.pop(outcome.task_id)
-        task.subscription.close()
-        if outcome.error is not None:
-            self.fail(task.stage, outcome.error)
-            return
-        given = _decode(outcome.result)
-        for name, value in task.stage.outputs.items():
-            if name in given.outputs:
-                tensor = given.outputs[name]
-                field_name = f"{task.stage.name}.outputs.{name}"
-                self.values[value] = tensors.decode(tensor, tensor["dtype"], field_name)
-        self.known |= task.stage.gives
-        ms = round((time.monotonic() - task.began_at) * 1000, 3)
-        self.stages.append(
-            StageRun(task.stage.name, task.stage.model, given.version, outcome.task_id, ms)
-        )
-
-
-class Coordinator:
-    """Coordinates all ensembles of a worker; it computes nothing itself."""
+class Services:
+    """What all ensembles of a worker share to submit, cancel and await tasks of stages."""
 
     def __init__(self, app: Celery, settings: Settings) -> None:
-        """Read which models there are, and store how to reach them.
+        """Connect to Redis, and read which models there are.
 
         Raises:
           PackageError: the model repository cannot be read.
@@ -168,179 +79,167 @@ class Coordinator:
 
 
 class Ensemble:
-    """One loaded ensemble: what an engine is to other models."""
+    """One loaded ensemble; it takes the place of an engine and computes nothing itself."""
 
-    #: It has no weights.
+    #: An ensemble has no weights.
     memory_bytes = 0
 
-    def __init__(self, package: Package, coordinator: Coordinator) -> None:
-        """Store what there is; an ensemble has nothing to load."""
+    def __init__(self, package: Package, services: Services) -> None:
+        """Store the package; an ensemble has nothing to load."""
         self.package = package
-        self._coordinator = coordinator
+        self._services = services
 
     def predict(self, rows: int) -> float:
-        """Return 0: how long a batch takes depends on what else waits for its stages."""
+        """Return 0 for unknown: the time depends on the other tasks in the stages' lanes."""
         return 0.0
 
     def answers(
-        self, batch: Batch, members: Sequence[Member], again: Container[str]
+        self, batch: Batch, members: Sequence[Member], resumed: Container[str]
     ) -> Iterator[list[Answer]]:
-        """Answer the members of a batch, those first that are ready first.
+        """Yield the answers of members, as they become ready.
 
-        It ends early when the worker stops; who has no answer then is to be given back.
+        Ends early when the worker stops. Members without an answer must be given back then.
 
         Args:
-          batch: that they came in.
-          members: all of the batch, or fewer.
-          again: ids of tasks that a worker has begun before.
+          batch: the batch of the members.
+          members: all members of the batch, or fewer.
+          resumed: ids of tasks that a worker has begun before.
         """
-        course = _Course(self._coordinator, batch, members)
+        courses = _Courses(self._services, batch, members)
         try:
-            course.resume(again)
-            while course.runs:
-                course.begin()
-                if answers := course.answers():
+            courses.resume(resumed)
+            while courses.by_task:
+                courses.begin()
+                if answers := courses.answers():
                     yield answers
                 else:
-                    course.wait()
+                    courses.wait()
         except _Stopped:
-            logger.info("%d tasks are left for another worker", len(course.runs))
+            logger.info("%d tasks are left for another worker", len(courses.by_task))
         finally:
-            course.close()
+            courses.close()
 
 
-class _Course:
-    """One batch on its way; it belongs to one thread."""
+class _Courses:
+    """The courses of one batch; they belong to one thread."""
 
-    def __init__(self, coordinator: Coordinator, batch: Batch, members: Sequence[Member]) -> None:
-        self._here = coordinator
+    def __init__(self, services: Services, batch: Batch, members: Sequence[Member]) -> None:
+        self._services = services
         self._batch = batch
         self._rows = sum(member.rows for member in members)
         self._size = len(members)
-        self.runs = {str(member.request.id): _Run.of(member) for member in members}
-        #: Of stages' tasks; whoever learns of one puts it here.
+        #: Courses that are not answered yet, by the ids of the ensemble's tasks.
+        self.by_task = {str(member.request.id): Course.of(member) for member in members}
+        #: Courses by the task ids of their stages in progress.
+        self._by_stage_task: dict[str, Course] = {}
+        #: Outcomes of stages. Other threads add them: those of the bridge and the deadlines.
         self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
-        #: Whose stage a task is.
-        self._runs_by_task: dict[str, _Run] = {}
         self._next_look = time.monotonic() + TICK_S
         self._stopping_since: float | None = None
 
-    def resume(self, again: Container[str]) -> None:
-        """Take up the stages that another worker has begun."""
+    def resume(self, resumed: Container[str]) -> None:
+        """Continue the stages that another worker has begun."""
         begun = {
-            stage_task_id(run.task_id, stage.name): (run, stage)
-            for run in self.runs.values()
-            if run.task_id in again
-            for stage in run.left
+            stage_task_id(course.task_id, stage.name): (course, stage)
+            for course in self.by_task.values()
+            if course.task_id in resumed
+            for stage in course.left
         }
         if not begun:
             return
-        records = self._persist(lambda: self._here.records.records(list(begun)))
-        outcomes = self._persist(lambda: self._here.records.outcomes(list(begun)))
-        for (task_id, (run, stage)), record in zip(begun.items(), records, strict=True):
+        records = self._persist(lambda: self._services.records.records(list(begun)))
+        outcomes = self._persist(lambda: self._services.records.outcomes(list(begun)))
+        for (task_id, (course, stage)), record in zip(begun.items(), records, strict=True):
             if record is None:
                 continue
             outcome = outcomes.get(task_id)
             if outcome is None and record.state.terminal:
-                run.fail(stage, ResultExpired("its result was deleted before it was used"))
+                course.fail(stage, ResultExpired("its result was deleted before it was used"))
                 continue
-            # Whoever submitted it was to be told, and is gone.
-            self._join(run, stage, task_id, self._here.bridge.subscribe)
+            # The outcome is announced to the worker that submitted the stage, so subscribe to it.
+            self._join(course, stage, task_id, self._services.bridge.subscribe)
             if outcome is not None:
                 self._outcomes.put(outcome)
 
     def begin(self) -> None:
-        """Submit the stages that can begin."""
+        """Submit all stages that can begin."""
         ready = [
-            (run, stage) for run in self.runs.values() if run.error is None for stage in run.ready()
+            (course, stage)
+            for course in self.by_task.values()
+            if course.error is None
+            for stage in course.ready()
         ]
         while ready:
             submissions: list[Submission] = []
-            submitted: list[tuple[_Run, Stage]] = []
-            for run, stage in ready:
+            submitted: list[tuple[Course, Stage]] = []
+            for course, stage in ready:
                 try:
-                    submissions.append(self._submission(run, stage))
-                    submitted.append((run, stage))
+                    submissions.append(self._submission(course, stage))
+                    submitted.append((course, stage))
                 except InfernoError as error:
-                    run.fail(stage, error)
+                    course.fail(stage, error)
             ready = self._submit(submissions, submitted) if submissions else []
 
+    def _submission(self, course: Course, stage: Stage) -> Submission:
+        """Return the submission of a stage.
+
+        Raises:
+          DeadlineExceeded: the member's deadline is over.
+          ModelNotFound: the stage's model is gone.
+        """
+        request, inputs = course.request(stage)
+        package, generation = self._services.catalog.choose(stage.model, stage.version)
+        task_id = stage_task_id(course.task_id, stage.name)
+        return Submission(request, package, inputs, task_id, course.task_id, generation)
+
     def _submit(
-        self, submissions: list[Submission], ready: list[tuple[_Run, Stage]]
-    ) -> list[tuple[_Run, Stage]]:
-        """Submit stages; returns those for which another version is to be chosen."""
-        for one, (run, stage) in zip(submissions, ready, strict=True):
-            self._join(run, stage, one.task_id, self._here.bridge.expect)
-        reply_to = self._here.bridge.reply_to
-        answers = self._persist(lambda: self._here.submitter.submit_all(submissions, reply_to))
+        self, submissions: list[Submission], ready: list[tuple[Course, Stage]]
+    ) -> list[tuple[Course, Stage]]:
+        """Submit stages; return those that must be submitted again, with another version."""
+        for one, (course, stage) in zip(submissions, ready, strict=True):
+            self._join(course, stage, one.task_id, self._services.bridge.expect)
+        reply_to = self._services.bridge.reply_to
+        answers = self._persist(lambda: self._services.submitter.submit_all(submissions, reply_to))
         outdated = []
-        for one, (run, stage), answer in zip(submissions, ready, answers, strict=True):
+        for one, (course, stage), answer in zip(submissions, ready, answers, strict=True):
             if isinstance(answer, Outdated):
-                self._part(run, one.task_id)
-                run.left.append(stage)
-                outdated.append((run, stage))
+                self._part(course, one.task_id)
+                course.left.append(stage)
+                outdated.append((course, stage))
             elif isinstance(answer, InfernoError):
-                self._part(run, one.task_id)
-                run.fail(stage, answer)
+                self._part(course, one.task_id)
+                course.fail(stage, answer)
             elif isinstance(answer, Exception):
                 raise answer
             elif answer.outcome is not None:
                 self._outcomes.put(answer.outcome)
             else:
-                self._here.deadlines.watch(one.task_id, answer.deadline)
+                self._services.deadlines.watch(one.task_id, answer.deadline)
         if outdated:
-            self._persist(lambda: self._here.catalog.refresh(packages=False))
+            self._persist(lambda: self._services.catalog.refresh(packages=False))
         return outdated
-
-    def _submission(self, run: _Run, stage: Stage) -> Submission:
-        """Return what a stage is asked.
-
-        Raises:
-          DeadlineExceeded: it could not begin in time.
-          ModelNotFound: its model is gone.
-        """
-        member = run.member
-        left_ms = None
-        if member.request.expires is not None:
-            left_ms = (member.request.expires.timestamp() - time.time()) * 1000
-            if left_ms <= 0:
-                raise DeadlineExceeded("it could not begin within timeout_ms", "timeout_ms")
-        package, generation = self._here.catalog.choose(stage.model, stage.version)
-        inputs = {
-            name: run.values[value] for name, value in stage.inputs.items() if value in run.values
-        }
-        request = InferRequest(
-            inputs=None,
-            model=stage.model,
-            version=stage.version,
-            outputs=list(stage.outputs),
-            priority=member.priority,
-            timeout_ms=left_ms,
-            codec="base64",
-            cache=arguments(member).get("cache") is not False,
-        )
-        task_id = stage_task_id(run.task_id, stage.name)
-        return Submission(request, package, inputs, task_id, run.task_id, generation)
 
     def _join(
         self,
-        run: _Run,
+        course: Course,
         stage: Stage,
         task_id: str,
         listen: Callable[[str, Callable[[Outcome], None]], Subscription],
     ) -> None:
-        run.left.remove(stage)
-        self._runs_by_task[task_id] = run
-        run.tasks[task_id] = _StageTask(
+        """Note that a stage is in progress, and listen for its outcome."""
+        course.left.remove(stage)
+        self._by_stage_task[task_id] = course
+        course.tasks[task_id] = StageTask(
             stage, time.monotonic(), listen(task_id, self._outcomes.put)
         )
 
-    def _part(self, run: _Run, task_id: str) -> None:
-        del self._runs_by_task[task_id]
-        run.tasks.pop(task_id).subscription.close()
+    def _part(self, course: Course, task_id: str) -> None:
+        """Forget a stage in progress."""
+        del self._by_stage_task[task_id]
+        course.tasks.pop(task_id).subscription.close()
 
     def wait(self) -> None:
-        """Go on when a stage is over, or it is time to look after everyone.
+        """Return when a stage is over, or after a while.
 
         Raises:
           _Stopped: the worker stops.
@@ -348,7 +247,7 @@ class _Course:
         try:
             self._take(self._outcomes.get(timeout=max(self._next_look - time.monotonic(), 0)))
             while True:
-                # Those of a batch come together.
+                # Outcomes of one batch come together.
                 self._take(self._outcomes.get_nowait())
         except Empty:
             pass
@@ -359,56 +258,52 @@ class _Course:
                 self._look()
 
     def _take(self, outcome: Outcome) -> None:
-        run = self._runs_by_task.pop(outcome.task_id, None)
-        if run is not None and run.error is None:
-            run.take(outcome)
+        course = self._by_stage_task.pop(outcome.task_id, None)
+        if course is not None and course.error is None:
+            course.take(outcome)
 
     def _look(self) -> None:
-        """Learn of stages that Celery itself has ended, and of members that were cancelled."""
-        over = self._here.records.outcomes([*self._runs_by_task, *self.runs])
+        """Search Redis for stages that Celery itself has ended, and for cancelled members."""
+        over = self._services.records.outcomes([*self._by_stage_task, *self.by_task])
         for task_id, outcome in over.items():
-            if task_id in self.runs:
-                # Whatever is answered now is dropped.
-                self.runs[task_id].error = TaskCancelled("it was cancelled")
+            if task_id in self.by_task:
+                # The member is settled already, so its answer will be dropped.
+                self.by_task[task_id].error = TaskCancelled("it was cancelled")
             else:
                 self._take(outcome)
 
     def answers(self) -> list[Answer]:
-        """Return the answers of members that are over, and forget these."""
-        over = [run for run in self.runs.values() if run.over]
-        for run in over:
-            del self.runs[run.task_id]
-            self._call_off(run)
-        return [self._answer(run) for run in over]
+        """Return the answers of members that are over, and forget these members."""
+        over = [course for course in self.by_task.values() if course.over]
+        for course in over:
+            del self.by_task[course.task_id]
+            self._cancel_stages(course)
+        return [self._answer(course) for course in over]
 
-    def _call_off(self, run: _Run) -> None:
-        """Cancel the stages of a member that has failed; it is a pity, but no more, if one runs."""
-        for task_id in list(run.tasks):
-            if task_id in self._runs_by_task:
-                self._part(run, task_id)
+    def _cancel_stages(self, course: Course) -> None:
+        """Cancel the stages of a failed member. Best effort: a running stage finishes unused."""
+        for task_id in list(course.tasks):
+            if task_id in self._by_stage_task:
+                self._part(course, task_id)
             with suppress(InfernoError):
-                self._here.control.cancel(task_id)
+                self._services.control.cancel(task_id)
 
-    def _answer(self, run: _Run) -> Answer:
-        member, ended_at = run.member, time.time()
-        run_ms = round((ended_at - run.started_at) * 1000, 3)
+    def _answer(self, course: Course) -> Answer:
+        ended_at = time.time()
+        run_ms = round((ended_at - course.started_at) * 1000, 3)
         reason = self._batch.reason
         batch = BatchInfo(self._batch.id, self._size, self._rows, reason, 0.0, run_ms)
-        outputs: Tensors | Exception = run.error or {
-            spec.name: run.values[spec.name]
-            for spec in member.package.signature.outputs
-            if spec.name in run.values
-        }
-        stages = tuple(run.stages)
-        return Answer(member, outputs, batch, run.started_at, ended_at, stages=stages)
+        outputs: Tensors | Exception = course.error or course.outputs()
+        stages = tuple(course.stages)
+        return Answer(course.member, outputs, batch, course.started_at, ended_at, stages=stages)
 
     def close(self) -> None:
-        """Wait for nobody any more."""
-        for task_id, run in self._runs_by_task.items():
-            run.tasks[task_id].subscription.close()
+        """Stop listening for stages in progress."""
+        for task_id, course in self._by_stage_task.items():
+            course.tasks[task_id].subscription.close()
 
     def _persist(self, ask: Callable[[], T]) -> T:
-        """Ask Redis, and wait as long as it takes for one that is away.
+        """Ask Redis, and retry for as long as it is unavailable.
 
         Raises:
           _Stopped: the worker stops.

@@ -1,122 +1,61 @@
-"""Which models a worker serves, and their engines: load, warm up, hand out, unload."""
+"""One model of a worker: which of its versions are loaded, and which should be.
+
+Threads of the pool ask for engines; the reconciler's thread loads and unloads.
+"""
 
 from __future__ import annotations
 
 import logging
-import os
-import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable
 from threading import Lock
 
-from celery import Celery
-
-from inferno.batching.former import BatchFormer, Bucket
 from inferno.batching.pace import Pace
-from inferno.engine.cores import Cores
-from inferno.engine.engine import Engine, choose_device
-from inferno.errors import ConfigurationError, ModelNotFound, PackageError
-from inferno.repository.package import Package, Stamp
-from inferno.repository.repository import Model, Repository
+from inferno.engine.engine import Engine
+from inferno.errors import ModelNotFound, PackageError
+from inferno.repository.package import Package
+from inferno.repository.repository import Model
 from inferno.settings import Settings
-from tasks.broker.lanes import Lanes
 from tasks.state.cluster import HeldVersion
 from tasks.state.deployments import Deployment
-from workers.batches.consumer import InferenceTask, threads
-from workers.batches.forward import Batch, Member
-from workers.batches.settle import Settler
-from workers.ensembles.ensemble import Coordinator, Ensemble
-from workers.hosting.watchdog import Watchdog
+from workers.batches.execution import threads
+from workers.ensembles.ensemble import Ensemble
+from workers.hosting.loading import Failure, Loaded, Loader, NoRoom
 
 logger = logging.getLogger(__name__)
-
-
-#: By how much the priority of a thread that loads beside a version that answers is lowered, see
-#: nice(1): where both want the same core, it gets a tenth of it.
-NICENESS = 10
-
-
-class NoRoom(PackageError):
-    """What is loaded already leaves no room for a version within the memory budget."""
-
-
-@dataclass
-class Loaded:
-    """A version that is loaded and warm."""
-
-    engine: Engine | Ensemble
-    #: `Package.digest` of what was loaded.
-    digest: str
-    #: As `Deployment.asked` when that was found to be what the repository holds.
-    asked: int
-    #: How long it took, in seconds.
-    load_s: float
-    #: When it was used last; monotonic seconds.
-    used_at: float
-    #: Why it could not be loaded anew.
-    error: str | None = None
-
-    @property
-    def memory_bytes(self) -> int:
-        """What it takes of memory, as far as it can be known."""
-        return self.engine.memory_bytes
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A version that could not be loaded."""
-
-    error: str
-    #: As `Deployment.asked`.
-    asked: int
-    #: `Package.seen` of what could not be loaded; None if there was nothing.
-    seen: Stamp | None
 
 
 class HostedModel:
     """One model of a worker, with the engines of its versions."""
 
-    def __init__(
-        self,
-        model: Model,
-        settings: Settings,
-        watchdog: Watchdog,
-        cores: Cores,
-        coordinator: Callable[[], Coordinator],
-    ) -> None:
+    def __init__(self, model: Model, settings: Settings, loader: Loader) -> None:
         """Store what to load; nothing is loaded yet.
 
         Args:
-          model: as it is in the repository.
-          settings: of batches, passes and the repository.
-          watchdog: of this process.
-          cores: where passes run.
-          coordinator: gives the one of this process, for versions that are ensembles.
+          model: the model as it is in the repository.
+          settings: batching, inference and repository.
+          loader: loads versions.
         """
-        self._coordinator = coordinator
         self.model = model
-        self.wanted = Deployment()
+        #: Desired state of the model.
+        self.desired = Deployment()
         self._settings = settings
-        self._watchdog = watchdog
-        self._cores = cores
+        self._loader = loader
         self._loaded: dict[int, Loaded] = {}
         self._failures: dict[int, Failure] = {}
-        #: Versions that had to go, and are not loaded again until somebody asks for them.
+        #: Versions that were unloaded, and stay so until they are asked for.
         self._dismissed: set[int] = set()
         #: Versions that have just lost their share of the requests.
         self._retired: set[int] = set()
         #: The version that is being loaded.
         self._loading: int | None = None
+        #: Held while a version is loaded: one at a time.
         self._lock = Lock()
-        self._task: InferenceTask | None = None
-        #: Called before a version is loaded, with its package and whether others may have to go.
+        #: Called before a version is loaded, with its package and whether others may be unloaded.
         self.make_room: Callable[[Package, bool], None] = lambda package, evict: None
-        # What a lane is like for all versions is as the one has it that is active at first.
+        #: Called after each `reconcile`.
+        self.reconciled: Callable[[], None] = lambda: None
+        # All versions share the lane, so its properties come from the version active at the start.
         package = model.described
         delay_ms = package.max_batch_delay_ms(settings.batching.max_batch_delay_ms)
         self.window_s = delay_ms / 1000
@@ -132,18 +71,18 @@ class HostedModel:
 
     @property
     def max_batch_size(self) -> int:
-        """Rows of a batch, at most; one that suits all versions, because any may come next."""
+        """Most rows of a batch that every version accepts, because any may come next."""
         default = self._settings.batching.max_batch_size
         return min(package.max_batch_size(default) for package in self.model.versions.values())
 
     @property
     def prefetch(self) -> int:
-        """How many tasks to hold: as many batches as are worked on at the same time."""
+        """Number of tasks to hold: one full batch for each thread."""
         return self.max_batch_size * self.threads
 
     @property
     def threads(self) -> int:
-        """Threads that work on its batches."""
+        """Number of threads that work on its batches."""
         return threads(self.executors)
 
     @property
@@ -153,11 +92,11 @@ class HostedModel:
 
     @property
     def takes_tasks(self) -> bool:
-        """Whether those versions that answer who names none can be used here."""
-        answering = set(self.wanted.shares)
+        """Whether this worker can use the versions that answer requests without a version."""
+        answering = set(self.desired.shares)
         if self.model.follows_latest:
             answering &= self.model.versions.keys()
-        elif not self.wanted.fixed and self.model.active is not None:
+        elif not self.desired.fixed and self.model.active is not None:
             answering = {self.model.active}
         if any(v in self._failures and v not in self._loaded for v in answering):
             return False
@@ -165,7 +104,7 @@ class HostedModel:
 
     @property
     def held(self) -> dict[int, HeldVersion]:
-        """What there is to be said of each version."""
+        """State of each version in this worker."""
         found = {
             version: HeldVersion("failed", asked=failure.asked, error=failure.error)
             for version, failure in list(self._failures.items())
@@ -185,7 +124,7 @@ class HostedModel:
 
     @property
     def memory_bytes(self) -> int:
-        """What the loaded versions take of memory together, as far as it can be known."""
+        """Memory of all loaded versions, as far as it can be measured."""
         return sum(loaded.memory_bytes for loaded in list(self._loaded.values()))
 
     @property
@@ -214,42 +153,46 @@ class HostedModel:
         loaded.used_at = time.monotonic()
         return loaded.engine
 
-    def reconcile(self, model: Model, wanted: Deployment) -> None:
-        """Load what is wanted and is not there.
+    def predict(self, version: int, rows: int) -> float:
+        """Return the predicted seconds of a forward pass; 0 if unknown."""
+        loaded = self._loaded.get(version)
+        return loaded.engine.predict(rows) if loaded else 0.0
+
+    def reconcile(self, model: Model, desired: Deployment) -> None:
+        """Load the versions that should be loaded and are not.
 
         Args:
-          model: as it is in the repository now, with the versions that answer.
-          wanted: what is wanted of it.
+          model: the model as it is in the repository now, with the versions that answer.
+          desired: its desired state.
         """
         if self._settings.repository.preload != "all":
-            self._retired |= self.wanted.shares.keys()
-        self._retired -= {version for version in self._retired if wanted.wants(version)}
-        self.model, self.wanted = model, wanted
+            self._retired |= self.desired.shares.keys()
+        self._retired -= {version for version in self._retired if desired.wants(version)}
+        self.model, self.desired = model, desired
         self._dismissed &= model.versions.keys()
         for version in list(self._failures):
-            gone = version not in model.versions and not wanted.wants(version)
+            gone = version not in model.versions and not desired.wants(version)
             if gone or self._is_due(version):
-                # Its files have changed, so that it is as if it had not been tried.
+                # Its files have changed, so the old failure says nothing.
                 del self._failures[version]
-        answering = [v for v in wanted.shares if wanted.fixed or v in model.versions]
-        for version in [*answering, *sorted(wanted.loaded)]:
+        answering = [v for v in desired.shares if desired.fixed or v in model.versions]
+        for version in [*answering, *sorted(desired.loaded)]:
             self._try(version, evict=True)
         for version in self._to_preload():
             self._try(version, evict=version == model.active)
             if self._settings.repository.preload == "active" and version in self._loaded:
                 break
-        if self._task is not None:
-            self._task.serve(self.model, self.max_batch_size)
+        self.reconciled()
 
     def _to_preload(self) -> list[int]:
-        """Return the versions that are loaded although nobody has asked for them."""
+        """Return the versions to load without being asked, in the order in which to try them."""
         preload, model = self._settings.repository.preload, self.model
-        if preload == "none" or (preload == "active" and self.wanted.fixed):
+        if preload == "none" or (preload == "active" and self.desired.fixed):
             return []
         if preload == "active" and not model.follows_latest:
             return [] if model.active is None else [model.active]
-        # Downwards: where the newest version is broken, the one before has to do.
-        versions = model.versions.keys() - self.wanted.withdrawn - self._dismissed
+        # Newest first: if the newest version is broken, the one before it answers.
+        versions = model.versions.keys() - self.desired.withdrawn - self._dismissed
         return sorted(versions, reverse=True)
 
     def _try(self, version: int, *, evict: bool) -> None:
@@ -264,8 +207,8 @@ class HostedModel:
                     logger.error("%s version %s is not served: %s", self.name, version, exc)
 
     def _is_due(self, version: int) -> bool:
-        """Return whether a version should be loaded, or looked at again."""
-        asked = self.wanted.asked.get(version, 0)
+        """Return whether a version should be loaded, or compared with its files again."""
+        asked = self.desired.asked.get(version, 0)
         loaded, failure = self._loaded.get(version), self._failures.get(version)
         if failure is not None:
             package = self.model.versions.get(version)
@@ -274,14 +217,14 @@ class HostedModel:
         return loaded is None or loaded.asked != asked
 
     def _load(self, version: int, *, evict: bool = True) -> Loaded:
-        """Load a version, also if it is there: then it stays if its files are the same."""
+        """Load a version; a loaded one whose files are unchanged stays as it is."""
         started = time.monotonic()
-        asked = self.wanted.asked.get(version, 0)
+        asked = self.desired.asked.get(version, 0)
         package, present = None, self._loaded.get(version)
         self._loading = version
         try:
             package = self.model.package(version)
-            # Before it is loaded, so that what changes meanwhile is not taken for what was loaded.
+            # Read before loading, so that a change meanwhile is noticed later.
             digest = package.digest
             if present is not None and present.digest == digest:
                 present.asked, present.error = asked, None
@@ -289,7 +232,7 @@ class HostedModel:
                 return present
             logger.info("loading %s version %s", self.name, version)
             self.make_room(package, evict)
-            engine = self._loaded_engine(package)
+            engine = self._loader.load(package, beside=bool(self._loaded))
         except (PackageError, ModelNotFound) as exc:
             if present is not None:
                 present.asked, present.error = asked, exc.detail
@@ -297,7 +240,7 @@ class HostedModel:
                 seen = None if package is None else package.seen
                 self._failures[version] = Failure(exc.detail, asked, seen)
             elif evict:
-                # There may be room the next time.
+                # Without `seen`, the next `reconcile` tries again: there may be room by then.
                 self._failures[version] = Failure(exc.detail, asked, None)
             raise
         finally:
@@ -310,55 +253,19 @@ class HostedModel:
         self._retired.discard(version)
         return loaded
 
-    def _loaded_engine(self, package: Package) -> Engine | Ensemble:
-        if package.is_ensemble:
-            return Ensemble(package, self._coordinator())
-        if not self._loaded:
-            with self._cores.taken():
-                return self._warm_engine(package, Engine.MEASUREMENTS)
-        # Another version answers meanwhile, and each pass here slows it down. What a first pass
-        # says wrongly of the latency is soon corrected by what is asked.
-        where: AbstractContextManager[None]
-        initializer: Callable[[], None] | None
-        if self._loads_in_one_thread(package):
-            # Not on the cores that are kept for passes: it would get a tenth of one there.
-            where, initializer = nullcontext(), _give_way
-        else:
-            # A runtime's own threads have to be there.
-            where, initializer = self._cores.taken(), None
-        with where, ThreadPoolExecutor(1, f"load-{self.name}", initializer) as loader:
-            return loader.submit(self._warm_engine, package, 0).result()
-
-    def _warm_engine(self, package: Package, measurements: int) -> Engine:
-        engine = Engine(package, self._settings.batching, self._settings.inference)
-        engine.warm_up(measurements)
-        return engine
-
-    def _loads_in_one_thread(self, package: Package) -> bool:
-        """Return whether the runtime starts no threads, which would keep a low priority for good.
-
-        Without privileges a priority cannot be raised again. A pass of ONNX Runtime with one thread
-        runs in whichever thread asks for it.
-        """
-        inference = package.inference(self._settings.inference)
-        alone = inference.pass_threads(package.executors) == 1
-        return (
-            package.manifest.format == "onnx" and alone and choose_device(inference.device) == "cpu"
-        )
-
     def drains(self, version: int) -> bool:
         """Return whether a version is to be unloaded as soon as its last tasks are done."""
-        return version in self.wanted.withdrawn or version in self._retired
+        return version in self.desired.withdrawn or version in self._retired
 
     def idle(self) -> list[tuple[float, int]]:
-        """Return the versions that may be unloaded, each after the time of its last use."""
+        """Return the versions that may be unloaded, as (last use in monotonic seconds, version)."""
         pinned = self._settings.repository.pinned
         return [
             (loaded.used_at, version)
             for version, loaded in list(self._loaded.items())
             if self.drains(version)
             or not (
-                self.wanted.wants(version)
+                self.desired.wants(version)
                 or version == self.model.active
                 or self.name in pinned
                 or f"{self.name}/{version}" in pinned
@@ -366,97 +273,8 @@ class HostedModel:
         ]
 
     def unload(self, version: int) -> None:
-        """Let go of a version; a pass that is under way keeps it until it is over."""
-        # Without the lock, which may be held by whoever needs the room.
+        """Drop a version; a running pass keeps its engine until it is over."""
+        # Without the lock: the thread that needs the room may hold it.
         if self._loaded.pop(version, None) is not None:
             self._dismissed.add(version)
             logger.info("unloaded %s version %s", self.name, version)
-
-    def watch(self, batch: Batch) -> AbstractContextManager[None]:
-        """Return a context that ends the process if a forward pass in it takes too long."""
-        package = batch.members[0].package
-        what = (
-            f"a forward pass of {self.name} version {package.version} "
-            f"(batch {batch.id} of {len(batch.members)} tasks)"
-        )
-        return self._watchdog.watch(what, package.timeout_s(self._settings.inference.timeout_s))
-
-    def _predict(self, bucket: Bucket, rows: int) -> float:
-        loaded = self._loaded.get(bucket.version)
-        return loaded.engine.predict(rows) if loaded else 0.0
-
-    @property
-    def saturated(self) -> bool:
-        """Whether this model's passes are on cores that this worker keeps busy.
-
-        An ensemble's stages run elsewhere, and passes on a GPU need no cores.
-        """
-        return self._cores.saturated and all(
-            isinstance(loaded.engine, Engine) and loaded.engine.device == "cpu"
-            for loaded in list(self._loaded.values())
-        )
-
-    def task(self, settler: Settler, lanes: Lanes) -> InferenceTask:
-        """Return the Celery task that serves this model's lane."""
-        former: BatchFormer[Member] = BatchFormer(
-            self.max_batch_size,
-            self.window_s,
-            self._settings.batching.adaptive,
-            self._predict,
-            self.objective_s,
-            self.executors,
-            lambda: self.saturated,
-        )
-        self._task = InferenceTask(
-            self.model,
-            self.engine,
-            settler,
-            lanes,
-            executors=self.executors,
-            former=former,
-            watch=self.watch,
-            cores=self._cores,
-            pace=self.pace,
-            settings=self._settings.events,
-        )
-        return self._task
-
-
-def _give_way() -> None:
-    """Lower the priority of this thread for good."""
-    # Elsewhere threads have none of their own.
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
-
-
-def host(
-    app: Celery,
-    queues: Sequence[str],
-    settler: Settler,
-    lanes: Lanes,
-    settings: Settings,
-    watchdog: Watchdog,
-    cores: Cores,
-) -> list[HostedModel]:
-    """Register the tasks of the lanes that a worker serves.
-
-    Raises:
-      ConfigurationError: a lane has no model, or its package is broken.
-    """
-    repository = Repository.read(settings.repository)
-    coordinator = cache(lambda: Coordinator(app, settings))
-    hosted = []
-    for lane in queues:
-        if lane in repository.errors:
-            raise PackageError(repository.errors[lane])
-        if lane not in repository.models:
-            known = ", ".join(repository.models) or "none"
-            raise ConfigurationError(
-                f"no model {lane!r} in {settings.repository.root}; there are: {known}; "
-                "name one with -Q, as in: celery -A tasks worker -Q echo"
-            )
-        model = HostedModel(repository.models[lane], settings, watchdog, cores, coordinator)
-        app.register_task(model.task(settler, lanes))
-        hosted.append(model)
-    return hosted

@@ -1,8 +1,8 @@
-"""Brings about in a worker what is wanted of its models.
+"""Brings the models of a worker to their desired state, in a thread of its own.
 
-Every few seconds, and at once when a change is announced: read the repository, read what is wanted,
-load what is missing, unload what is idle or taken out of service, and report. So a worker that was
-away, or comes new, ends up with what all others have.
+Every few seconds, and at once when a change is announced: read the repository and the desired
+state, load what is missing, unload what is idle or out of service, and report. So a worker that is
+new, or was away, ends up with the same versions as all others.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from inferno.settings import Settings
 from tasks.broker.connection import UNAVAILABLE, connect
 from tasks.state.cluster import Cluster
 from tasks.state.deployments import Deployment, Deployments, Desired
-from workers.hosting.model import HostedModel, NoRoom
+from workers.hosting.loading import NoRoom
+from workers.hosting.model import HostedModel
 
 logger = logging.getLogger(__name__)
 
-#: A version that is taken out of service is unloaded when it was not used for so long, in seconds:
-#: tasks of it that were accepted before may still be on their way.
+#: How long a version out of service must be unused before it is unloaded, in seconds. Tasks that
+#: were accepted earlier may still be on their way.
 DRAIN_S = 0.5
 
 
 class Reconciler:
-    """A thread that keeps a worker's models as they are wanted."""
+    """A thread that keeps a worker's models in their desired state."""
 
     def __init__(
         self, hosted: list[HostedModel], settings: Settings, changed: Callable[[], None]
     ) -> None:
-        """Store what to look after.
+        """Store the models.
 
         Args:
           hosted: the models of this worker.
-          settings: of the repository and of Redis.
-          changed: called when versions were loaded or unloaded, or could not be.
+          settings: the repository and Redis.
+          changed: called when versions were loaded or unloaded, or failed to load.
         """
         self._hosted = hosted
         self._settings = settings.repository
@@ -58,37 +59,37 @@ class Reconciler:
             model.make_room = self._make_room
 
     def start(self) -> None:
-        """Go on in a thread."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop when what is being loaded is loaded."""
+        """Stop the thread once the version that is being loaded is loaded."""
         self._stop.set()
 
     def reconcile(self) -> None:
-        """Do it once."""
-        desired = self._desired()
+        """Reconcile all models once."""
+        desired_state = self._desired()
         self._repository = Repository.read(self._settings, self._repository)
         for hosted in self._hosted:
             before = hosted.held, hosted.takes_tasks
-            wanted = desired.of(hosted.name)
-            # One whose packages are all gone goes on with what it has.
+            desired = desired_state.of(hosted.name)
+            # A model whose packages are all gone keeps its loaded versions.
             model = self._repository.models.get(hosted.name, hosted.model)
-            hosted.reconcile(wanted.applied(model), wanted)
+            hosted.reconcile(desired.applied(model), desired)
             self._unload_idle(hosted)
             if (hosted.held, hosted.takes_tasks) != before:
                 self._changed()
             try:
-                self._adopt(hosted, wanted)
+                self._adopt_newest(hosted, desired)
             except BrokerUnavailable as exc:
-                logger.warning("which workers have loaded %s is not known: %s", hosted.name, exc)
+                logger.warning("cannot read which workers have loaded %s: %s", hosted.name, exc)
 
     def _desired(self) -> Desired:
         try:
             return self._deployments.read()
         except BrokerUnavailable as exc:
-            logger.warning("what is wanted of the models is not known: %s", exc)
-            return Desired(-1, {hosted.name: hosted.wanted for hosted in self._hosted})
+            logger.warning("cannot read the desired state of the models: %s", exc)
+            return Desired(-1, {hosted.name: hosted.desired for hosted in self._hosted})
 
     def _run(self) -> None:
         changes: PubSub | None = None
@@ -103,7 +104,7 @@ class Reconciler:
                 self._load_for_first_use(changes.get_message(timeout=self._pause_s()))
                 self._try_to_reconcile()
             except (*UNAVAILABLE, redis.ResponseError) as exc:
-                logger.warning("changes of what is wanted of the models are not heard: %s", exc)
+                logger.warning("cannot listen for changes of the desired state: %s", exc)
                 if changes is not None:
                     changes.close()
                     changes = None
@@ -119,9 +120,10 @@ class Reconciler:
         except (PackageError, OSError) as exc:
             logger.error("the model repository cannot be read again: %s", exc)
         except Exception:
-            logger.exception("the models could not be looked after; trying again")
+            logger.exception("the models could not be reconciled; trying again")
 
     def _load_for_first_use(self, message: dict[str, object] | None) -> None:
+        """Load the version that a message names as `<model>/<version>`; ignore other messages."""
         data = b"" if message is None else message["data"]
         assert isinstance(data, bytes)
         name, _, version = data.decode().partition("/")
@@ -141,15 +143,18 @@ class Reconciler:
                 hosted.unload(version)
 
     def _make_room(self, package: Package, evict: bool) -> None:
-        """Unload what was not used for longest, until a version fits into the memory budget.
+        """Unload the least recently used versions, until a package fits into the memory budget.
 
+        Args:
+          package: the version to load.
+          evict: whether others may be unloaded.
         Raises:
-          NoRoom: what is left must stay.
+          NoRoom: the remaining versions must stay.
         """
         budget = self._settings.memory_budget_bytes
         if budget is None:
             return
-        # What it takes is not known before it is loaded; its files are the better part of it.
+        # The memory of a version is unknown before it is loaded; most of it is its files.
         needed = sum(size for _, _, size in package.seen)
         while (taken := sum(h.memory_bytes for h in self._hosted)) + needed > budget:
             idle = sorted(
@@ -159,29 +164,29 @@ class Reconciler:
             )
             if not idle or not evict:
                 raise NoRoom(
-                    f"it needs about {needed} bytes, and of the "
-                    f"INFERNO_REPOSITORY__MEMORY_BUDGET_BYTES={budget}, {taken} are taken"
+                    f"it needs about {needed} bytes, and {taken} of "
+                    f"INFERNO_REPOSITORY__MEMORY_BUDGET_BYTES={budget} are taken"
                 )
             *_, version, hosted = idle[0]
             hosted.unload(version)
 
-    def _adopt(self, hosted: HostedModel, wanted: Deployment) -> None:
-        """Let the newest version answer that all workers of a model have loaded."""
+    def _adopt_newest(self, hosted: HostedModel, desired: Deployment) -> None:
+        """Send traffic to the newest version that all workers of a model have loaded."""
         if not hosted.model.follows_latest or self._settings.preload == "none":
             return
-        common = set(hosted.ready) - wanted.withdrawn
+        common = set(hosted.ready) - desired.withdrawn
         if not hosted.takes_tasks or not common:
             return
         for report in self._cluster.workers(0.0):
             if report.state == "ready" and hosted.name in report.models:
                 common &= set(report.models[hosted.name])
         newest = max(common, default=0)
-        present = [v for v in wanted.shares if v in hosted.model.versions]
-        if newest and newest not in wanted.shares and newest > max(present, default=0):
-            self._deployments.change(hosted.name, lambda now: _adopted(now, wanted, newest))
+        present = [v for v in desired.shares if v in hosted.model.versions]
+        if newest and newest not in desired.shares and newest > max(present, default=0):
+            self._deployments.change(hosted.name, lambda now: _adopted(now, desired, newest))
             logger.info("%s version %s answers from now on", hosted.name, newest)
 
 
 def _adopted(now: Deployment, seen: Deployment, newest: int) -> Deployment:
-    """Let a version answer, unless somebody else has changed what is wanted meanwhile."""
+    """Return a deployment whose version `newest` answers; unchanged if it differs from `seen`."""
     return replace(now, shares={newest: 1.0}) if now == seen else now

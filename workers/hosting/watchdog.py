@@ -1,11 +1,11 @@
 """Ends the worker process when a forward pass takes longer than its model allows.
 
-A thread cannot be killed: a pass that hangs would keep its executor, and its tasks, for ever. So
-the whole process ends. Whoever supervises it starts a new one, and the tasks are delivered again.
+A thread cannot be killed: a pass that hangs would keep its executor and its tasks for ever. So the
+whole process ends, its supervisor starts a new one, and the tasks are delivered again.
 
     watchdog thread   looks for passes over their limit; names them, dumps all stacks, exits
     faulthandler      the same without names, from a thread that needs no interpreter lock (GIL):
-                      a pass that never releases the lock lets no Python code run any more
+                      while a pass holds the lock, no Python code can run
 """
 
 from __future__ import annotations
@@ -20,65 +20,60 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock, Thread
-from types import FunctionType
 
 from inferno.settings import variable
 
 logger = logging.getLogger(__name__)
 
-#: How often the thread looks for passes over their limit.
+#: Interval at which the thread looks for passes over their limit, in seconds.
 TICK_S = 1.0
-ADVICE = (
-    f"if the model needs longer, raise timeout_s in its model.yaml or "
-    f"{variable('inference', 'timeout_s')}"
-)
 
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
     what: str
     limit_s: float
-    #: On the monotonic clock.
+    #: Monotonic seconds.
     deadline: float
 
 
 class Watchdog:
-    """Watches the forward passes of all threads of this process; there can be only one."""
+    """Watches the forward passes of all threads; a process can have only one watchdog."""
 
     def __init__(self, *, grace_s: float = 5.0) -> None:
-        """Store how patient it is.
+        """Store the limits.
 
         Args:
-          grace_s: how long after a limit the thread is left to report it; between once and twice
-            that long after it, faulthandler ends the process. More than `TICK_S`.
+          grace_s: time for the thread to report a pass over its limit; more than `TICK_S`.
+            faulthandler ends the process between `grace_s` and `2 * grace_s` after the limit.
         """
         self._grace_s = grace_s
         self._passes: set[_Pass] = set()
         self._lock = Lock()
-        #: When faulthandler ends the process, on the monotonic clock; 0 when it does not.
+        #: Monotonic time at which faulthandler ends the process; 0 if its timer is not set.
         self._ends_at = 0.0
         self._thread = Thread(target=self._run, name="watchdog", daemon=True)
-        # Celery puts a logger in the place of sys.stderr, and faulthandler needs a file.
+        # Celery replaces sys.stderr with a logger, and faulthandler needs a file.
         self._stderr = sys.__stderr__ or open(os.devnull, "w")  # noqa: SIM115
 
     def start(self) -> None:
-        """Begin to watch. It goes on until the process ends, also while that drains."""
+        """Begin to watch, until the process ends: passes may hang while it drains, too."""
         self._thread.start()
 
     @contextmanager
     def watch(self, what: str, limit_s: float) -> Iterator[None]:
-        """End the process unless the body is over in time; call `start` once before.
+        """End the process unless the body finishes in time; call `start` once before.
 
         Args:
-          what: names the pass in the log.
-          limit_s: how long it may take.
+          what: name of the pass, for the log.
+          limit_s: longest time that the body may take, in seconds.
         """
         watched = _Pass(what, limit_s, time.monotonic() + limit_s)
         with self._lock:
             self._passes.add(watched)
-            # Here and not in the thread, which may never run again once the body has begun. The
-            # timer is set well past the deadline, so that a busy worker sets it every few seconds
-            # and not for every pass; it is never set to an earlier time.
+            # Set here, because the watchdog's thread may never run again once the body has begun.
+            # The timer is set well past the deadline, so that a busy worker sets it every few
+            # seconds and not for every pass. It is never moved to an earlier time.
             if self._ends_at < watched.deadline + self._grace_s:
                 self._end_in(limit_s + 2 * self._grace_s)
         try:
@@ -93,12 +88,12 @@ class Watchdog:
 
     def _run(self) -> None:
         while True:
-            _sleep(TICK_S)
+            time.sleep(TICK_S)
             with self._lock:
                 now = time.monotonic()
                 late = [watched for watched in self._passes if watched.deadline <= now]
                 if late:
-                    # Whatever becomes of the report: a pass may hang because the log is blocked.
+                    # In case the report blocks, too: a pass may hang because the log is blocked.
                     self._end_in(self._grace_s)
                     self._ends_at = math.inf
                 elif not self._passes and self._ends_at:
@@ -112,25 +107,13 @@ class Watchdog:
             for watched in late:
                 logger.error(
                     "%s has not ended within its limit of %g s: this process ends with status %d, "
-                    "and its tasks are delivered again; %s",
-                    watched.what, watched.limit_s, os.EX_SOFTWARE, ADVICE,
-                )  # fmt: skip
+                    "and its tasks are delivered again; if the model needs longer, raise timeout_s "
+                    "in its model.yaml or %s",
+                    watched.what,
+                    watched.limit_s,
+                    os.EX_SOFTWARE,
+                    variable("inference", "timeout_s"),
+                )
             faulthandler.dump_traceback(file=self._stderr)
         finally:
             os._exit(os.EX_SOFTWARE)
-
-
-def _pause(seconds: float) -> None:
-    time.sleep(seconds)
-
-
-# Stacks are all that faulthandler can print of a process whose interpreter is locked. The thread of
-# the watchdog is among them, in this function; so the function's name says what has happened.
-_sleep = FunctionType(
-    _pause.__code__.replace(
-        co_name="(if this begins with `Timeout`: a forward pass has held Python's lock beyond its "
-        "limit, and this process ended with status 1 for its tasks to be delivered again; "
-        f"{ADVICE})"
-    ),
-    globals(),
-)

@@ -1,1 +1,1 @@
-"""Delivers webhooks."""
+"""Webhooks: delivery of task events to URLs of clients."""

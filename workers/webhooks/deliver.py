@@ -1,8 +1,8 @@
-"""Tell the URLs that clients name about their tasks.
+"""Deliver step of webhooks: post events of tasks to the URLs that clients have named.
 
-A webhook is an ordinary Celery task on a queue of its own, `webhooks.deliver`. Whoever publishes it
-does not wait, and a receiver that is slow or away delays nothing but its own webhooks. What it says
-of the task is looked up when it is delivered.
+A webhook is the Celery task `webhooks.deliver` on a queue of its own, so that a slow or absent
+receiver delays only webhooks. The task's state is looked up when the webhook is delivered. It runs
+in a thread of the pool of a worker that has no models.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ logger = logging.getLogger(__name__)
 
 
 class DeliveryFailed(Exception):
-    """The receiver did not take the webhook; it may take it later."""
+    """The receiver did not accept the webhook; a later attempt may succeed."""
 
 
 class DeliveryRefused(Exception):
-    """The webhook can never be delivered: its receiver is gone, or must not be called."""
+    """The webhook can never be delivered: the receiver is gone, or must not be called."""
 
 
 class Deliver(Task):  # type: ignore[misc]
-    """The Celery task that delivers one webhook, and tries again with exponential backoff."""
+    """The Celery task that delivers one webhook, and retries with exponential backoff."""
 
     name = names.WEBHOOK_TASK
     acks_late = True
@@ -48,12 +48,12 @@ class Deliver(Task):  # type: ignore[misc]
     throws = (DeliveryFailed, DeliveryRefused)
 
     def __init__(self, records: Records, outbound: Outbound, settings: WebhookSettings) -> None:
-        """Store what is needed to deliver.
+        """Store what deliveries need.
 
         Args:
-          records: say what is known of tasks.
+          records: look up the state of tasks.
           outbound: makes the requests.
-          settings: the secret, and how often to try.
+          settings: the secret, and the retry policy.
         """
         self._records = records
         self._outbound = outbound
@@ -71,11 +71,11 @@ class Deliver(Task):  # type: ignore[misc]
         version: int | None,
         occurred_at: float,
     ) -> None:
-        """Deliver a webhook once; the arguments are those of `message`.
+        """Deliver a webhook once; see `tasks.broker.webhook_message.message` for the arguments.
 
         Raises:
-          DeliveryFailed: to be tried again.
-          DeliveryRefused: not to be tried again.
+          DeliveryFailed: Celery retries.
+          DeliveryRefused: Celery does not retry.
         """
         webhook_id = message_id(task_id, event)
         try:
@@ -95,23 +95,26 @@ class Deliver(Task):  # type: ignore[misc]
             raise DeliveryFailed(f"{webhook_id}: {address} answered {status}")
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
-        """Publish the next try; Celery would drop the webhook when the broker does not take it."""
+        """Publish the next attempt; requeue this message if the broker does not accept it.
+
+        Celery would drop the webhook.
+        """
         try:
             return super().retry(*args, **kwargs)
         except Reject as exc:
             raise Reject(exc.reason, requeue=True) from exc
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Publish, without showing the URL to Flower: it may hold a token."""
+        """Publish, and hide the URL from Flower: it may contain a token."""
         shown = message_id(kwargs["task_id"], kwargs["event"]) if kwargs else ""
         return super().apply_async(args, kwargs, **{"kwargsrepr": shown, **options})
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        """Say that a webhook was given up."""
+        """Log that a webhook was given up."""
         logger.warning("webhook given up after try %d: %s", self.request.retries + 1, exc)
 
     def _document(self, task_id: str, model: str, version: int | None) -> Mapping[str, Any]:
-        """Return what `GET /tasks/<task_id>` answers, or as much of it as is still known."""
+        """Return the body of `GET /tasks/<task_id>`, or the parts of it that are still known."""
         record, outcome = self._records.fetch(task_id)
         try:
             return documents.task(task_id, record, outcome)
@@ -121,7 +124,7 @@ class Deliver(Task):  # type: ignore[misc]
             return known | status | {"links": documents.links(task_id)}
 
     def _headers(self, webhook_id: str, body: bytes) -> dict[str, str]:
-        # Of this try: receivers refuse what is old, so that nobody can play it back to them.
+        # Each attempt is signed anew, because receivers refuse old timestamps as replays.
         timestamp = int(time.time())
         headers = {
             "content-type": "application/json",

@@ -1,9 +1,9 @@
-"""HTTP requests to addresses that clients choose.
+"""Deliver step of webhooks: HTTP requests to URLs that clients choose.
 
-Such an address may be meant to reach what only the platform can reach (server-side request
-forgery). So a name is looked up once, what it leads to is checked, and the connection goes to the
-very address that was checked; redirects are not followed, proxies of the environment are not used.
-TLS still verifies the name.
+Such a URL may aim at hosts that only the platform can reach (server-side request forgery). So a
+name is resolved once, the addresses are checked, and the connection goes to a checked address.
+Redirects are not followed, and proxies of the environment are not used. TLS still verifies the
+name.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from inferno.protocol.webhooks import Address, is_public
 #: Returns the IP addresses of a host.
 Resolve = Callable[[str, int], list[str]]
 
-#: Bytes written before the time is looked at again.
+#: Bytes written between two checks of the deadline.
 CHUNK_BYTES = 64 * 1024
 
 
 class NotReached(Exception):
-    """The request could not be made, or was not answered; it may be another time."""
+    """The request could not be sent, or was not answered; a later attempt may succeed."""
 
 
 class NotAllowed(Exception):
@@ -38,14 +38,14 @@ def resolve(host: str, port: int) -> list[str]:
     """Return the IP addresses of a host, in the order in which to try them.
 
     Raises:
-      OSError: there are none.
+      OSError: the name cannot be resolved.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 class Outbound:
-    """Makes such requests; it may be used by several threads."""
+    """Posts to URLs of clients; thread-safe."""
 
     def __init__(
         self, timeout_s: float, *, allow_private: bool, resolve: Resolve = resolve
@@ -53,9 +53,10 @@ class Outbound:
         """Store the limits.
 
         Args:
-          timeout_s: for a whole request; only looking up a name is left to the system's limits.
-          allow_private: call addresses that are not public too.
-          resolve: looks up names.
+          timeout_s: limit of a whole request, except for name resolution, which has the system's
+            own limits.
+          allow_private: also call addresses that are not public.
+          resolve: resolves names.
         """
         self._timeout_s = timeout_s
         self._allow_private = allow_private
@@ -63,10 +64,10 @@ class Outbound:
         self._ssl = httpx.create_ssl_context()
 
     def post(self, address: Address, headers: Mapping[str, str], body: bytes) -> int:
-        """Post a body and return the status of the answer, whose own body is not read.
+        """Post a body, and return the status of the answer; the answer's body is not read.
 
         Raises:
-          NotReached: no answer came in time.
+          NotReached: there was no answer in time.
           NotAllowed: the host has an address that is not public.
         """
         url = httpcore.URL(
@@ -89,7 +90,7 @@ class Outbound:
 
 
 class _CheckedNetwork(httpcore.NetworkBackend):
-    """Connects to addresses that are allowed, for one request."""
+    """Connects to allowed addresses only; serves one request."""
 
     def __init__(self, timeout_s: float, allow_private: bool, resolve: Resolve) -> None:
         self._deadline = time.monotonic() + timeout_s
@@ -105,16 +106,16 @@ class _CheckedNetwork(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        """Look the host up, check what came, and connect to the first address that answers."""
+        """Resolve the host, check its addresses, and connect to the first one that answers."""
         addresses = self._resolve(host, port)
         if not self._allow_private:
             for address in addresses:
-                # Also when others are public: who names a private one has no good reason.
+                # Even if others are public: no honest receiver has a private address, too.
                 if not is_public(address):
                     raise NotAllowed(f"{host} leads to {address}, which is not a public address")
         error: Exception = httpcore.ConnectError(f"{host} has no address")
         for tried, address in enumerate(addresses):
-            # So that one that swallows packets leaves time for the others.
+            # Share the time, so that an address which drops packets leaves some for the others.
             share_s = _left(self._deadline) / (len(addresses) - tried)
             try:
                 stream = self._network.connect_tcp(
@@ -128,7 +129,7 @@ class _CheckedNetwork(httpcore.NetworkBackend):
 
 
 class _TimedStream(httpcore.NetworkStream):
-    """A connection whose operations all end by one deadline, however slow the other side is."""
+    """A connection with one deadline for all operations, however slow the other side is."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
         self._stream = stream
@@ -160,5 +161,5 @@ class _TimedStream(httpcore.NetworkStream):
 def _left(deadline: float) -> float:
     left_s = deadline - time.monotonic()
     if left_s <= 0:
-        raise httpcore.TimeoutException("the time was over")
+        raise httpcore.TimeoutException("the request took too long")
     return left_s

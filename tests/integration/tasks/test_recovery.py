@@ -183,7 +183,7 @@ def test_outcomes_wait_for_a_redis_that_is_full(repository, start_worker, celery
         stack.callback(client.config_set, "maxmemory", 0)
         gate.touch()
         log = repository.root.parent / "process.log"
-        wait_until(lambda: "Redis does not take outcomes" in log.read_text())
+        wait_until(lambda: "Redis does not accept outcomes" in log.read_text())
         assert not task.ready()
         client.config_set("maxmemory", 0)
         task.get(timeout=30)

@@ -77,7 +77,7 @@ def test_a_name_is_looked_up_once_so_that_it_cannot_change_after_the_check(
 
 
 def test_an_address_that_does_not_answer_leaves_the_next(here: Receiver) -> None:
-    # Nothing listens on the first.
+    # Nothing listens on the first address.
     assert post(here.url("/", "a.example"), leads_to=lambda: ["127.0.0.3", "127.0.0.1"]) == 200
 
 
@@ -106,7 +106,7 @@ def test_nobody_there_is_told(host: str) -> None:
 
 
 def test_a_receiver_that_never_ends_its_answer_is_left_in_time() -> None:
-    """It sends one byte after the other, so that no single read takes long."""
+    """The receiver sends byte by byte, so that no single read takes long."""
     done = threading.Event()
 
     def drip(server: socket.socket) -> None:
@@ -134,7 +134,7 @@ def test_an_answer_that_is_no_http_is_told() -> None:
         with connection:
             connection.sendall(b"220 mail.example ESMTP\r\n")
             connection.shutdown(socket.SHUT_WR)
-            # To close it with something unread would reset the connection.
+            # Closing a socket with unread bytes would reset the connection.
             while connection.recv(65536):
                 pass
 

@@ -22,7 +22,7 @@ from tasks.results import views as documents
 from tasks.state.records import Record, Records
 from tests.integration.conftest import Repository
 
-#: Writes its name around what it is given, and does what that says of it.
+#: Writes its name around its inputs, and follows instructions in them.
 CODE = """
 import pathlib, re, time
 import numpy as np
@@ -62,7 +62,7 @@ DIAMOND = [
 ]
 
 
-#: Ensembles of chance, by their names.
+#: Names of random ensembles.
 GRAPHS = tuple(f"graph{n}" for n in range(8))
 
 
@@ -87,7 +87,7 @@ def graph(name: str) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def composition(stages: list[dict[str, Any]], value: str, x: str) -> str:
-    """Return what a value is for an input."""
+    """Return the expected content of a value for an input."""
     if value == "x":
         return x
     (stage,) = [stage for stage in stages if value in stage["outputs"].values()]
@@ -161,7 +161,7 @@ def stage_worker(repository: Repository, module_env: dict[str, str]) -> Iterator
 def running(
     repository: Repository, module_env: dict[str, str], stage_worker: None
 ) -> Iterator[None]:
-    """That, and a worker of the ensembles."""
+    """Workers of the models and of the ensembles."""
     log = repository.root.parent / "ensembles.log"
     log.touch()
     with worker(",".join(("diamond", "outer", "haunted", *GRAPHS)), module_env, log):
@@ -170,7 +170,7 @@ def running(
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Path]:
-    """Lets those go on that hold until it exists."""
+    """Return a path; stages that hold continue once it exists."""
     yield tmp_path / "gate"
     (tmp_path / "gate").touch()
 
@@ -181,7 +181,7 @@ def send(celery: Celery, model: str, x: str | list[str], **options: Any) -> Asyn
 
 
 def ran(repository: Repository, ending: str) -> Counter[str]:
-    """Count how often each model ran for a text."""
+    """Return how often each model ran for a text."""
     lines = repository.ledger.read_text().splitlines()
     return Counter(line.split()[0] for line in lines if ending in line)
 
@@ -297,7 +297,7 @@ def test_an_error_crosses_and_names_the_stage(celery: Celery, records: Records) 
 
 @pytest.mark.usefixtures("running")
 def test_a_deadline_holds_for_the_stages(celery: Celery, records: Records) -> None:
-    """Also for one that no worker takes."""
+    """The deadline holds even for a stage that no worker takes."""
     task = send(celery, "haunted", "late", expires=1)
 
     with pytest.raises(DeadlineExceeded, match=r"^stage ghost: no worker took it"):
@@ -338,7 +338,7 @@ def test_other_workers_go_on_where_one_has_ended(
     log: Path,
     gate: Path,
 ) -> None:
-    """One is stopped, the next killed; no stage runs twice."""
+    """One worker is stopped, the next is killed; no stage runs twice."""
     texts = [f"resumed{n}[hold left {gate}]" for n in range(3)]
     with worker("mortal", module_env, log) as stopped:
         tasks = [send(celery, "mortal", x) for x in texts]

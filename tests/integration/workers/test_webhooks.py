@@ -35,7 +35,7 @@ def here() -> Iterator[Receiver]:
 
 @pytest.fixture
 def webhooks_env(env: dict[str, str]) -> dict[str, str]:
-    """Settings that let a test call this machine, and not wait long."""
+    """Settings that allow webhooks to this machine, with short delays."""
     return env | {
         "INFERNO_WEBHOOKS__SECRET": SECRET,
         "INFERNO_WEBHOOKS__ALLOW_PRIVATE": "true",
@@ -58,7 +58,7 @@ def publish(celery: Any) -> Publish:
 
 
 def finish(transitions: Transitions, task_id: str, state: TaskState = TaskState.SUCCEEDED) -> None:
-    """Leave a task that is over."""
+    """Store a finished task."""
     record = Record(task_id, "m", 1, TaskState.QUEUED, time.time(), priority=3)
     accept(transitions, record, "", "")
     result = Result(
@@ -78,7 +78,7 @@ def test_a_webhook_is_tried_again_until_it_is_taken(
         wait_until(lambda: len(here.received) == 3)
     verify = documented_verify()
     for request in here.received:
-        # Each try is signed anew, under the same id.
+        # Each attempt is signed anew, under the same id.
         verify(KEY, request.headers, request.body)
         assert request.headers["webhook-id"] == "hook-1.completed"
         assert request.headers["content-type"] == "application/json"
@@ -106,7 +106,7 @@ def test_what_cannot_be_delivered_is_given_up_with_one_warning(
         broken = publish(here.url("/broken"), "broken-1")
         form = publish("ftp://a.example", "form-1")
         wait_until(lambda: log.read_text().count("given up") == 4)
-        # The worker lives on.
+        # The worker keeps running.
         publish(here.url("/good"), "good-1")
         wait_until(lambda: here.at("/good"))
     text = log.read_text()

@@ -1,4 +1,4 @@
-"""The worker process itself: what it tells Celery, how it stops, what it refuses to serve."""
+"""The worker process: what it reports to Celery, how it stops, and what it refuses to serve."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inferno.errors import InfernoError
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import ROOT, command_path, wait_until
 from tasks.state.cluster import Cluster
-from tests.integration.conftest import CODE, occupied, reserved, send
+from tests.integration.conftest import occupied, reserved, send
 
 
 def test_a_stopping_worker_loses_nothing_and_runs_nothing_twice(
@@ -59,13 +59,13 @@ def test_a_full_batch_begins_shortly_before_the_pass_ahead_of_it_is_over(
         return record is not None and record.state is TaskState.RUNNING
 
     with start_worker("ahead"):
-        # A pass takes this long, as far as the worker knows: more than a batch begins ahead.
+        # Teaches the worker that a pass takes 0.4 s, which is longer than AHEAD_S.
         send(celery, "ahead", "sleep:0.4").get(timeout=10)
         with occupied(celery, "ahead", repository):
             tasks = [submit("ahead", f"text {n}") for n in range(4)]
             wait_until(lambda: all(map(has_begun, tasks)))
             assert [text for text in repository.ran() if text.startswith("text")] == []
-            # No second one begins.
+            # No second batch begins ahead.
             more = [submit("ahead", f"more {n}") for n in range(4)]
         results = [AsyncResult(task, app=celery).get(timeout=20) for task in tasks + more]
     assert {result["batch"]["size"] for result in results} == {4}
@@ -74,44 +74,6 @@ def test_a_full_batch_begins_shortly_before_the_pass_ahead_of_it_is_over(
         *(f"text {n}" for n in range(4)),
         *(f"more {n}" for n in range(4)),
     ]
-
-
-#: Its preprocessing is noted in the ledger.
-PREPARING = """
-class Model:
-    prepares_ahead = AHEAD
-    def __init__(self, context):
-        self.ledger, self.run = pathlib.Path(context.parameters["ledger"]), build(context)
-    def preprocess(self, inputs):
-        with self.ledger.open("a") as file:
-            file.write(f"prepared {inputs['text'][0]}\\n")
-        return inputs
-    def __call__(self, inputs):
-        return self.run(inputs)
-"""
-
-
-@pytest.mark.parametrize("ahead", [True, False])
-def test_a_batch_is_prepared_while_another_has_its_pass_where_the_model_says_so(
-    repository, start_worker, celery, records, ahead
-):
-    name = f"prepares-{ahead}".lower()
-    code = CODE + PREPARING.replace("AHEAD", str(ahead))
-    repository.add(name, code=code, entrypoint="model:Model", batching={"max_batch_size": 1})
-    with start_worker(name):
-        # The next batch begins shortly before the pass of one like this is over.
-        send(celery, name, "sleep:0.01").get(timeout=10)
-        with occupied(celery, name, repository):
-            task = send(celery, name, "next")
-            if ahead:
-                wait_until(lambda: "prepared next" in repository.ran())
-            else:
-                wait_until(lambda: records.fetch(task.id)[0] is not None)
-            before = repository.ran()
-        task.get(timeout=10)
-    assert ("prepared next" in before) is ahead
-    assert "next" not in before
-    assert repository.ran()[-1] == "next"
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
@@ -124,12 +86,12 @@ def test_only_passes_run_on_the_cores_that_are_kept_for_them(repository, start_w
         return sum(os.sched_getaffinity(thread) == {kept} for thread in threads)
 
     with start_worker("cores", INFERNO_INFERENCE__CORES=str(kept)) as worker:
-        # The event loop's own.
+        # The thread of the event loop.
         assert os.sched_getaffinity(worker.pid) == set(others)
         with occupied(celery, "cores", repository):
             during = threads_there()
             assert during > 0
-        # What a pass starts stays there, such as the watchdog's timer.
+        # Threads that a pass starts stay there, such as that of the watchdog's timer.
         wait_until(lambda: threads_there() == during - 1)
 
 
@@ -163,7 +125,7 @@ def test_each_member_sends_celery_s_events(repository, start_worker, celery):
         listener.start()
         with start_worker("events"):
             wait_until(lambda: seen, what="the worker's own events")
-            # One after the other: a transient error is that of all members of a batch.
+            # One after the other: a transient error fails all members of a batch.
             good = send(celery, "events", "good")
             good.get(timeout=10)
             bad = send(celery, "events", "poison")
@@ -180,7 +142,7 @@ def test_each_member_sends_celery_s_events(repository, start_worker, celery):
         listener.join(timeout=10)
     assert of(good) == ["task-received", "task-started", "task-succeeded"]
     assert of(bad) == ["task-received", "task-started", "task-failed"]
-    # The next attempt may be out of its lane again before the event of the first is on its way.
+    # The next attempt may be fetched before the event of the first attempt is sent.
     once, twice = ["task-retried", "task-succeeded"], ["task-received", "task-started"]
     assert sorted(of(again)) == sorted(once + 2 * twice)
 
@@ -210,7 +172,7 @@ def test_a_model_is_warm_before_its_worker_takes_tasks(repository, start_worker,
 
 
 def test_a_worker_ends_when_a_model_hangs(repository, start_worker, celery, log):
-    """The limit is for each forward pass of tasks, not for their sum and not for the warm-up."""
+    """The limit applies to each forward pass of tasks, not to their sum or to the warm-up."""
     repository.add(
         "hangs",
         timeout_s=1,

@@ -1,10 +1,9 @@
-"""The batch former on a virtual clock, and the isolation of bad members."""
+"""The batch former on a virtual clock."""
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,18 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferno.batching.former import (
-    BatchFormer,
-    Crowd,
-    Flush,
-    FlushReason,
-    Undecided,
-    Waiting,
-    bucket,
-    is_transient,
-    isolate,
-)
-from inferno.batching.simulation import Call, Lane, Report, bursts, crowd, poisson
+from inferno.batching.arrivals import Arrivals
+from inferno.batching.former import BatchFormer, Flush, FlushReason, WaitingTask, batch_key
+from inferno.batching.simulation import Call, Report, Simulation, bursts, crowd, poisson
 
 WINDOW_S = 0.010
 MAX_ROWS = 32
@@ -41,8 +31,8 @@ def waiting(
     rows: int = 1,
     kind: str = "a",
     deadline: float | None = None,
-) -> Waiting[str]:
-    return Waiting(task, kind, rows, arrived, deadline)
+) -> WaitingTask[str]:
+    return WaitingTask(task, kind, rows, arrived, deadline)
 
 
 def tasks(flush: Flush[str] | None) -> list[str]:
@@ -92,16 +82,16 @@ def test_a_batch_leaves_in_time_for_the_earliest_deadline() -> None:
 
 
 def test_a_batch_leaves_so_early_that_its_pass_is_over_before_the_deadline() -> None:
-    # Given passes of 1 s and 0.1 s more for each row
+    # Given passes of 1 s plus 0.1 s per row
     batches: BatchFormer[str] = BatchFormer(
-        MAX_ROWS, 10.0, adaptive=False, predict=lambda bucket, rows: 1 + rows / 10
+        MAX_ROWS, 10.0, adaptive=False, predict=lambda key, rows: 1 + rows / 10
     )
     batches.add(waiting("hurried", 1.0, deadline=5.0))
     assert batches.next_due() == pytest.approx(5.0 - 1.1 - BatchFormer.DEADLINE_MARGIN)
     # When another task joins, the pass takes longer
     batches.add(waiting("patient", 1.0))
     assert batches.next_due() == pytest.approx(5.0 - 1.2 - BatchFormer.DEADLINE_MARGIN)
-    # And what cannot be over in time leaves at once: it may still start in time
+    # And a task that cannot end in time leaves at once, because it may still start in time
     batches.add(waiting("late", 1.0, deadline=1.5))
     assert tasks(batches.flush(1.0)) == ["hurried", "patient", "late"]
 
@@ -138,11 +128,11 @@ def test_a_window_of_zero_holds_nobody_back() -> None:
 
 
 def test_rows_are_counted_and_capped() -> None:
-    # Given tasks of 20 rows each and batches of 32
+    # Given tasks of 20 rows each, and batches of 32
     batches = former()
     for task in "abc":
         batches.add(waiting(task, rows=20))
-    # Then two do not fit into one
+    # Then no two tasks fit into one batch
     assert [tasks(batches.flush(0.0)) for _ in "ab"] == [["a"], ["b"]]
     assert batches.flush(0.0) is None
     assert len(batches) == 1
@@ -164,12 +154,12 @@ def test_a_task_over_the_limit_leaves_alone() -> None:
     assert tasks(batches.flush(WINDOW_S)) == ["small"]
 
 
-def test_of_several_ready_buckets_the_one_with_the_oldest_task_leaves_first() -> None:
+def test_of_several_ready_groups_the_one_with_the_oldest_task_leaves_first() -> None:
     batches = former(max_rows=2)
     batches.add(waiting("a", 0.001, kind="a"))
     batches.add(waiting("b1", 0.002, kind="b"))
     batches.add(waiting("b2", 0.003, kind="b"))
-    # Given a full bucket, and later one whose window is over, too
+    # Given a full batch, and later one whose window is over, too
     assert tasks(batches.flush(0.003)) == ["b1", "b2"]
     batches.add(waiting("b3", 0.004, kind="b"))
     batches.add(waiting("b4", 0.004, kind="b"))
@@ -183,30 +173,31 @@ arrivals = st.lists(
 
 
 @given(arrivals=arrivals, adaptive=st.booleans(), max_rows=st.integers(1, 32))
-def test_every_task_leaves_once_in_order_of_its_bucket_and_within_the_limits(
+def test_every_task_leaves_once_in_order_of_its_group_and_within_the_limits(
     arrivals: list[tuple[str, int, float]], adaptive: bool, max_rows: int
 ) -> None:
-    # Given tasks of three buckets, some of more rows than a batch takes
+    # Given tasks of three keys, some of more rows than a batch takes
     batches: BatchFormer[int] = BatchFormer(max_rows, WINDOW_S, adaptive)
     now, left = 0.0, []
     for number, (kind, rows, gap) in enumerate(arrivals):
         now += gap
-        batches.add(Waiting(number, kind, rows, now))
+        batches.add(WaitingTask(number, kind, rows, now))
         while (flush := batches.flush(now)) is not None:
             left.append(flush)
-    # When everything that waits becomes due
+    # When all waiting tasks become due
     while (due := batches.next_due()) is not None:
         flush = batches.flush(max(due, now))
         assert flush is not None
         left.append(flush)
-    # Then each left once, with its like, in order, and no batch is too large for its own fault
+    # Then each left once, in order, only with tasks of its key, and no batch is too large unless it
+    # is a single task
     assert sorted(w.task for f in left for w in f.members) == list(range(len(arrivals)))
     assert len(batches) == 0
     for flush in left:
-        assert len({w.bucket for w in flush.members}) == 1
+        assert len({w.key for w in flush.members}) == 1
         assert len(flush.members) == 1 or sum(w.rows for w in flush.members) <= max_rows
     for kind in "abc":
-        order = [w.task for f in left for w in f.members if w.bucket == kind]
+        order = [w.task for f in left for w in f.members if w.key == kind]
         assert order == sorted(order)
 
 
@@ -239,31 +230,31 @@ def test_clearing_forgets_everybody() -> None:
     assert batches.next_due() is None
 
 
-# Buckets
+# Which tasks can share a batch
 
 
-def test_tasks_of_equal_shapes_and_version_share_a_bucket() -> None:
+def test_tasks_of_equal_shapes_and_version_share_a_key() -> None:
     a = {"x": np.zeros((1, 3)), "m": np.zeros((1, 5))}
     b = {"m": np.zeros((4, 5)), "x": np.zeros((4, 3))}
-    assert bucket(1, a, ()) == bucket(1, b, ())
-    assert bucket(1, a, ()) != bucket(2, a, ())
+    assert batch_key(1, a, ()) == batch_key(1, b, ())
+    assert batch_key(1, a, ()) != batch_key(2, a, ())
 
 
-def test_other_shapes_and_other_inputs_are_other_buckets() -> None:
+def test_other_shapes_and_other_inputs_are_other_keys() -> None:
     base = {"x": np.zeros((1, 3))}
     for other in ({"x": np.zeros((1, 4))}, {"x": np.zeros((1, 3)), "m": np.zeros(1)}, {}):
-        assert bucket(1, base, ()) != bucket(1, other, ())
+        assert batch_key(1, base, ()) != batch_key(1, other, ())
 
 
 def test_padded_inputs_may_differ_in_size() -> None:
     short, long = ({"ids": np.zeros((1, n)), "x": np.zeros((1, 2))} for n in (3, 9))
-    assert bucket(1, short, ("ids",)) == bucket(1, long, ("ids",))
-    assert bucket(1, short, ("x",)) != bucket(1, long, ("x",))
+    assert batch_key(1, short, ("ids",)) == batch_key(1, long, ("ids",))
+    assert batch_key(1, short, ("x",)) != batch_key(1, long, ("x",))
 
 
 # The window adapts: simulations with a service time of 5 ms + 0.05 ms per row
 
-#: What the front end takes for one task.
+#: Time of the front end for one task.
 SPACING_S = 0.0003
 
 
@@ -283,18 +274,18 @@ def unknown(tasks: int) -> float:
     return 0.0
 
 
-def lane(
+def simulated_lane(
     *, adaptive: bool = True, predict: Callable[[int], float] = unknown, **fields: Any
-) -> Lane:
+) -> Simulation:
     former: BatchFormer[Call] = BatchFormer(
-        MAX_ROWS, WINDOW_S, adaptive, lambda bucket, rows: predict(rows)
+        MAX_ROWS, WINDOW_S, adaptive, lambda key, rows: predict(rows)
     )
     given: dict[str, Any] = {"busy": mock, "front_end": SPACING_S} | fields
-    return Lane(former, **given)
+    return Simulation(former, **given)
 
 
 def closed_loop(clients: int, *, until: float = 3.0, **fields: Any) -> Report:
-    simulation = lane(**fields)
+    simulation = simulated_lane(**fields)
     for at, client in crowd(clients, spacing=SPACING_S):
         simulation.call(at, client)
     return simulation.run(until)
@@ -311,8 +302,8 @@ def test_a_lone_client_never_pays_the_window() -> None:
 
 
 def test_a_lone_client_does_not_pay_for_the_crowd_that_left() -> None:
-    # Given a crowd that fills batches, and then is gone
-    simulation = lane()
+    # Given a crowd that fills batches, and then leaves
+    simulation = simulated_lane()
     for at, client in crowd(64):
         simulation.call(at, client)
     simulation.run(1.0)
@@ -322,7 +313,7 @@ def test_a_lone_client_does_not_pay_for_the_crowd_that_left() -> None:
     simulation.closed_loop = True
     simulation.call(3.0, 0)
     first, *others = held(simulation.run(3.5))
-    # Then at most its first call waits, and for less than a fifth of the window
+    # Then at most its first call waits, for less than a fifth of the window
     assert first < WINDOW_S / 5
     assert max(others) == 0
 
@@ -335,9 +326,9 @@ def test_a_crowd_fills_its_batches(clients: int, fetch: float) -> None:
 
 @pytest.mark.parametrize("fetch", [0.0, 0.001, 0.003])
 def test_a_crowd_fills_the_batches_of_a_model_that_takes_no_time(fetch: float) -> None:
-    # Given a model of which only beginning and settling a batch takes time
+    # Given a model whose passes take no time; only beginning and settling a batch does
     report = closed_loop(64, fetch=fetch, busy=lambda tasks: 0.0015 + 0.00003 * tasks)
-    # Then it is asked seldom, and the front end, which sets the pace, loses nothing
+    # Then batches are few, and the front end, which sets the pace, loses nothing
     assert report.mean_size >= 28
     assert report.tasks_per_s >= 0.98 / SPACING_S
 
@@ -351,7 +342,7 @@ def test_a_crowd_that_thinks_at_random_fills_its_batches(seed: int) -> None:
 
 
 def test_a_crowd_is_recognised_soon_after_a_lone_client() -> None:
-    simulation = lane()
+    simulation = simulated_lane()
     simulation.call(0.0, 0)
     simulation.run(0.3)
     for at, client in crowd(64, start=0.3):
@@ -370,7 +361,7 @@ def test_few_clients_do_not_wait_for_the_whole_window(clients: int) -> None:
 
 @pytest.mark.parametrize("clients", [2, 8, 16])
 def test_a_few_clients_share_their_passes_however_long_one_takes(clients: int) -> None:
-    # Who waits for the running pass does not leave just before those come back who are in it
+    # Tasks that wait for the running pass do not leave just before its clients call again
     for pass_s in (0.005, 0.05, 0.5):
         report = closed_loop(clients, busy=partial(takes, pass_s), until=600 * pass_s)
         assert report.mean_size >= 0.95 * clients
@@ -378,23 +369,23 @@ def test_a_few_clients_share_their_passes_however_long_one_takes(clients: int) -
 
 @pytest.mark.parametrize("rate", [5, 20, 50, 100])
 def test_a_low_rate_of_strangers_does_not_pay_the_window(rate: int) -> None:
-    simulation = lane(closed_loop=False)
+    simulation = simulated_lane(closed_loop=False)
     for at, client in poisson(rate, until=20.0, seed=rate):
         simulation.call(at, client)
     assert simulation.run(21.0).mean_held < WINDOW_S / 100
 
 
 def test_a_high_rate_of_strangers_fills_batches() -> None:
-    simulation = lane(closed_loop=False)
+    simulation = simulated_lane(closed_loop=False)
     for at, client in poisson(3000, until=3.0, seed=1):
         simulation.call(at, client)
     assert simulation.run(4.0).mean_size >= 24
 
 
 def test_no_executor_waits_for_rows_that_a_shared_pass_would_not_make_cheaper() -> None:
-    # Given a model that takes as long for two rows as for one twice, strangers do not wait for each
-    # other, so that few come while both executors are busy
-    simulation = lane(predict=by_the_row, busy=by_the_row, executors=2, closed_loop=False)
+    # If two rows take as long as one row twice, independent tasks do not wait for each other.
+    # So few of them arrive while both executors are busy
+    simulation = simulated_lane(predict=by_the_row, busy=by_the_row, executors=2, closed_loop=False)
     for at, client in poisson(280, until=20.0):
         simulation.call(at, client)
     assert simulation.run(21.0).percentile(99) < 0.06
@@ -408,7 +399,7 @@ def test_free_executors_share_what_one_could_take_if_all_are_done_sooner_then(
     busy: Callable[[int], float], free: int, sizes: list[int]
 ) -> None:
     batches: BatchFormer[str] = BatchFormer(
-        MAX_ROWS, WINDOW_S, predict=lambda bucket, rows: busy(rows)
+        MAX_ROWS, WINDOW_S, predict=lambda key, rows: busy(rows)
     )
     for task in "abcde":
         batches.add(waiting(task))
@@ -427,7 +418,7 @@ def test_free_executors_share_all_that_waits_in_full_batches_if_they_can(
     waits: int, sizes: list[int]
 ) -> None:
     batches: BatchFormer[str] = BatchFormer(
-        MAX_ROWS, WINDOW_S, predict=lambda bucket, rows: by_the_row(rows)
+        MAX_ROWS, WINDOW_S, predict=lambda key, rows: by_the_row(rows)
     )
     for number in range(waits):
         batches.add(waiting(f"task {number}"))
@@ -436,7 +427,7 @@ def test_free_executors_share_all_that_waits_in_full_batches_if_they_can(
 
 
 def test_a_crowd_that_is_too_small_for_full_batches_keeps_all_executors_busy() -> None:
-    # Given calls that arrive together, as those of one batch's clients do
+    # Given calls that arrive together, such as the next calls of one batch's clients
     report = closed_loop(
         16, predict=by_the_row, busy=by_the_row, executors=2, fetch=0.003, front_end=0.0
     )
@@ -444,7 +435,7 @@ def test_a_crowd_that_is_too_small_for_full_batches_keeps_all_executors_busy() -
 
 
 def in_passes(tasks: int) -> float:
-    """As an engine predicts it: more than one pass takes are several."""
+    """Predict as an engine does: more rows than one pass takes need several passes."""
     whole, rest = divmod(tasks, MAX_ROWS)
     return whole * mock(MAX_ROWS) + (mock(rest) if rest else 0.0)
 
@@ -452,111 +443,21 @@ def in_passes(tasks: int) -> float:
 @pytest.mark.parametrize("rows", [1, 15, 17, 24, 31])
 def test_the_rows_that_a_pass_still_takes_are_worth_waiting_for_however_few(rows: int) -> None:
     batches: BatchFormer[str] = BatchFormer(
-        MAX_ROWS, 10 * WINDOW_S, predict=lambda bucket, rows: in_passes(rows)
+        MAX_ROWS, 10 * WINDOW_S, predict=lambda key, rows: in_passes(rows)
     )
     # Given a crowd that is fast enough to fill a batch within the window
     for number in range(MAX_ROWS):
         batches.add(waiting("earlier", number / 10_000))
     assert batches.flush(0.0031) is not None
-    # When some of its next calls are there, and an executor is free since the last of them came
+    # When some of its next calls have arrived, and an executor is free since the last of them
     for number in range(rows):
         batches.add(waiting("next", 0.0032 + number / 10_000))
     last = 0.0032 + (rows - 1) / 10_000
     batches.freed(last)
-    # Then others are awaited for as long as a pass of their own would take more
+    # Then the batch waits for as long as a second pass would cost
     due = batches.next_due()
     assert due is not None
     assert due - last == pytest.approx(0.005 + BatchFormer.OVERHEAD)
-
-
-def come_back(clients: int, *, under_way: int, saturated: bool, **policy: Any) -> BatchFormer[str]:
-    """Return a former whose clients have been answered at 1.0 and are back, or in a pass, at 2.0.
-
-    Their calls take their time by the row.
-    """
-    batches: BatchFormer[str] = BatchFormer(
-        MAX_ROWS,
-        WINDOW_S,
-        predict=lambda _, rows: by_the_row(rows),
-        saturated=lambda: saturated,
-        **{"executors": 2} | policy,
-    )
-
-    def call(calls: int, at: float) -> None:
-        for number in range(calls):
-            batches.add(waiting(f"at {at}: {number}", at))
-
-    def leave(at: float) -> int:
-        flush = batches.flush(at)
-        assert flush is not None
-        batches.started(len(flush.members))
-        return len(flush.members)
-
-    call(clients, 0.0)
-    running = []
-    while len(batches):
-        running.append(leave(0.0))
-    for size in running:
-        batches.freed(1.0)
-        batches.finished(size, 1.0)
-    if under_way:
-        call(under_way, 1.5)
-        leave(1.5 + WINDOW_S)
-    call(clients - under_way, 2.0)
-    return batches
-
-
-def test_while_all_cores_are_busy_and_a_pass_runs_a_batch_has_its_whole_window() -> None:
-    batches = come_back(2 * MAX_ROWS - 1, under_way=MAX_ROWS, saturated=True)
-    # When one of those who wait does not any more, so that not everyone is here
-    batches.drop(lambda w: w.task == "at 2.0: 0")
-    assert batches.flush(2.0 + WINDOW_S - 0.0001) is None
-    flush = batches.flush(2.0 + WINDOW_S)
-    assert flush is not None
-    assert flush.reason is FlushReason.WINDOW
-
-
-@pytest.mark.parametrize(
-    ("saturated", "under_way", "executors"),
-    [
-        pytest.param(False, MAX_ROWS, 2, id="a core is idle"),
-        pytest.param(True, 0, 2, id="no pass runs"),
-        pytest.param(True, MAX_ROWS, 3, id="another executor is free"),
-    ],
-)
-def test_an_executor_that_would_get_on_waits_no_longer_than_that_saves(
-    saturated: bool, under_way: int, executors: int
-) -> None:
-    clients = under_way + MAX_ROWS - 1
-    batches = come_back(clients, under_way=under_way, saturated=saturated, executors=executors)
-    batches.drop(lambda w: w.task == "at 2.0: 0")
-    assert batches.flush(2.0 + BatchFormer.OVERHEAD + 0.0001) is not None
-
-
-def test_under_an_objective_it_makes_no_difference_how_busy_the_cores_are() -> None:
-    dues = []
-    for saturated in (False, True):
-        batches = come_back(MAX_ROWS + 4, under_way=MAX_ROWS, saturated=saturated, objective=0.5)
-        # When some of those who wait do not any more, so that not everyone is here
-        batches.drop(lambda w: w.task in ("at 2.0: 0", "at 2.0: 1"))
-        dues.append(batches.next_due())
-    assert dues[0] == dues[1]
-
-
-def test_a_deadline_ends_the_whole_window() -> None:
-    batches = come_back(2 * MAX_ROWS - 1, under_way=MAX_ROWS, saturated=True)
-    batches.drop(lambda w: w.task.startswith("at 2.0"))
-    batches.add(waiting("soon", 2.0, deadline=2.0 + by_the_row(1) + BatchFormer.DEADLINE_MARGIN))
-    flush = batches.flush(2.0)
-    assert flush is not None
-    assert flush.reason is FlushReason.DEADLINE
-
-
-def test_nobody_is_waited_for_when_everyone_is_here_however_busy_the_cores_are() -> None:
-    batches = come_back(MAX_ROWS + 8, under_way=MAX_ROWS, saturated=True)
-    flush = batches.flush(2.0)
-    assert flush is not None
-    assert (len(flush.members), flush.reason) == (8, FlushReason.IDLE)
 
 
 @pytest.mark.parametrize("clients", [64, 128])
@@ -572,7 +473,7 @@ def test_a_crowd_waits_for_no_more_than_a_batch_costs_where_passes_take_no_time(
 
 
 def test_strangers_who_come_together_leave_together() -> None:
-    simulation = lane(closed_loop=False)
+    simulation = simulated_lane(closed_loop=False)
     for at, client in bursts(16, every=0.1, until=3.0):
         simulation.call(at, client)
     report = simulation.run(4.0)
@@ -591,33 +492,33 @@ def test_two_executors_share_a_crowd() -> None:
 
 
 def test_without_adaptation_a_lone_client_pays_the_window() -> None:
-    simulation = lane(adaptive=False)
+    simulation = simulated_lane(adaptive=False)
     simulation.call(0.0, 0)
     assert simulation.run(0.5).mean_held == pytest.approx(WINDOW_S)
 
 
 def test_the_end_of_a_burst_is_known_after_a_few_gaps() -> None:
-    crowd = Crowd(WINDOW_S)
+    crowd = Arrivals(WINDOW_S)
     for number in range(40):
         crowd.arrived(number * SPACING_S, in_lane=number + 1)
     last = 39 * SPACING_S
-    # When one of those who came leaves unanswered, somebody is missing, but not for long
+    # If one task of the crowd is missing, it is expected, but not for long
     until = crowd.expected_until(39, seats=1, until=last + WINDOW_S, window=WINDOW_S)
     assert last < until < last + WINDOW_S / 5
-    # And when all are here, nobody is expected
+    # If all are here, no other task is expected
     assert crowd.expected_until(40, seats=1, until=last + WINDOW_S, window=WINDOW_S) == last
 
 
 def test_many_tasks_are_added_and_asked_about_without_looking_at_each_other() -> None:
-    # Given more waiting tasks than any worker holds, of which each has a deadline
+    # Given more waiting tasks than any worker holds, each with a deadline
     batches: BatchFormer[int] = BatchFormer(10**9, 1e9, adaptive=True)
     asked = Counting()
     for number in range(20_000):
         deadline = asked if number == 0 else 1e9
-        batches.add(Waiting(number, "a", 1, 0.0, deadline, since=number))
+        batches.add(WaitingTask(number, "a", 1, 0.0, deadline, since=number))
         batches.next_due()
         batches.next_deadline()
-    # Then the first one is compared a few times with each newcomer, and not with each pair
+    # Then the first deadline is compared a few times per arrival, not once per pair
     assert Counting.compared < 10 * 20_000
 
 
@@ -636,139 +537,3 @@ class Counting(float):
     def __gt__(self, other: float) -> bool:
         Counting.compared += 1
         return super().__gt__(other)
-
-
-# Isolation
-
-
-class Poisoned(ValueError):
-    """The fault of a member."""
-
-
-class Passing(RuntimeError):
-    """A fault that may pass."""
-
-    transient = True
-
-
-def passes(guilty: set[int]) -> Any:
-    """Return a model that fails on batches with a guilty member, and the list of its batches."""
-    seen: list[list[int]] = []
-
-    def run(part: Sequence[int]) -> list[int]:
-        seen.append(list(part))
-        if guilty & set(part):
-            raise Poisoned(f"one of {part}")
-        return [member * 10 for member in part]
-
-    return run, seen
-
-
-def test_a_good_batch_takes_one_pass() -> None:
-    run, seen = passes(set())
-    assert list(isolate([1, 2, 3], run)) == [(1, 10), (2, 20), (3, 30)]
-    assert seen == [[1, 2, 3]]
-
-
-@given(size=st.integers(1, 64), data=st.data())
-def test_a_bad_member_fails_alone(size: int, data: st.DataObject) -> None:
-    guilty = data.draw(st.integers(0, size - 1))
-    run, seen = passes({guilty})
-    outcomes = dict(isolate(range(size), run))
-    assert len(outcomes) == size
-    assert isinstance(outcomes.pop(guilty), Poisoned)
-    assert outcomes == {member: member * 10 for member in outcomes}
-    assert len(seen) <= 1 + 2 * math.ceil(math.log2(size))
-
-
-@given(size=st.integers(1, 64), data=st.data())
-def test_exactly_the_guilty_fail_within_the_budget_and_nobody_innocent_beyond_it(
-    size: int, data: st.DataObject
-) -> None:
-    guilty = data.draw(st.sets(st.integers(0, size - 1)))
-    run, seen = passes(guilty)
-    outcomes = list(isolate(range(size), run))
-    # Each member has exactly one outcome
-    assert sorted(member for member, _ in outcomes) == list(range(size))
-    budget = 2 + 4 * math.ceil(math.log2(size))
-    assert len(seen) <= budget
-    for member, outcome in outcomes:
-        if isinstance(outcome, Undecided):
-            # Only where the budget was spent, and such a member may be tried again
-            assert len(seen) == budget
-            assert is_transient(outcome)
-        elif member in guilty:
-            assert isinstance(outcome, Poisoned)
-        else:
-            assert outcome == member * 10
-    if len(guilty) <= 2:
-        assert not any(isinstance(outcome, Undecided) for _, outcome in outcomes)
-
-
-def test_a_whole_batch_of_bad_members_is_not_worth_all_its_passes() -> None:
-    run, seen = passes(set(range(32)))
-    outcomes = list(isolate(range(32), run))
-    assert len(outcomes) == 32
-    assert len(seen) == 22
-    assert any(isinstance(outcome, Undecided) for _, outcome in outcomes)
-
-
-@pytest.mark.parametrize("error", [Passing("soon"), ConnectionError("gone"), TimeoutError("slow")])
-def test_a_transient_error_is_everyones_and_splits_nothing(error: Exception) -> None:
-    seen = []
-
-    def run(part: Sequence[int]) -> list[int]:
-        seen.append(part)
-        raise error
-
-    assert list(isolate([1, 2, 3], run)) == [(1, error), (2, error), (3, error)]
-    assert len(seen) == 1
-
-
-def test_a_batch_that_does_not_fit_into_memory_is_split_until_it_fits() -> None:
-    def run(part: Sequence[int]) -> list[int]:
-        if len(part) > 8:
-            raise MemoryError
-        return list(part)
-
-    assert sorted(isolate(range(32), run)) == [(n, n) for n in range(32)]
-
-
-def test_a_member_that_does_not_fit_alone_may_be_tried_again() -> None:
-    def run(part: Sequence[int]) -> list[int]:
-        raise MemoryError
-
-    ((_, error),) = isolate([1], run)
-    assert isinstance(error, MemoryError)
-    assert is_transient(error)
-
-
-@pytest.mark.parametrize("answers", [[], [1], [1, 2, 3]])
-def test_a_wrong_number_of_answers_is_a_failed_pass(answers: list[int]) -> None:
-    outcomes = list(isolate(["a", "b"], lambda _: answers))
-    assert [member for member, _ in outcomes] == ["a", "b"]
-    singles = [isinstance(outcome, ValueError) for _, outcome in outcomes]
-    # Alone, one answer is the right number
-    assert all(singles) or answers == [1]
-
-
-@pytest.mark.parametrize(
-    ("error", "transient"),
-    [
-        (ValueError(), False),
-        (RuntimeError(), False),
-        (MemoryError(), True),
-        (ConnectionResetError(), True),
-        (TimeoutError(), True),
-        (Passing(), True),
-        (Undecided("?"), True),
-    ],
-)
-def test_which_errors_may_pass(error: Exception, transient: bool) -> None:
-    assert is_transient(error) is transient
-
-
-def test_an_error_can_say_that_it_will_not_pass() -> None:
-    error = ConnectionError("the licence has ended")
-    error.transient = False  # type: ignore[attr-defined]
-    assert not is_transient(error)

@@ -1,4 +1,4 @@
-"""The latency curve: measured points, real passes, and what is predicted between them."""
+"""The latency curve: measured points, corrections by real passes, and predictions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_lasting_change_is_believed_after_a_few_passes() -> None:
     for _ in range(60):
         curve.note(32, 0.02)
     assert curve.predict(32) == pytest.approx(0.02, rel=0.1)
-    # What has not been seen stays as it was
+    # Other points stay as they were
     assert curve.predict(8) == MOCK[8]
 
 
@@ -85,7 +85,7 @@ def test_larger_passes_are_never_predicted_to_be_shorter(
 
 
 def test_noisy_passes_lead_to_the_truth() -> None:
-    # Given a machine that has become twice as fast, in some passes of a hundred much slower
+    # Given a machine that has become twice as fast, except for a few much slower passes
     source = random.Random(1)
     curve = LatencyCurve(MOCK)
     for _ in range(2000):

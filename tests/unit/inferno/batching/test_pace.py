@@ -32,7 +32,7 @@ def test_tasks_of_several_rows_fill_a_batch_sooner():
     pace = Pace(32, 1)
     pace.note(tasks=2, rows=16, duration_s=1.0)
     assert pace.speed == Speed(4.0, 4.0)
-    # More rows than a batch has: they ran in pieces.
+    # More rows than a full batch: the task ran in pieces.
     pace = Pace(32, 1)
     pace.note(tasks=1, rows=320, duration_s=1.0)
     assert pace.speed == Speed(1.0, 1.0)

@@ -1,6 +1,6 @@
 """Batched is the same as alone: generated models in every runtime, and the default models.
 
-A member's answer may differ by what arithmetic in another order differs by, and no more: see
+A member's answer may differ only by the rounding of arithmetic in another order: see
 `TOLERANCE`. `INFERNO_TEST_EXAMPLES` is the number of examples of each test; few by default.
 """
 
@@ -36,16 +36,16 @@ MODELS = ROOT / "models"
 #: Features of one step of a sequence.
 WIDTH = 6
 
-#: By which an output may differ, as a part of the largest value, by the precision of the artifact.
+#: Allowed difference of an output, relative to the largest value, by the precision of the artifact.
 #: Integers, texts and bytes are equal. In int8, the scale of the activations is that of the whole
 #: batch with its padding; the generated model is so small that nothing averages that out.
 TOLERANCE = {"float64": 5e-15, "float32": 2e-6, "float16": 2e-2, "bf16": 0.05, "int8": 0.3}
-#: An output that is the time of the pass is not compared.
+#: Outputs that are not compared: they are the time of the pass.
 TIMES = {"latency_ms"}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
-    # Whoever asks for more examples has the time.
+    # A run with more examples needs no time limit.
     pytest.mark.timeout(0 if EXAMPLES else 120),
 ]
 
@@ -79,11 +79,11 @@ def assert_as_alone(
             np.testing.assert_allclose(got, expected, rtol=0, atol=allowed * scale, err_msg=name)
 
 
-# Generated models: attention-like pooling of sequences under a mask, and a value for each step
+# Generated models: attention-like pooling of sequences under a mask, and a value per step
 
 
 class Pooling(torch.nn.Module):
-    """`steps` [rows, n, WIDTH] and `mask` [rows, n] to the masked mean and each step's product."""
+    """Maps `steps` [rows, n, WIDTH] and `mask` [rows, n] to the masked mean and values per step."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ def pooling(kind: str, quantize: str, buckets: tuple[int, ...], sizes: tuple[int
             ],
         },
         "batching": {
-            # What is padded with shall not be seen, so it is not 0.
+            # Not 0, so that padding which leaks into a result shows.
             "pad": {"steps": 3},
             "mask": {"steps": "mask"},
             "buckets": list(buckets),
@@ -237,7 +237,7 @@ def test_sequences_of_any_length_are_answered_in_a_batch_as_alone(
     assert_as_alone(engine, members, None if quantize == "none" else TOLERANCE[quantize])
 
 
-# Generated signatures: any dtypes and shapes, given back by each runtime that can hold them
+# Generated signatures: any dtypes and shapes, returned by each runtime that supports them
 
 
 @dataclass(frozen=True)
@@ -245,13 +245,13 @@ class Field:
     """One tensor of a generated signature."""
 
     dtype: str
-    #: Sizes after the rows; None is a free one, which is padded.
+    #: Sizes after the rows; None for a free dimension, which is padded.
     shape: tuple[int | None, ...]
 
 
 NUMBERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
-#: Of one package each, so that hypothesis does not make hundreds.
+#: One package each, so that hypothesis does not create hundreds.
 SHAPES: list[tuple[Field, ...]] = [
     tuple(Field(dtype, ()) for dtype in (*NUMBERS, "string", "bytes")),
     tuple(Field(dtype, (3,)) for dtype in (*NUMBERS, "string", "bytes")),
@@ -262,7 +262,7 @@ SHAPES: list[tuple[Field, ...]] = [
 
 
 def onnx_identity(fields: Sequence[Field]) -> bytes:
-    """Return a graph that gives back what it is given."""
+    """Return a graph that returns its inputs."""
     inputs, outputs, nodes = [], [], []
     for n, field in enumerate(fields):
         dtype = helper.np_dtype_to_tensor_dtype(np.dtype(field.dtype))
@@ -362,7 +362,7 @@ def _drawn(source: np.random.Generator, dtype: str, shape: tuple[int, ...], word
 def test_tensors_of_any_dtype_and_shape_come_back_as_they_went_in(
     kind: str, data: st.DataObject
 ) -> None:
-    # Given a signature, of which the runtime can hold what it knows
+    # Given a signature, reduced to the types that the runtime supports
     drawn = data.draw(st.sampled_from(SHAPES))
     fields = tuple(f for f in drawn if kind == "callable" or f.dtype not in ("string", "bytes"))
     engine = identity(kind, fields)
@@ -377,9 +377,9 @@ def test_tensors_of_any_dtype_and_shape_come_back_as_they_went_in(
 
 # The default models
 
-#: How much their outputs may differ, where it is not what float32 does. Version 1 of `embed` takes
-#: the range of its activations from the whole batch: each component may differ by 0.15 in vectors
-#: of length 1, and the cosine is at least 0.95.
+#: Allowed difference of their outputs, if larger than that of float32. Version 1 of `embed` takes
+#: the range of its activations from the whole batch: in vectors of length 1, each component may
+#: differ by 0.15, and the cosine is at least 0.95.
 SHIPPED = {
     ("digits", 1): 1e-5, ("digits", 2): 1e-5, ("echo", 1): 0.0, ("mock", 1): 0.0,
     ("embed", 1): 0.15, ("embed", 2): 1e-5, ("sentiment", 1): 1e-4,
@@ -395,7 +395,7 @@ def shipped(model: str, version: int) -> Engine:
 
 
 def inputs_of(model: str, source: np.random.Generator, words: Sequence[str]) -> Tensors:
-    """Make up one task of a default model."""
+    """Return random inputs for a default model."""
     rows = int(source.integers(1, 4))
     if model == "digits":
         ink = source.integers(0, 17, (rows, 8, 8)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Devices and precisions: what settings and packages ask for, and what runs."""
+"""Devices and precisions: requested by settings and packages, and actually used."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SIGNATURE = {
     "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", WIDTH]}],
 }
 
-#: A dense layer whose weights are made by a seed.
+#: A dense layer with random weights from a fixed seed.
 LINEAR = f"""
 import torch
 
@@ -88,7 +88,7 @@ def module_package(package: ReadPackage, source: str = LINEAR, **fields: Any) ->
 
 
 def error_of(engine: Engine) -> float:
-    """Return the largest error of a pass, as a part of the largest value."""
+    """Return the largest error of a pass, relative to the largest value."""
     x = np.random.default_rng(0).standard_normal((4, WIDTH), np.float32)
     expected = x @ weights().T
     [answer] = engine.forward([{"x": x}])
@@ -126,7 +126,7 @@ def test_the_package_goes_before_the_settings(package: ReadPackage) -> None:
 @pytest.mark.parametrize(
     ("make", "quantize", "reason"),
     [
-        (onnx_package, "bf16", "bf16 is not for ONNX; use fp16 or int8"),
+        (onnx_package, "bf16", "ONNX models cannot use bf16; use fp16 or int8"),
         (onnx_package, "fp16", "fp16 is slower than fp32 on the CPU"),
         (module_package, "fp16", "fp16 is for CUDA; on the CPU, use bf16 or int8"),
     ],
@@ -168,7 +168,7 @@ def test_python_without_a_module_stays_as_it_is(
 
 
 def test_a_halved_graph_takes_and_gives_float32(tmp_path: Path) -> None:
-    # Given what a GPU is given; the CPU can run it, too, but slowly
+    # Given the precision of a GPU; the CPU can run it, too, but slowly
     source = tmp_path / "model.onnx"
     source.write_bytes(onnx_bytes())
     halved = halve(source, tmp_path)
@@ -222,7 +222,7 @@ def test_models_of_one_process_keep_their_own_numbers_of_threads(package: ReadPa
         load(module_package(package, THREADS, name=f"model{n}", inference={"threads": n}))
         for n in (1, 2)
     ]
-    # When executors run now one and now the other, at the same time
+    # When executors run both in turns, at the same time
     member = {"x": np.zeros((1, WIDTH), np.float32)}
     together = Barrier(2)
 
@@ -233,7 +233,7 @@ def test_models_of_one_process_keep_their_own_numbers_of_threads(package: ReadPa
             found.append(engines[place].forward([member])[0]["y"][0, 0].item())
         return found
 
-    # Then each pass has the threads of its model
+    # Then each pass has the number of threads of its model
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(run, [[0, 1, 0], [1, 0, 1]])) == [[1, 2, 1], [2, 1, 2]]
 
@@ -244,7 +244,7 @@ def test_models_of_one_process_keep_their_own_numbers_of_threads(package: ReadPa
 def test_a_module_is_compiled_when_it_is_asked_for(
     package: ReadPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a backend that is told of each graph; Inductor would take half a minute
+    # Given a backend that records each graph; Inductor would take half a minute
     compiled = []
 
     def backend(graph: Any, example: Any) -> Any:

@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inferno.batching.latency import LatencyCurve
-from inferno.engine.engine import Engine, choose_device, chunks, count_rows
+from inferno.engine.collation import chunks, count_rows
+from inferno.engine.device import choose_device
+from inferno.engine.engine import Engine
 from inferno.errors import ForwardFailed, InvalidInput, PackageError
 from inferno.protocol.tensors import Tensors
 from inferno.repository.package import Package
@@ -140,7 +142,7 @@ def lengths_of_passes(model: Engine) -> list[tuple[int, ...]]:
 
 
 def padding(engine: Build, seconds: dict[int, float], **batching: Any) -> Engine:
-    """Return a model that pads, and of which it is known how long its passes take."""
+    """Return a model that pads, with a known latency curve."""
     model = engine(
         SUM, signature=SUM_SIGNATURE, batching={"pad": {"x": 0}, **batching}, max_batch_size=64
     )
@@ -149,11 +151,11 @@ def padding(engine: Build, seconds: dict[int, float], **batching: Any) -> Engine
 
 
 def test_members_of_very_different_lengths_are_answered_in_several_passes(engine: Build) -> None:
-    # Given passes of 5 ms and 1 ms more for each element
+    # Given passes of 5 ms plus 1 ms per element
     model = padding(engine, {1: 0.006, 1000: 1.005})
     members = [rows(1, 20), rows(1, 2), rows(2, 19), rows(1, 3)]
     answers = model.forward(members)
-    # Then the long ones share one, and the short ones another
+    # Then the long members share one pass, and the short members another
     assert sorted(lengths_of_passes(model)) == [(2, 3), (3, 20)]
     assert [a["y"].tolist() for a in answers] == [m["x"].sum(axis=1).tolist() for m in members]
 
@@ -264,17 +266,17 @@ def test_outputs_get_their_declared_dtype(
     [
         ('{"y": x[:1]}', ["batch", 2], "float32", "output 'y' has 1 rows for 2 rows of input"),
         ('{"y": x.sum()}', ["batch"], "float32", "output 'y' has a scalar rows for 2 rows"),
-        ('{"z": x}', ["batch", 2], "float32", "no output 'y'; it gave z"),
-        ("{}", ["batch", 2], "float32", "no output 'y'; it gave none"),
-        ("None", ["batch", 2], "float32", "the model gave NoneType, expected outputs by name"),
-        ("x", ["batch", 2], "float32", "the model gave ndarray, expected outputs by name"),
+        ('{"z": x}', ["batch", 2], "float32", "no output 'y'; it returned z"),
+        ("{}", ["batch", 2], "float32", "no output 'y'; it returned none"),
+        ("None", ["batch", 2], "float32", "the model returned NoneType, expected outputs by name"),
+        ("x", ["batch", 2], "float32", "the model returned ndarray, expected outputs by name"),
         ('{"y": x}', ["batch", 3], "float32", "has shape [2, 2], declared is ['batch', 3]"),
         ('{"y": x}', ["batch"], "float32", "has shape [2, 2], declared is ['batch']"),
         ('{"y": x * np.nan}', ["batch", 2], "float32", "holds NaN or infinity"),
         ('{"y": x + 1e6}', ["batch", 2], "float16", "holds NaN or infinity"),
-        ('{"y": x + 0.5}', ["batch", 2], "int64", "has float32 values that are no int64"),
-        ('{"y": x + 300}', ["batch", 2], "uint8", "has float32 values that are no uint8"),
-        ('{"y": x * np.nan}', ["batch", 2], "int64", "has float32 values that are no int64"),
+        ('{"y": x + 0.5}', ["batch", 2], "int64", "has float32 values that do not fit int64"),
+        ('{"y": x + 300}', ["batch", 2], "uint8", "has float32 values that do not fit uint8"),
+        ('{"y": x * np.nan}', ["batch", 2], "int64", "has float32 values that do not fit int64"),
         ('{"y": [["a", "b"]] * 2}', ["batch", 2], "float32", "has dtype <U1, declared is float32"),
         ('{"y": x}', ["batch", 2], "string", "holds float32, declared is string"),
         ('{"y": np.array([1, "a"], dtype=object)}', ["batch"], "string", "holds object, declared"),
@@ -420,7 +422,7 @@ def test_a_made_up_sample_obeys_the_signature(engine: Build) -> None:
     ("source", "warm_up", "detail"),
     [
         (answering("1 / 0"), {}, "ZeroDivisionError: division by zero"),
-        (answering("{}"), {}, "ForwardFailed: the model gave no output 'y'"),
+        (answering("{}"), {}, "ForwardFailed: the model returned no output 'y'"),
         (SUM, {"inputs": {"x": "text"}}, "InvalidInput: expected float32 values, got text"),
         (SUM, {"inputs": {"z": 1}}, "InvalidInput: Missing required input(s): x"),
     ],
@@ -461,7 +463,7 @@ def test_the_cpu_is_taken_where_there_is_no_other() -> None:
 
 
 def test_a_package_is_told_its_context(write_package: WritePackage) -> None:
-    # Given a model that answers with what it was told
+    # Given a model that answers with its context
     source = """
 def build(context):
     assert context.path.is_absolute()

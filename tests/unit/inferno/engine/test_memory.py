@@ -1,4 +1,4 @@
-"""What engines hold, and that it is given back."""
+"""How much memory engines hold, and that they release it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.unit.inferno.conftest import WritePackage
 
 GB, MB = 10**9, 10**6
 
-#: Rows and columns of the models' one matrix, which has 16 MB.
+#: Rows and columns of the models' only matrix, which has 16 MB.
 WIDTH = 2048
 SIGNATURE = {
     "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", WIDTH]}],
@@ -54,7 +54,7 @@ def build(context):
 
 
 def write(write_package: WritePackage, kind: str, tmp_path: Path) -> Path:
-    """Write a model of one matrix, in a runtime."""
+    """Write a package of a model with one matrix."""
     if kind in ("module", "callable"):
         source = MODULE if kind == "module" else CALLABLE
         return write_package(kind, files={"model.py": source}, signature=SIGNATURE)
@@ -82,7 +82,7 @@ def write(write_package: WritePackage, kind: str, tmp_path: Path) -> Path:
 KINDS = ["onnx", "torchscript", "module", "callable"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
-#: Loads and unloads, as a worker that has frozen what it started with.
+#: Loads and unloads engines, with the objects of the start frozen as in a worker.
 CYCLE = """
 import gc, sys
 from pathlib import Path
@@ -122,7 +122,7 @@ def test_loading_and_unloading_twenty_times_takes_no_more_memory(
     assert len(printed) == 22 * len(KINDS)
     for place, kind in enumerate(KINDS):
         *resident, modules = printed[22 * place : 22 * (place + 1)]
-        # Twenty that stay would be 320 MB; one that stays is too much already.
+        # Twenty leaked engines would hold 320 MB; even one is too many.
         assert max(resident) - resident[0] < WEIGHTS_BYTES, kind
         assert modules == 0, kind
 

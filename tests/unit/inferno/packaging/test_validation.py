@@ -115,7 +115,7 @@ def test_a_model_that_fails_on_several_rows_is_found(tried) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("return {'z': x}", "the model gave no output 'y'; it gave z"),
+        ("return {'z': x}", "the model returned no output 'y'; it returned z"),
         ("return {'y': x[:, :1]}", "has shape [1, 1], declared is"),
         ("return {'y': x * np.nan}", "holds NaN or infinity"),
         ("raise KeyError('token')", "KeyError: 'token'"),

@@ -1,4 +1,4 @@
-"""Detectors: tiny ones that are made here, with boxes that are known."""
+"""Detectors: tiny models made here, whose boxes are known."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_detector_that_does_not_fit_says_why(
 def test_a_picture_is_fitted_into_what_the_model_takes(package: ReadPackage) -> None:
     # Given a model that takes 48 x 64 pixels, each channel scaled in its own way
     engine = yolo(package, size=[48, 64], mean=[0.5, 0.5, 0], std=[0.25, 0.5, 1])
-    # When a white picture that is twice as wide as high is fitted into it
+    # When a white picture twice as wide as high is fitted into it
     white = io.BytesIO()
     Image.new("RGB", (128, 64), "white").save(white, "GIF")
     prepared = engine.prepare(pictures(white.getvalue()))
@@ -148,7 +148,7 @@ def test_a_picture_is_fitted_into_what_the_model_takes(package: ReadPackage) -> 
 
 
 def test_pictures_of_any_size_share_a_batch(package: ReadPackage) -> None:
-    # Given pictures of other sizes and colours; of the grey beside one, the model sees some, too
+    # Given pictures of various sizes and colours; the model sees the grey border of one, too
     engine = yolo(package)
     members = [
         engine.prepare(pictures(png(200, 100, 255), png(31, 64, 200))),
@@ -233,7 +233,7 @@ def test_detectors_of_torchvision_are_served(package: ReadPackage) -> None:
 
 
 def test_what_torchvision_exports_for_one_picture_is_served(package: ReadPackage) -> None:
-    # Given a graph whose outputs have no dimension for the batch, and numbers for names
+    # Given a graph whose outputs have no batch dimension, and numbers as names
     known = {
         "boxes": np.array([[16, 24, 48, 40], [0, 24, 8, 32], [1, 1, 2, 2]], np.float32),
         "labels": np.array([1, 0, 0]),
@@ -263,7 +263,7 @@ def test_what_torchvision_exports_for_one_picture_is_served(package: ReadPackage
         ("cat", 0.9, [0.0, 0.25, 0.125, 0.5]),
         ("dog", 0.6, [0.25, 0.25, 0.75, 0.75]),
     ]
-    # Then whoever does not name the outputs is told how
+    # Then the error says how to name the outputs
     engine = load(package, version=2, parameters={"size": SIZE, "input": "image"}, **fields)
     with pytest.raises(
         PackageError, match=r"no output 'boxes'; it has 2911, .* parameters.outputs"
@@ -272,7 +272,7 @@ def test_what_torchvision_exports_for_one_picture_is_served(package: ReadPackage
 
 
 class Exported(torch.nn.Module):
-    """Gives tensors without names, of half as sure boxes for darker pictures."""
+    """Returns tensors without names; the score is the largest value of a picture."""
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         boxes = torch.tensor([[[16.0, 24.0, 48.0, 40.0]]]).expand(len(images), 1, 4)

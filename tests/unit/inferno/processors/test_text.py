@@ -1,9 +1,8 @@
-"""Texts as word pieces, by a tokenizer of a few words that is made here."""
+"""The text processor, with a tokenizer of a few words made here."""
 
 from __future__ import annotations
 
 import gc
-import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +29,7 @@ PAD = WORDS.index("[PAD]")
 
 
 def tokenizer_json(*words: str) -> bytes:
-    """A tokenizer whose file asks for four pieces of each text, padded with the last word's id."""
+    """Return a tokenizer file that asks for four tokens per text, padded by the last word."""
     vocabulary = {word: n for n, word in enumerate([*WORDS, *words])}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = Lowercase()
@@ -94,31 +93,6 @@ def test_texts_are_taken_apart_padded_and_answered(package: ReadPackage) -> None
     assert [answer["sum"].tolist() for answer in answers] == [[28, 6], [10]]
 
 
-@pytest.mark.parametrize(
-    ("methods", "ahead"),
-    [
-        ("def postprocess(self, outputs):\n    return outputs", True),
-        # It may keep something that its `postprocess` needs.
-        ("def preprocess(self, inputs):\n    return super().preprocess(inputs)", False),
-        (
-            "prepares_ahead = True\n"
-            "def preprocess(self, inputs):\n    return super().preprocess(inputs)",
-            True,
-        ),
-    ],
-)
-def test_a_class_with_its_own_preprocess_says_itself_whether_it_prepares_ahead(
-    package: ReadPackage, methods: str, ahead: bool
-) -> None:
-    code = (
-        "from inferno.processors.text import TextProcessor\n"
-        f"class Own(TextProcessor):\n{textwrap.indent(methods, '    ')}\n"
-    )
-    given = fields() | {"processor": "own:Own"}
-    given["files"] |= {"own.py": code.encode()}
-    assert load(package(**given)).prepares_ahead is ahead
-
-
 @pytest.mark.parametrize("sentence", ["", "it", "It is WARMER here", "it is it is it is it is"])
 def test_a_text_by_itself_is_taken_apart_as_among_others(
     package: ReadPackage, sentence: str
@@ -170,7 +144,7 @@ def test_versions_with_equal_files_share_what_was_read_until_none_is_left(
         ({"files": {"model.onnx": onnx_bytes()}}, "tokenizer.json is missing"),
         (
             {"files": {"model.onnx": onnx_bytes(), "tokenizer.json": "{}"}},
-            "tokenizer.json: is no tokenizer that can be read",
+            "tokenizer.json: cannot be read as a tokenizer",
         ),
         ({"parameters": {"max_tokens": 0}}, "parameters.max_tokens"),
         ({"parameters": {"pieces": ["words"]}}, "parameters.pieces"),

@@ -112,7 +112,7 @@ def load(package: Package) -> Engine:
 
 
 def fields(kind: str) -> dict[str, Any]:
-    """Return the keywords of `write_package` for the affine model of one kind."""
+    """Return the arguments of `write_package` for the affine model in one format."""
     if kind == "onnx":
         return {"format": "onnx", "entrypoint": None, "files": {"model.onnx": onnx_bytes()}}
     if kind == "torchscript":
@@ -122,7 +122,7 @@ def fields(kind: str) -> dict[str, Any]:
 
 
 KINDS = ["callable", "module", "torchscript", "onnx"]
-#: TorchScript is deprecated by torch, and served nevertheless.
+#: torch has deprecated TorchScript; it is supported nevertheless.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 
@@ -255,7 +255,7 @@ def build(context):
         ({"entrypoint": "nowhere:build"}, "nowhere:build: FileNotFoundError"),
         ({"entrypoint": "model"}, "model: AttributeError"),
         ({"entrypoint": "model:other"}, "model:other: AttributeError"),
-        ({"files": {"model.py": "def build(context): return 1"}}, "returned int, no callable"),
+        ({"files": {"model.py": "def build(context): return 1"}}, "returned int, not a callable"),
         ({"files": {"model.py": "def build(context): 1 / 0"}}, "model:build: ZeroDivisionError"),
         ({"files": {"model.py": "import no_such_module"}}, "No module named 'no_such_module'"),
         ({"files": {"model.py": "def ("}}, "model:build: SyntaxError"),
@@ -298,12 +298,12 @@ def build(context):
             files = {"model.py": source, "helper.py": f"VALUE = {value}"}
             write_package(name, version, files=files)
     folders = sorted(write_package("last", 1, files={}).parents[1].glob("[ab]/*"))
-    # Then each sees its own
+    # Then each sees its own helper
     assert [answer_of(folder)[0] for folder in folders] == [10, 20, 11, 21]
 
 
 def test_a_sibling_is_not_found_by_an_absolute_import(write_package: WritePackage) -> None:
-    # Absolute names are everyone's: the first package's `helper` would be the second's, too.
+    # Absolute names belong to the process: a second package would get the first one's `helper`.
     files = {"model.py": "import helper_of_a_package", "helper_of_a_package.py": ""}
     with pytest.raises(PackageError, match="No module named 'helper_of_a_package'"):
         load(Package.read(write_package(files=files)))
@@ -354,7 +354,7 @@ def build(context):
     assert engine.forward([prepared])[0]["y"].tolist() == [3, 5]
 
 
-# What is imported
+# Imports
 
 
 LOAD = """

@@ -1,4 +1,4 @@
-"""Hugging Face folders, made here with random weights, against transformers itself."""
+"""Hugging Face folders, made here with random weights, compared with transformers itself."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.unit.inferno.artifacts import TINY, TINY_BERT, WORDS, tiny_tokenizer
 ReadPackage = Callable[..., Package]
 
 TEXTS = ["a b c", "d", "e f g h i j k l m m l k"]
-#: Torch has other kernels for a batch than for one row.
+#: Torch uses different kernels for a batch and for one row.
 TOLERANCE = 2e-5
 
 
@@ -115,7 +115,7 @@ def load(package: ReadPackage, folders: Path, pipeline: str, **fields: Any) -> E
 
 
 def ask(engine: Engine, *members: dict[str, list[Any]]) -> list[Tensors]:
-    """Answer members together, and check that alone they are answered the same."""
+    """Answer members together, and check that each has the same answer alone."""
 
     def arrays(member: dict[str, list[Any]]) -> Tensors:
         return {name: np.array(values, object) for name, values in member.items()}
@@ -250,7 +250,7 @@ def test_a_model_without_an_end_reads_whole_texts(
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folders / "feature-extraction")
     tokenizer.model_max_length = 10**30
     tokenizer.save_pretrained(folder)
-    # Then a text of any length is read to its end
+    # Then texts of any length are read to the end
     long = " ".join(WORDS * 8)
     [answer] = ask(load(package, tmp_path, "feature-extraction"), {"text": [long]})
     with torch.inference_mode():
@@ -308,7 +308,7 @@ def wav(samples: Array, rate: int, kind: str = "WAV") -> bytes:
     return buffer.getvalue()
 
 
-#: With random weights, the likeliest words might be those that are not shown.
+#: Suppresses special tokens, which random weights might make the most likely.
 GENERATE: dict[str, Any] = {"max_new_tokens": 8, "suppress_tokens": [0, 1, 2, 3]}
 
 
@@ -324,7 +324,7 @@ def test_speech_is_transcribed_as_transformers_does(package: ReadPackage, folder
         parameters={"generate": GENERATE},
     )  # fmt: skip
     answers = ask(engine, *({"audio": [recording]} for recording in recordings))
-    # Then those that need no resampling have the words of the model itself
+    # Then recordings that need no resampling give the same words as the model itself
     folder = folders / "automatic-speech-recognition"
     model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
     features = WhisperFeatureExtractor.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What Celery is told of an ordinary message is what it would have read itself."""
+"""Our request of an ordinary message equals the one that Celery would have made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.batches.celery_request import Delivery
 
 APP = Celery("unit", broker="memory://", set_as_current=False)
 
-#: What Celery, and those who handle its signals, look at.
+#: Attributes that Celery and handlers of its signals read.
 ATTRIBUTES = (
     *("id", "name", "type", "args", "kwargs", "argsrepr", "kwargsrepr", "root_id", "parent_id"),
     *("eta", "expires", "hostname", "delivery_info", "ignore_result", "task", "task_id", "groups"),
@@ -22,7 +22,7 @@ ATTRIBUTES = (
 
 
 class Consumer:
-    """As much of Celery's as a request knows."""
+    """The parts of Celery's consumer that a request uses."""
 
     app = APP
     hostname = "worker@host"
@@ -39,7 +39,7 @@ def task():
 
 
 def message(**headers) -> Message:
-    """A message as a client of Celery would publish it."""
+    """Return a message as a Celery client publishes it."""
     template = APP.amqp.as_task_v2("an-id", "infer.m", kwargs={"a": 1}, argsrepr="", **headers)
     properties = template.properties | {"correlation_id": "an-id"}
     body = orjson.dumps(template.body).decode()

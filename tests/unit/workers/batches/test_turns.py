@@ -1,69 +1,60 @@
-"""The line: so many at a time, in the order in which they have joined."""
+"""Turns: as many at a time as there are executors, in the order of joining."""
 
 from __future__ import annotations
 
 import threading
 
 from inferno.testing.processes import wait_until
-from workers.batches.turns import Line
+from workers.batches.turns import Turns
 
 
 def test_turns_come_in_the_order_of_joining_not_of_asking():
-    line, went = Line(2), []
+    turns, went = Turns(2), []
     for who in "abcd":
-        line.join(who)
+        turns.join(who)
 
     def go(who):
-        with line.turn(who):
+        with turns.turn(who):
             went.append(who)
 
-    # Those who ask first have joined last.
+    # The last to join ask first.
     threads = [threading.Thread(target=go, args=(who,)) for who in "dcba"]
     for thread in threads:
         thread.start()
     wait_until(lambda: set(went) == {"a", "b"})
-    assert line.leave("b")
+    assert turns.leave("b")
     wait_until(lambda: len(went) == 3)
     assert went[2] == "c"
-    assert line.leave("a")
+    assert turns.leave("a")
     for thread in threads:
         thread.join(10)
     assert went[3] == "d"
-    assert len(line) == 2
-
-
-def test_those_wait_that_have_joined_behind_the_places():
-    line = Line(1)
-    line.join("a")
-    line.join("b")
-    assert [line.must_wait(who) for who in ("a", "b", "stranger")] == [False, True, False]
-    line.leave("a")
-    assert not line.must_wait("b")
+    assert len(turns) == 2
 
 
 def test_a_turn_may_be_taken_again_until_one_leaves():
-    line = Line(1)
-    line.join("a")
+    turns = Turns(1)
+    turns.join("a")
     for _ in range(2):
-        with line.turn("a"):
+        with turns.turn("a"):
             pass
-    assert line.leave("a")
-    assert not line.leave("a")
+    assert turns.leave("a")
+    assert not turns.leave("a")
 
 
 def test_the_oldest_turn_that_is_not_over_is_known():
-    line = Line(2)
+    turns = Turns(2)
     for who in "abc":
-        line.join(who)
-    assert line.first_began() is None
-    with line.turn("b"):
-        first = line.first_began()
-    with line.turn("a"):
-        assert line.first_began() == first
-    line.leave("b")
-    second = line.first_began()
+        turns.join(who)
+    assert turns.oldest_start() is None
+    with turns.turn("b"):
+        first = turns.oldest_start()
+    with turns.turn("a"):
+        assert turns.oldest_start() == first
+    turns.leave("b")
+    second = turns.oldest_start()
     assert first is not None
     assert second is not None
     assert second > first
-    line.leave("a")
-    assert line.first_began() is None
+    turns.leave("a")
+    assert turns.oldest_start() is None

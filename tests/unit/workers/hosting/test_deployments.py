@@ -1,4 +1,4 @@
-"""Which version answers, going by what the repository has and what is wanted."""
+"""Which version answers, by the repository and the desired state."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from inferno.protocol.deployments import parse_activate, parse_load, parse_unloa
 from inferno.repository.repository import Model, Repository
 from inferno.settings import RepositorySettings, Settings
 from tasks.state.deployments import Deployment
-from workers.hosting.model import HostedModel, NoRoom
+from workers.hosting.loading import Loader, NoRoom
+from workers.hosting.model import HostedModel
 from workers.hosting.reconcile import Reconciler
-from workers.hosting.watchdog import Watchdog
 
 CODE = """
 def build(context):
@@ -42,7 +42,7 @@ def write(root: Path, *versions: int) -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
-    """It has the versions 1, 2 and 3, and follows the newest."""
+    """A model that has the versions 1, 2 and 3, and follows the newest."""
     write(tmp_path, 1, 2, 3)
     return Repository.read(RepositorySettings(root=tmp_path)).model("m")
 
@@ -51,16 +51,16 @@ def model(tmp_path: Path) -> Model:
     ("wanted", "active"),
     [
         (Deployment(), 3),
-        # The newest that all workers had; a newer one has to be loaded everywhere first.
+        # The newest version that all workers had; a newer one must be loaded everywhere first.
         (Deployment(shares={2: 1.0}), 2),
-        # It was removed.
+        # The version was removed.
         (Deployment(shares={9: 1.0}), 3),
         (Deployment(withdrawn=frozenset({3})), 2),
         (Deployment(shares={3: 1.0}, withdrawn=frozenset({3})), 2),
         (Deployment(withdrawn=frozenset({1, 2, 3})), None),
         (Deployment(shares={1: 1.0}, fixed=True), 1),
         (Deployment(shares={1: 1.0, 2: 3.0}, fixed=True), 2),
-        # What was chosen is not replaced by anything else.
+        # A chosen version is not replaced by another one.
         (Deployment(shares={9: 1.0}, fixed=True), None),
         (Deployment(fixed=True), None),
     ],
@@ -117,7 +117,7 @@ def test_only_what_has_changed_is_read_again(tmp_path):
 
 def hosted(model: Model, **repository: object) -> HostedModel:
     settings = Settings().model_copy(update={"repository": RepositorySettings(**repository)})
-    return HostedModel(model, settings, Watchdog(), Cores(()), pytest.fail)
+    return HostedModel(model, settings, Loader(settings, Cores(()), pytest.fail))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def hosted(model: Model, **repository: object) -> HostedModel:
         ("all", Deployment(), [1, 2, 3]),
         ("active", Deployment(), [3]),
         ("none", Deployment(), []),
-        # The present one answers until all have the newest.
+        # The current version answers until all workers have the newest.
         ("active", Deployment(shares={1: 1.0}), [1, 3]),
         ("active", Deployment(shares={1: 1.0}, fixed=True), [1]),
         ("none", Deployment(shares={1: 1.0, 2: 1.0}, fixed=True), [1, 2]),
@@ -150,7 +150,7 @@ def test_where_the_newest_version_is_broken_the_one_before_has_to_do(model):
     assert here.ready == [2]
     assert here.takes_tasks
     assert "broken" in (here.held[3].error or "")
-    # But where others have it, it must not take their tasks.
+    # If other workers have the version, this one must not take their tasks.
     wanted = Deployment(shares={3: 1.0})
     here.reconcile(wanted.applied(model), wanted)
     assert not here.takes_tasks
@@ -171,7 +171,7 @@ def test_a_version_that_has_lost_its_share_is_let_go(model):
 
 
 def test_what_was_not_used_for_longest_makes_room(model, monkeypatch):
-    monkeypatch.setattr("workers.hosting.model.Loaded.memory_bytes", 1000)
+    monkeypatch.setattr("workers.hosting.loading.Loaded.memory_bytes", 1000)
     settings = Settings().model_copy(
         update={
             "repository": RepositorySettings(
@@ -179,7 +179,7 @@ def test_what_was_not_used_for_longest_makes_room(model, monkeypatch):
             )
         }
     )
-    here = HostedModel(model, settings, Watchdog(), Cores(()), pytest.fail)
+    here = HostedModel(model, settings, Loader(settings, Cores(()), pytest.fail))
     Reconciler([here], settings, lambda: None)
     here.engine(3)
     here.engine(1)
@@ -189,7 +189,7 @@ def test_what_was_not_used_for_longest_makes_room(model, monkeypatch):
     wanted = Deployment(loaded=frozenset({2}))
     here.reconcile(wanted.applied(model), wanted)
     with pytest.raises(
-        NoRoom, match="INFERNO_REPOSITORY__MEMORY_BUDGET_BYTES=2100, 2000 are taken"
+        NoRoom, match="2000 of INFERNO_REPOSITORY__MEMORY_BUDGET_BYTES=2100 are taken"
     ):
         here.engine(1)
 

@@ -1,4 +1,4 @@
-"""What a hosted model takes from its package, and what from the settings."""
+"""Which values a hosted model takes from its package, and which from the settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,16 +18,13 @@ from inferno.repository.package import Package
 from inferno.repository.repository import Model
 from inferno.settings import Settings
 from tests.unit.inferno.onnx_files import linear
-from workers.ensembles.ensemble import Ensemble
-from workers.hosting.model import HostedModel, Loaded
-from workers.hosting.watchdog import Watchdog
+from workers.hosting.loading import Loader
+from workers.hosting.model import HostedModel
 
 X = {"name": "x", "dtype": "float32", "shape": ["batch"]}
 
 
-def hosted(
-    folder: Path, batching: Mapping[str, object], cores: Cores | None = None, **defaults: object
-) -> HostedModel:
+def hosted(folder: Path, batching: Mapping[str, object], **defaults: object) -> HostedModel:
     path = folder / "m" / "1"
     path.mkdir(parents=True)
     manifest = {
@@ -44,9 +40,7 @@ def hosted(
     return HostedModel(
         Model("m", {1: Package.read(path)}, 1),
         given,
-        Watchdog(),
-        cores or Cores(()),
-        pytest.fail,
+        Loader(given, Cores(()), pytest.fail),
     )
 
 
@@ -65,28 +59,6 @@ def test_the_largest_declared_batch_decides_how_much_is_fetched(tmp_path: Path) 
     model = hosted(tmp_path, {"batch_sizes": [1, 4, 12]})
     assert model.max_batch_size == 12
     assert model.prefetch == 36
-
-
-def engine_on(device: str) -> Engine:
-    return Mock(spec=Engine, device=device)
-
-
-@pytest.mark.parametrize(
-    ("busy", "engines", "saturated"),
-    [
-        (True, [engine_on("cpu"), engine_on("cpu")], True),
-        (False, [engine_on("cpu")], False),
-        (True, [engine_on("cpu"), engine_on("cuda")], False),
-        (True, [Mock(spec=Ensemble)], False),
-    ],
-)
-def test_passes_compete_for_busy_cores_where_they_run_on_them(
-    tmp_path: Path, busy: bool, engines: list[Engine | Ensemble], saturated: bool
-) -> None:
-    model = hosted(tmp_path, {}, cores=Mock(spec=Cores, saturated=busy))
-    for version, engine in enumerate(engines, 1):
-        model._loaded[version] = Loaded(engine, "", 0, 0.0, 0.0)
-    assert model.saturated is saturated
 
 
 PRIORITY = """
@@ -129,7 +101,9 @@ def test_what_is_loaded_beside_a_version_that_answers_gives_way_to_it(
         }
         (path / "model.yaml").write_text(yaml.safe_dump(manifest))
         packages[version] = Package.read(path)
-    model = HostedModel(Model("m", packages, 1), Settings(), Watchdog(), Cores(()), pytest.fail)
+    settings = Settings()
+    loader = Loader(settings, Cores(()), pytest.fail)
+    model = HostedModel(Model("m", packages, 1), settings, loader)
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     x = np.zeros((1, 4), np.float32)

@@ -1,4 +1,4 @@
-"""The watchdog, in processes of its own: it ends them."""
+"""The watchdog. Each test runs a process of its own, because the watchdog ends it."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def hold_the_lock(seconds):
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    """Run code after PREPARE until it ends, by itself or not."""
+    """Run code after PREPARE in a process, until the code or the watchdog ends it."""
     return subprocess.run(
         [sys.executable, "-c", PREPARE + code],
         cwd=ROOT,
@@ -59,8 +59,6 @@ with watchdog.watch("a forward pass of greedy", 0.5):
 
     assert done.returncode == 1
     assert done.stderr.startswith("Timeout (0:00:03")
-    assert "a forward pass has held Python's lock beyond its limit" in done.stderr
-    assert "INFERNO_INFERENCE__TIMEOUT_S" in done.stderr
     assert "in match_for_ever" in done.stderr
 
 
@@ -82,7 +80,7 @@ with watchdog.watch("a forward pass of greedy", 2):
 
 
 def test_passes_in_time_leave_the_process_alone() -> None:
-    # The first limit and what is granted after it, 3.5 s, pass while nothing and more is watched.
+    # The first limit with its grace, 3.5 s, ends while nothing or another pass is watched.
     done = run("""
 with watchdog.watch("short", 0.5):
     pass

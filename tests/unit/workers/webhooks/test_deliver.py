@@ -1,4 +1,4 @@
-"""The Celery task of webhooks, as far as it needs no worker."""
+"""The parts of the webhook task that need no worker."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_next_try_that_the_broker_does_not_take_is_not_dropped() -> None:
         id="w", args=(), kwargs=kwargs, called_directly=False, delivery_info={"routing_key": "x"}
     )
 
-    # Redis is needed to say what is known of the task, and to publish the next try.
+    # Without Redis, neither the state of the task can be read nor the next attempt published.
     with pytest.raises(Reject) as raised:
         task.run(**kwargs)
 
