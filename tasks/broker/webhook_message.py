@@ -14,7 +14,12 @@ def message_id(task_id: str, event: str) -> str:
 
 
 def message(
-    url: str, task_id: str, event: str, model: str, version: int | None, occurred_at: float
+    url: str,
+    task_id: str,
+    event: str,
+    model: str,
+    version: int | None,
+    occurred_at: float | None = None,
 ) -> Message:
     """Return the message of the Celery task that delivers a webhook.
 
@@ -24,7 +29,8 @@ def message(
       event: `start` or `completed`.
       model: of the task.
       version: of the model, where it is known.
-      occurred_at: when it happened, in seconds since the epoch.
+      occurred_at: when it happened, in seconds since the epoch; None for the time at which the
+        task's record says that it ended.
     """
     kwargs = {
         "url": url,

@@ -39,9 +39,6 @@ from tasks.state.transitions import Admitted, Arrival, Idempotency, Refusal, Tra
 
 logger = logging.getLogger(__name__)
 
-#: Stands in a webhook's message for the time of an end that is still to come.
-_WHEN = 9_007_199_254_740_991
-
 
 class Accepted(msgspec.Struct, frozen=True):
     """A task that is safely in its lane."""
@@ -340,18 +337,13 @@ class Submitter:
         )
 
     def _told(self, sharing: Sharing, record: Record) -> Sharing:
-        """Add the webhook that is sent if a task is answered with another one's result."""
+        """Add the webhook that is sent if another task's result answers this one."""
         assert record.webhook is not None
         message = notice.message(
-            record.webhook,
-            record.task_id,
-            "completed",
-            record.model,
-            record.version,
-            _WHEN,
+            record.webhook, record.task_id, "completed", record.model, record.version
         )
-        head, _, tail = self._lanes.pack(message).rpartition(str(_WHEN).encode())
-        return replace(sharing, webhook=(head, tail), webhook_lane=self._lanes.key(message.queue))
+        packed, lane = self._lanes.pack(message), self._lanes.key(message.queue)
+        return replace(sharing, webhook=packed, webhook_lane=lane)
 
     def _accept_again(self, arrival: Arrival) -> Admitted | Refusal:
         try:

@@ -56,8 +56,8 @@ class Sharing:
     #: Whether a kept result will do, and whether that of a task in flight.
     results: bool
     coalesce: bool
-    #: The packed message of its webhook for `completed`, cut where the time is to stand.
-    webhook: tuple[bytes, bytes] | None = None
+    #: The packed message of its webhook for `completed`, and the lane that takes it.
+    webhook: bytes | None = None
     webhook_lane: str = ""
 
     @classmethod
@@ -89,7 +89,6 @@ class Sharing:
 
     def arguments(self, prefix: str, task_id: str, result_ttl_s: int) -> list[Any]:
         """Return what the script that accepts a task is told of this."""
-        head, tail = self.webhook or (b"", b"")
         return [
             self.key,
             names.cache_keys(prefix),
@@ -103,8 +102,7 @@ class Sharing:
             result_ttl_s,
             datetime.now(UTC).isoformat(),
             self.webhook_lane,
-            head,
-            tail,
+            self.webhook or b"",
         ]
 
 
@@ -314,8 +312,7 @@ local function follow(at, leader, record, ttl, task_id, accepted_at, lane, prior
   local entry = redis.call('XADD', stream, '*', 'message', payload, 'record', record,
                            'task_id', task_id, 'result', ARGV[at + 8],
                            'accepted_at', accepted_at, 'lane', lane, 'priority', priority,
-                           'hook_lane', ARGV[at + 11], 'hook_head', ARGV[at + 12],
-                           'hook_tail', ARGV[at + 13])
+                           'webhook_lane', ARGV[at + 11], 'webhook', ARGV[at + 12])
   -- It is forgotten no sooner than those who follow it.
   redis.call('EXPIRE', leader, ttl)
   redis.call('EXPIRE', base .. 'leader:' .. key, ttl)
@@ -400,9 +397,9 @@ local function share(at, record, announce)
     if known[3] then
       redis.call('UNLINK', known[3])
     end
-    if task.hook_head ~= '' then
-      append(task.hook_lane, 0, task.hook_head .. now .. task.hook_tail)
-      return task.hook_lane
+    if task.webhook ~= '' then
+      append(task.webhook_lane, 0, task.webhook)
+      return task.webhook_lane
     end
   end)
   if followers > 0 then

@@ -487,7 +487,7 @@ for i = 3, #KEYS, 2 do
       redis.call('HSET', record, 'state', 'succeeded', 'finished_at', accepted_at, 'cached', 1)
       redis.call('PUBLISH', ARGV[by + 8], answer[2])
       if ARGV[by + 12] ~= '' then
-        append(ARGV[by + 11], 0, ARGV[by + 12] .. accepted_at .. ARGV[by + 13])
+        append(ARGV[by + 11], 0, ARGV[by + 12])
         lanes[ARGV[by + 11]] = true
       end
       redis.call('HINCRBY', statistics, 'hit_count', 1)

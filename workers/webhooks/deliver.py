@@ -22,7 +22,7 @@ from inferno.protocol.webhooks import EVENTS, parse_address, sign
 from inferno.settings import WebhookSettings
 from tasks.broker.webhook_message import message_id
 from tasks.results import views as documents
-from tasks.state.records import Records
+from tasks.state.records import Outcome, Record, Records
 from workers.webhooks.outbound import NotAllowed, NotReached, Outbound
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Deliver(Task):  # type: ignore[misc]
         event: str,
         model: str,
         version: int | None,
-        occurred_at: float,
+        occurred_at: float | None,
     ) -> None:
         """Deliver a webhook once; the arguments are those of `message`.
 
@@ -80,7 +80,10 @@ class Deliver(Task):  # type: ignore[misc]
         webhook_id = message_id(task_id, event)
         try:
             address = parse_address(url)
-            data = self._document(task_id, model, version)
+            record, outcome = self._records.fetch(task_id)
+            if occurred_at is None:
+                occurred_at = _ended_at(record)
+            data = _document(task_id, model, version, record, outcome)
             body = msgspec.json.encode(
                 {"type": EVENTS[event], "timestamp": documents.time(occurred_at), "data": data}
             )
@@ -110,16 +113,6 @@ class Deliver(Task):  # type: ignore[misc]
         """Say that a webhook was given up."""
         logger.warning("webhook given up after try %d: %s", self.request.retries + 1, exc)
 
-    def _document(self, task_id: str, model: str, version: int | None) -> Mapping[str, Any]:
-        """Return what `GET /tasks/<task_id>` answers, or as much of it as is still known."""
-        record, outcome = self._records.fetch(task_id)
-        try:
-            return documents.task(task_id, record, outcome)
-        except (TaskNotFound, ResultExpired):
-            known = {"task_id": task_id, "model": model, "version": version}
-            status = {} if record is None else {"status": record.state}
-            return known | status | {"links": documents.links(task_id)}
-
     def _headers(self, webhook_id: str, body: bytes) -> dict[str, str]:
         # Of this try: receivers refuse what is old, so that nobody can play it back to them.
         timestamp = int(time.time())
@@ -132,3 +125,20 @@ class Deliver(Task):  # type: ignore[misc]
         if self._key is not None:
             headers["webhook-signature"] = sign(self._key, webhook_id, timestamp, body)
         return headers
+
+
+def _ended_at(record: Record | None) -> float:
+    """Return when a task ended, in seconds since the epoch; now when its record is gone."""
+    return time.time() if record is None or record.finished_at is None else record.finished_at
+
+
+def _document(
+    task_id: str, model: str, version: int | None, record: Record | None, outcome: Outcome | None
+) -> Mapping[str, Any]:
+    """Return what `GET /tasks/<task_id>` answers, or as much of it as is still known."""
+    try:
+        return documents.task(task_id, record, outcome)
+    except (TaskNotFound, ResultExpired):
+        known = {"task_id": task_id, "model": model, "version": version}
+        status = {} if record is None else {"status": record.state}
+        return known | status | {"links": documents.links(task_id)}
