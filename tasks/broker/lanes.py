@@ -134,9 +134,18 @@ class Lanes:
             priority=message.priority,
         )
 
-    def enqueue(self, message: Message) -> list[str | int | bytes]:
+    def enqueue(self, message: Message) -> dict[str, str | int | bytes]:
         """Return the command by which `tasks.state.transitions` publishes a message to a stream."""
-        return ["ENQUEUE", self.key(message.queue), message.priority, self.pack(message)]
+        return {
+            "kind": "enqueue",
+            "lane": self.key(message.queue),
+            "priority": message.priority,
+            "message": self.pack(message),
+        }
+
+    def delay(self, message: Message, due: float) -> dict[str, str | int | bytes]:
+        """Return the command that publishes a message at a time, in seconds since the epoch."""
+        return {**self.enqueue(message), "kind": "delay", "due_ms": round(due * 1000)}
 
     def send(self, message: Message) -> None:
         """Publish a message by itself.

@@ -20,7 +20,6 @@ lost while it is settled and one of its members is tried again.
 
 from __future__ import annotations
 
-import struct
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -138,7 +137,7 @@ class Tally:
         queue_s: float,
         took: Sequence[Pass],
         rows: int,
-    ) -> list[Any]:
+    ) -> dict[str, Any]:
         """Return the command for a task that was computed, or composed.
 
         Args:
@@ -154,17 +153,27 @@ class Tally:
             input_ns += one.input_ns
             infer_ns += one.infer_ns
             output_ns += one.output_ns
-        numbers = (_ns(total_s), _ns(queue_s), input_ns, infer_ns, output_ns, rows)
-        return self._count(model, version, "computed" if took else "composed", numbers)
+        kind = "computed" if took else "composed"
+        numbers = {
+            f"{kind}_count": 1,
+            f"{kind}_ns": _ns(total_s),
+            "queue_ns": _ns(queue_s),
+            "compute_input_ns": input_ns,
+            "compute_infer_ns": infer_ns,
+            "compute_output_ns": output_ns,
+            "inference_count": rows,
+        }
+        return self._count(model, version, numbers)
 
-    def deduplicated(self, model: str, version: int, total_s: float) -> list[Any]:
+    def deduplicated(self, model: str, version: int, total_s: float) -> dict[str, Any]:
         """Return the command for a task that was answered with the result of its twin."""
-        return self._count(model, version, "deduplicated", (_ns(total_s), 0, 0, 0, 0, 0))
+        numbers = {"deduplicated_count": 1, "deduplicated_ns": _ns(total_s)}
+        return self._count(model, version, numbers)
 
-    def failed(self, model: str, version: int, accepted_at: float) -> list[Any]:
+    def failed(self, model: str, version: int, accepted_at: float) -> dict[str, Any]:
         """Return the command for a task that ends now, and has not succeeded."""
         total_s = time.time() - accepted_at
-        return self._count(model, version, "fail", (_ns(total_s), 0, 0, 0, 0, 0))
+        return self._count(model, version, {"fail_count": 1, "fail_ns": _ns(total_s)})
 
     def passed(self, model: str, version: int, passes: Iterable[Pass]) -> list[list[Any]]:
         """Return the commands for a batch that is settled now, and its forward passes."""
@@ -183,9 +192,9 @@ class Tally:
             commands += (["HINCRBY", key, f"batch:{rows}:{name}", n] for name, n in sums.items())
         return commands
 
-    def _count(self, model: str, version: int, kind: str, numbers: Sequence[int]) -> list[Any]:
+    def _count(self, model: str, version: int, numbers: Mapping[str, int]) -> dict[str, Any]:
         key = names.statistics_key(self._prefix, model, version)
-        return ["COUNT", key, kind, _PACKED.pack(*numbers)]
+        return {"kind": "count", "statistics": key, "numbers": numbers}
 
 
 def _ns(seconds: float) -> int:
@@ -240,51 +249,5 @@ def _read(found: Mapping[bytes, bytes]) -> VersionStatistics:
     )
 
 
-#: Numbers of one task, behind its one: those in `_NUMBERS`.
-_PACKED = struct.Struct("<6d")
-_NUMBERS = (
-    "queue_ns",
-    "compute_input_ns",
-    "compute_infer_ns",
-    "compute_output_ns",
-    "inference_count",
-)
-
 #: What takes longer has a wrong clock, or none: a client of Celery may say anything.
 _LONGEST_S = 30 * 86400.0
-
-#: For the script that settles tasks. What one batch adds is exact up to 2^53: of nanoseconds, 104
-#: days. A sum ends at 2^63: 292 years, or ten days with 10,000 tasks waiting all the time.
-FINISH = (
-    "local NUMBERS = {"
-    + ", ".join(f"'{name}'" for name in _NUMBERS)
-    + "}\n"
-    + """
--- Of a number that is full, nothing but the number is to suffer.
-local note = redis.pcall
-local counted = {}
-
-local function tally(key, kind, packed)
-  local ns, queue, input, infer, output, rows = struct.unpack('<dddddd', packed)
-  local kinds = counted[key] or {}
-  local sums = kinds[kind] or {0, 0, 0, 0, 0, 0, 0}
-  counted[key], kinds[kind] = kinds, sums
-  sums[1], sums[2] = sums[1] + 1, sums[2] + ns
-  sums[3], sums[4], sums[5] = sums[3] + queue, sums[4] + input, sums[5] + infer
-  sums[6], sums[7] = sums[6] + output, sums[7] + rows
-end
-
-local function write_counted()
-  for key, kinds in pairs(counted) do
-    for kind, sums in pairs(kinds) do
-      for i, n in ipairs(sums) do
-        if n > 0 then
-          local field = NUMBERS[i - 2] or kind .. (i == 1 and '_count' or '_ns')
-          note('HINCRBY', key, field, string.format('%.0f', n))
-        end
-      end
-    end
-  end
-end
-"""
-)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, cast
 
@@ -27,24 +28,19 @@ import redis
 
 from inferno import names
 from inferno.errors import KeyReused, Overloaded, PayloadGone
-from inferno.protocol.tasks import TERMINAL, TaskState
+from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks.broker.connection import is_refusal
 from tasks.broker.lanes import Held
-from tasks.state import sharing as cache
-from tasks.state import statistics
 from tasks.state.claims import Claim
 from tasks.state.deployments import GENERATION, Outdated
 from tasks.state.records import Outcome, Record, decode_outcome
-from tasks.state.sharing import Sharing
-from tasks.transport import consumer_name, scripts
-from tasks.transport.script import InlineScript
+from tasks.state.sharing import MOST_FOLLOWERS, Cache, Sharing
+from tasks.transport import consumer_name
+from tasks.transport.script import Script
 
-#: A Redis command with its arguments, or one of these: ENQUEUE lane, priority, payload; DELAY lane,
-#: due (ms), priority, payload; END result's key, payload, its time to live, that of the record,
-#: state, time, how long its claimed inputs are still kept, and what the record says if there is
-#: none; SHARE and DISBAND, of `tasks.state.sharing`; COUNT, of `tasks.state.statistics`.
-Command = Sequence[Any]
+#: A Redis command with its arguments, or a table that `lua/finish.lua` describes.
+Command = Sequence[Any] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -96,13 +92,13 @@ class Verdict(Enum):
     """What became of a transition."""
 
     #: It happened.
-    DONE = 1
+    DONE = "done"
     #: The task was over already; nothing has changed but that its message is gone.
-    OVER = 0
+    OVER = "over"
     #: The message is no longer ours; nothing has changed.
-    STALE = -1
+    STALE = "stale"
     #: It may have ended its worker before: it has to run alone. Nothing has changed.
-    SUSPECT = 2
+    SUSPECT = "suspect"
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -150,10 +146,17 @@ class Transitions:
         self._redis = client
         self._prefix = settings.redis.prefix
         self._tasks = settings.tasks
-        self._accept = InlineScript(_ACCEPT)
-        self._begin = InlineScript(_BEGIN)
-        self._finish = InlineScript(_FINISH)
-        self._cache = cache.Cache(client, settings)
+        # As text: to write a number costs Lua more than all else that it does with one.
+        self._lifetimes = {
+            "record_ttl_s": str(self._tasks.record_ttl_s),
+            "result_ttl_s": str(self._tasks.result_ttl_s),
+            "claim_ttl_s": str(self._tasks.claim_ttl_s),
+            "idempotency_ttl_s": str(self._tasks.idempotency_ttl_s),
+        }
+        self._accept = Script("tasks.state", "accept")
+        self._begin = Script("tasks.state", "begin")
+        self._finish = Script("tasks.state", "finish")
+        self._cache = Cache(client, settings)
 
     def accept(self, arrivals: Sequence[Arrival]) -> list[Admitted | Refusal]:
         """Write the records of new tasks and publish their messages, all in one step.
@@ -168,55 +171,53 @@ class Transitions:
         Raises:
           redis.RedisError: Redis does not take them, or it is unknown whether it did.
         """
-        keys = [
-            names.index_key(self._prefix),
-            names.deployments_key(self._prefix),
-        ]
-        arguments: list[Any] = [
-            self._tasks.record_ttl_s,
-            self._tasks.listed,
-            self._tasks.idempotency_ttl_s,
-            self._tasks.claim_ttl_s,
-            GENERATION,
-        ]
-        for arrival in arrivals:
-            record, idempotency = arrival.record, arrival.idempotency
-            keys.append(names.record_key(self._prefix, record.task_id))
-            key, made = "", ""
-            if idempotency is not None:
-                key = names.idempotency_key(self._prefix, idempotency.digest)
-                made = f"{idempotency.fingerprint} {record.task_id}"
-            keys.append(key)
-            fields = record.fields()
-            arguments += (
-                record.task_id,
-                record.accepted_at,
-                made,
-                arrival.lane,
-                -1 if arrival.most_waiting is None else arrival.most_waiting,
-                record.priority,
-                arrival.payload,
-                "" if arrival.generation is None else arrival.generation,
-                2 * len(fields),
-            )
-            for item in fields.items():
-                arguments += item
-            if arrival.claim is None:
-                arguments.append("")
-            else:
-                arguments += (arrival.claim.key, arrival.claim.payload, arrival.claim.source)
-            if arrival.sharing is None:
-                arguments.append(0)
-            else:
-                shared = arrival.sharing.arguments(
-                    self._prefix, record.task_id, self._tasks.result_ttl_s
-                )
-                arguments += (len(shared), *shared)
-        replies = cast(list[tuple[bytes, bytes]], self._run(self._accept, keys, arguments))
+        payloads: list[bytes] = []
+        arguments = {
+            "index": names.index_key(self._prefix),
+            "deployments": names.deployments_key(self._prefix),
+            "packages": names.packages_key(self._prefix),
+            "cache": names.cache_keys(self._prefix),
+            "generation_field": GENERATION,
+            **self._lifetimes,
+            "listed": self._tasks.listed,
+            "max_followers": MOST_FOLLOWERS,
+            "date": datetime.now(UTC).isoformat(),
+            "tasks": [self._arriving(arrival, payloads) for arrival in arrivals],
+        }
+        replies = cast(list[tuple[bytes, bytes]], self._run(self._accept, arguments, payloads))
         return [
             _accepted(arrival, answer, value)
             for arrival, (answer, value) in zip(arrivals, replies, strict=True)
         ]
+
+    def _arriving(self, arrival: Arrival, payloads: list[bytes]) -> dict[str, Any]:
+        """Return a task as `accept.lua` takes it, and append its payloads."""
+        record, idempotency, claim = arrival.record, arrival.idempotency, arrival.claim
+        task: dict[str, Any] = {
+            "id": record.task_id,
+            "record": names.record_key(self._prefix, record.task_id),
+            "accepted_at": repr(record.accepted_at),
+            "facts": _in_turn(record.fields()),
+            "priority": str(record.priority),
+        }
+        if arrival.lane:
+            task |= {"lane": arrival.lane, "message": _number(arrival.payload, payloads)}
+        if arrival.most_waiting is not None:
+            task["most_ahead"] = arrival.most_waiting
+        if arrival.generation is not None:
+            task["generation"] = str(arrival.generation)
+        if idempotency is not None:
+            task["idempotency"] = {
+                "key": names.idempotency_key(self._prefix, idempotency.digest),
+                "value": f"{idempotency.fingerprint} {record.task_id}",
+            }
+        if claim is not None and claim.source:
+            task["claim"] = {"key": claim.key, "source": claim.source}
+        elif claim is not None:
+            task["claim"] = {"key": claim.key, "inputs": _number(claim.payload, payloads)}
+        if arrival.sharing is not None:
+            task["sharing"] = arrival.sharing.fields(self._prefix, record.task_id)
+        return task
 
     def earlier(self, idempotency: Idempotency) -> str | None:
         """Return the id of the task that an idempotency key has made, or None.
@@ -246,31 +247,33 @@ class Transitions:
         Returns:
           by task id, whether it shall run.
         """
-        arguments: list[Any] = [
-            consumer_name(),
-            time.time(),
-            batch_id,
-            self._tasks.record_ttl_s,
-            self._tasks.listed,
-            int(alone),
-            riders[0].model,
-            riders[0].version,
-            self._tasks.claim_ttl_s,
-        ]
-        for rider in riders:
-            arguments += (
-                rider.held.stream,
-                rider.held.entry,
-                rider.task_id,
-                rider.accepted_at,
-                rider.priority,
-            )
-        keys = [names.index_key(self._prefix), names.counters_key(self._prefix)]
-        keys += [names.record_key(self._prefix, rider.task_id) for rider in riders]
-        replies = self._run(self._begin, keys, arguments)
+        arguments = {
+            "index": names.index_key(self._prefix),
+            "counters": names.counters_key(self._prefix),
+            "consumer": consumer_name(),
+            "now": repr(time.time()),
+            "batch": batch_id,
+            "alone": alone,
+            "model": riders[0].model,
+            "version": str(riders[0].version),
+            **self._lifetimes,
+            "listed": self._tasks.listed,
+            "riders": [self._riding(rider) for rider in riders],
+        }
+        replies = self._run(self._begin, arguments)
         return {
-            rider.task_id: Begun(Verdict(verdict), attempts, lost, last.decode())
+            rider.task_id: Begun(Verdict(verdict.decode()), attempts, lost, last.decode())
             for rider, (verdict, attempts, lost, last) in zip(riders, replies, strict=True)
+        }
+
+    def _riding(self, rider: Rider) -> dict[str, Any]:
+        """Return a task as `begin.lua` takes it."""
+        return {
+            "id": rider.task_id,
+            "record": names.record_key(self._prefix, rider.task_id),
+            "accepted_at": repr(rider.accepted_at),
+            "priority": str(rider.priority),
+            **_entry(rider.held),
         }
 
     def claimed(self, task_ids: Sequence[str]) -> list[bytes | None]:
@@ -297,22 +300,31 @@ class Transitions:
         """
         if not steps:
             return []
-        arguments: list[Any] = [consumer_name() if fenced else ""]
-        for step in steps:
-            arguments += [step.held.stream, step.held.entry, len(step.commands)]
-            for command in step.commands:
-                arguments += [len(command), *command]
-        arguments.append(len(then))
-        for command in then:
-            arguments += [len(command), *command]
-        keys = [names.counters_key(self._prefix)]
-        keys += [names.record_key(self._prefix, step.task_id) for step in steps]
-        return [Verdict(code) for code in cast(list[int], self._run(self._finish, keys, arguments))]
+        payloads: list[bytes] = []
+        arguments = {
+            "counters": names.counters_key(self._prefix),
+            **self._lifetimes,
+            "steps": [
+                {
+                    "record": names.record_key(self._prefix, step.task_id),
+                    "commands": [_packable(command, payloads) for command in step.commands],
+                    **_entry(step.held),
+                }
+                for step in steps
+            ],
+            "afterwards": [_packable(command, payloads) for command in then],
+        }
+        if fenced:
+            arguments["consumer"] = consumer_name()
+        verdicts = cast(list[bytes], self._run(self._finish, arguments, payloads))
+        return [Verdict(verdict.decode()) for verdict in verdicts]
 
-    def _run(self, script: InlineScript, keys: list[str], arguments: list[Any]) -> Any:
+    def _run(
+        self, script: Script, arguments: Mapping[str, Any], payloads: Sequence[bytes] = ()
+    ) -> Any:
         """Run a script; where Redis is full, kept results make room for it."""
         try:
-            return script.run(self._redis, keys, arguments)
+            return script.run(self._redis, arguments, payloads)
         except redis.ResponseError as exc:
             if not is_refusal(exc) and not isinstance(exc, redis.OutOfMemoryError):
                 raise
@@ -322,7 +334,7 @@ class Transitions:
                 raise exc from None
             if not made_room:
                 raise
-            return script.run(self._redis, keys, arguments)
+            return script.run(self._redis, arguments, payloads)
 
     # What may happen to a task
 
@@ -343,19 +355,16 @@ class Transitions:
           payload: as `tasks.state.records.encode_outcome`.
           keep_s: how long its claimed inputs, if there are any, are still kept, in seconds.
         """
-        facts = [part for item in record.items() for part in item]
         return [
-            [
-                "END",
-                names.result_key(task_id),
-                payload,
-                self._tasks.result_ttl_s,
-                self._tasks.record_ttl_s,
-                state,
-                time.time(),
-                keep_s,
-                *facts,
-            ]
+            {
+                "kind": "end",
+                "result": names.result_key(task_id),
+                "outcome": payload,
+                "state": state,
+                "finished_at": repr(time.time()),
+                **({"keep_inputs_s": keep_s} if keep_s else {}),
+                **({"facts": _in_turn(record)} if record else {}),
+            }
         ]
 
     def retried(self, task_id: str, retries: int, due: float) -> list[Command]:
@@ -392,6 +401,37 @@ class Transitions:
         return [["SET", key, payload, "EX", self._tasks.result_ttl_s]]
 
 
+def _entry(held: Held) -> dict[str, str]:
+    """Return a message as scripts take it: nothing where the broker has no streams."""
+    return {"stream": held.stream, "entry": held.entry} if held.stream else {}
+
+
+def _in_turn(fields: Mapping[str, Any]) -> list[str | bytes]:
+    """Return names and values in turn, as HSET takes them."""
+    return [_text(part) for item in fields.items() for part in item]
+
+
+def _packable(command: Command, payloads: list[bytes]) -> Command:
+    """Return a command as `finish.lua` takes it, and append its payloads."""
+    if not isinstance(command, Mapping):
+        return [_text(part) for part in command]
+    return {
+        name: _number(value, payloads) if isinstance(value, bytes) else value
+        for name, value in command.items()
+    }
+
+
+def _number(payload: bytes, payloads: list[bytes]) -> int:
+    """Append a payload, and return the number by which the script gets it."""
+    payloads.append(payload)
+    return len(payloads)
+
+
+def _text(value: str | bytes | float) -> str | bytes:
+    """Return a value as Redis stores it. Lua would write a number with only 14 digits."""
+    return value if isinstance(value, str | bytes) else repr(value)
+
+
 def _accepted(arrival: Arrival, answer: bytes, value: bytes) -> Admitted | Refusal:
     if answer == b"overloaded":
         error = Overloaded(f"{int(value)} tasks are ahead of it")
@@ -419,303 +459,3 @@ def _made(value: bytes, idempotency: Idempotency) -> str:
             "Idempotency-Key",
         )
     return task_id
-
-
-_IS_OVER = "local over = {" + ", ".join(f"['{state}'] = true" for state in sorted(TERMINAL)) + "}\n"
-
-#: KEYS: index, what is wanted of the models, then record and idempotency key of each
-#: task. ARGV: see `accept`. Returns an answer and its value for each.
-_ACCEPT = (
-    scripts.LIBRARY
-    + _IS_OVER
-    + cache.ACCEPT
-    + """
-local function ahead(lane, priority)
-  local count = 0
-  for _, name in ipairs(STREAMS) do
-    count = count + redis.call('XLEN', lane .. ':' .. name)
-    if name == priority then
-      break
-    end
-  end
-  return count
-end
-
-local index = KEYS[1]
-local ttl, listed, key_ttl, claim_ttl = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local generation = redis.call('HGET', KEYS[2], ARGV[5]) or '0'
-local answers, lanes, newest = {}, {}, {}
-local at = 6
-for i = 3, #KEYS, 2 do
-  local record, key = KEYS[i], KEYS[i + 1]
-  local task_id, accepted_at, made = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  local lane, priority, payload = ARGV[at + 3], ARGV[at + 5], ARGV[at + 6]
-  local most, chosen, last = tonumber(ARGV[at + 4]), ARGV[at + 7], at + 8 + tonumber(ARGV[at + 8])
-  -- The key of its inputs, if they have one; then these, or the key that they are copied from.
-  local claim = ARGV[last + 1]
-  local inputs, source = last + 2, claim ~= '' and ARGV[last + 3] or ''
-  -- What it shares, if anything.
-  local by = claim ~= '' and last + 5 or last + 3
-  local shares = tonumber(ARGV[by - 1])
-  local statistics = shares > 0 and ARGV[by + 5]
-  local results, coalesce = shares > 0 and ARGV[by + 6] == '1', shares > 0 and ARGV[by + 7] == '1'
-  local earlier = key ~= '' and redis.call('GET', key)
-  local answer = {'accepted', ''}
-  if earlier and earlier ~= made then
-    answer = {'made', earlier}
-  elseif redis.call('EXISTS', record) == 1 then
-    -- Asked again, after it was over: nobody will be told any more.
-    local payload = shares > 0 and redis.call('GET', ARGV[by + 8])
-    answer = payload and {'over', payload} or answer
-  elseif chosen ~= '' and chosen ~= generation then
-    answer = {'outdated', ''}
-  elseif source ~= '' and redis.call('EXISTS', source) == 0 then
-    answer = {'gone', ''}
-  else
-    local text = results and kept(by)
-    local leader = not text and coalesce and leader_of(by, priority)
-    local count = 0
-    if most >= 0 and lane ~= '' and not text and not leader then
-      count = ahead(lane, priority)
-    end
-    if most >= 0 and count > most then
-      answer = {'overloaded', tostring(count)}
-    elseif text then
-      answer = {'over', answer_with(text, task_id, '0.0', ',"cached":true', ARGV[by + 10])}
-      redis.call('SET', ARGV[by + 8], answer[2], 'EX', ARGV[by + 9])
-      redis.call('HSET', record, unpack(ARGV, at + 9, last))
-      redis.call('HSET', record, 'state', 'succeeded', 'finished_at', accepted_at, 'cached', 1)
-      redis.call('PUBLISH', ARGV[by + 8], answer[2])
-      if ARGV[by + 12] ~= '' then
-        append(ARGV[by + 11], 0, ARGV[by + 12])
-        lanes[ARGV[by + 11]] = true
-      end
-      redis.call('HINCRBY', statistics, 'hit_count', 1)
-    elseif lane ~= '' then
-      local stream, entry
-      if leader then
-        stream, entry = follow(by, leader, record, ttl, task_id, accepted_at, lane, priority,
-                               payload)
-        redis.call('HINCRBY', statistics, 'coalesced_count', 1)
-      else
-        stream, entry = append(lane, priority, payload)
-        lanes[lane] = true
-        if coalesce then
-          redis.call('SET', ARGV[by + 1] .. 'leader:' .. ARGV[by], record, 'EX', ttl)
-        end
-        if results then
-          redis.call('HINCRBY', statistics, 'miss_count', 1)
-        end
-      end
-      redis.call('HSET', record, 'stream', stream, 'entry', entry, unpack(ARGV, at + 9, last))
-    else
-      redis.call('HSET', record, unpack(ARGV, at + 9, last))
-    end
-    if answer[1] ~= 'overloaded' then
-      redis.call('EXPIRE', record, ttl)
-      newest[#newest + 1] = accepted_at
-      newest[#newest + 1] = task_id
-      if key ~= '' then
-        redis.call('SET', key, made, 'EX', key_ttl)
-      end
-    end
-    if claim ~= '' and answer[1] == 'accepted' then
-      if source ~= '' then
-        redis.call('COPY', source, claim)
-        redis.call('EXPIRE', claim, claim_ttl)
-      else
-        redis.call('SET', claim, ARGV[inputs], 'EX', claim_ttl)
-      end
-      redis.call('HSET', record, 'claim', claim)
-      -- While it waits, its record says what there is to delete.
-      redis.call('EXPIRE', record, math.max(ttl, claim_ttl))
-    end
-  end
-  answers[#answers + 1] = answer
-  at = by + shares
-end
-if #newest > 0 then
-  redis.call('ZADD', index, unpack(newest))
-  redis.call('ZREMRANGEBYRANK', index, 0, -listed - 1)
-end
-for lane in pairs(lanes) do
-  ring(lane)
-end
-return answers
-"""
-)
-
-#: KEYS: index, counters, records. ARGV: see `begin`. Returns verdict, attempts, lost and batch of
-#: each.
-_BEGIN = (
-    scripts.LIBRARY
-    + _IS_OVER
-    + """
-local consumer, now, batch, ttl, listed = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-local alone, model, version, claim_ttl = ARGV[6] == '1', ARGV[7], ARGV[8], ARGV[9]
-local replies, held = {}, {}
-for at = 10, #ARGV, 5 do
-  hold(held, ARGV[at], ARGV[at + 1])
-end
-look_up(held, consumer)
-for i = 3, #KEYS do
-  local record, at = KEYS[i], 10 + 5 * (i - 3)
-  local stream, entry = ARGV[at], ARGV[at + 1]
-  local known = redis.call('HMGET', record, 'state', 'batch_id', 'attempts', 'lost', 'claim')
-  local state, attempts, lost = known[1], tonumber(known[3] or 0), tonumber(known[4] or 0)
-  if state == 'running' and known[2] ~= batch then
-    lost = lost + 1
-  end
-  local verdict = 1
-  if state and over[state] then
-    verdict = 0
-    if stream ~= '' and owned(stream, entry, consumer) then
-      note_release(stream, entry)
-    end
-  elseif stream ~= '' and not owned(stream, entry, consumer) then
-    verdict = -1
-    redis.call('HINCRBY', KEYS[2], 'stale', 1)
-  elseif state == 'running' and known[2] ~= batch and not alone then
-    verdict = 2
-  elseif known[2] ~= batch or state ~= 'running' then
-    attempts = attempts + 1
-    redis.call('HSET', record, 'state', 'running', 'started_at', now, 'batch_id', batch,
-               'attempts', attempts, 'model', model, 'version', version)
-    if lost > 0 then
-      redis.call('HSET', record, 'lost', lost)
-    end
-    if not state then
-      redis.call('HSET', record, 'accepted_at', ARGV[at + 3], 'priority', ARGV[at + 4])
-      redis.call('ZADD', KEYS[1], ARGV[at + 3], ARGV[at + 2])
-      redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -listed - 1)
-    end
-    -- Of one that was accepted a moment ago, it is set.
-    if not state or now - ARGV[at + 3] > ttl / 2 then
-      redis.call('EXPIRE', record, ttl)
-    end
-    if known[5] then
-      redis.call('EXPIRE', known[5], claim_ttl)
-    end
-  end
-  replies[#replies + 1] = {verdict, attempts, lost, verdict == 1 and batch or known[2] or ''}
-end
-release_noted()
-return replies
-"""
-)
-
-#: KEYS: counters, records. ARGV: consumer ("" for anyone); for each task its stream, entry, and
-#: number of commands; for each of those its length and its parts; the same for what is done then.
-#: Returns the verdicts.
-_FINISH = (
-    scripts.LIBRARY
-    + _IS_OVER
-    + statistics.FINISH
-    + cache.FINISH
-    + """
-local consumer, at = ARGV[1], 2
-local verdicts, replies, happened = {}, {}, false
-if consumer ~= '' then
-  local held, at = {}, 2
-  for _ = 2, #KEYS do
-    hold(held, ARGV[at], ARGV[at + 1])
-    local count = ARGV[at + 2]
-    at = at + 3
-    for _ = 1, count do
-      at = at + ARGV[at] + 1
-    end
-  end
-  look_up(held, consumer)
-end
-
--- The outcome of a task: stored, announced for whoever listens to this task, and collected for the
--- process that its client waits in.
-local function announce(result, payload, ttl, reply_to)
-  redis.call('SET', result, payload, 'EX', ttl)
-  redis.call('PUBLISH', result, payload)
-  if reply_to then
-    replies[reply_to] = replies[reply_to] or {}
-    table.insert(replies[reply_to], payload)
-  end
-end
-
-local function finish(record, known, at, last)
-  local result, payload, ttl, state, now, keep = ARGV[at], ARGV[at + 1], ARGV[at + 3],
-                                                 ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
-  announce(result, payload, ARGV[at + 2], known[2])
-  redis.call('HSET', record, 'state', state, 'finished_at', now)
-  if not known[1] then
-    for i = at + 7, last, 2 do
-      redis.call('HSETNX', record, ARGV[i], ARGV[i + 1])
-    end
-  end
-  redis.call('EXPIRE', record, ttl)
-  if known[3] and keep ~= '0' then
-    redis.call('EXPIRE', known[3], keep)
-  elseif known[3] then
-    redis.call('UNLINK', known[3])
-  end
-end
-
-for i = 2, #KEYS do
-  local stream, entry, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-  at = at + 3
-  local known = redis.call('HMGET', KEYS[i], 'state', 'reply_to', 'claim')
-  local state = known[1]
-  local ours = stream == '' or consumer == '' or owned(stream, entry, consumer)
-  local verdict = 1
-  if state and over[state] then
-    verdict = 0
-  elseif not ours then
-    verdict = -1
-  end
-  happened = happened or verdict == 1
-  -- A cancellation takes the message away, too.
-  if not ours and state ~= 'cancelled' then
-    redis.call('HINCRBY', KEYS[1], 'stale', 1)
-  end
-  for _ = 1, count do
-    local last = at + tonumber(ARGV[at])
-    if verdict == 1 then
-      local command = ARGV[at + 1]
-      if command == 'END' then
-        finish(KEYS[i], known, at + 2, last)
-      elseif command == 'ENQUEUE' then
-        enqueue(ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
-      elseif command == 'DELAY' then
-        delay(ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5])
-      elseif command == 'SHARE' then
-        share(at + 2, KEYS[i], announce)
-      elseif command == 'DISBAND' then
-        disband(at + 2, KEYS[i])
-      elseif command == 'COUNT' then
-        tally(ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
-      else
-        redis.call(unpack(ARGV, at + 1, last))
-      end
-    end
-    at = last + 1
-  end
-  if ours and stream ~= '' then
-    note_release(stream, entry)
-  end
-  verdicts[#verdicts + 1] = verdict
-end
-release_noted()
-if happened then
-  write_counted()
-  for _ = 1, tonumber(ARGV[at]) do
-    local last = at + 1 + tonumber(ARGV[at + 1])
-    note(unpack(ARGV, at + 2, last))
-    at = last
-  end
-end
--- Once to each process, however many of its tasks were in the batch: an array of outcomes.
-for reply_to, payloads in pairs(replies) do
-  payloads[1] = '[' .. payloads[1]
-  payloads[#payloads] = payloads[#payloads] .. ']'
-  redis.call('PUBLISH', reply_to, table.concat(payloads, ','))
-end
-return verdicts
-"""
-)

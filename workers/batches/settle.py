@@ -275,8 +275,7 @@ class Settler:
         )
         commands = self._transitions.retried(request.id, retries + 1, due)
         if self._lanes.streams:
-            lane, payload = self._lanes.key(message.queue), self._lanes.pack(message)
-            commands.append(["DELAY", lane, round(due * 1000), member.priority, payload])
+            commands.append(self._lanes.delay(message, due))
         settled = Settled(member, TaskState.RETRYING, error, runtime, delay_s)
         return _Outcome(settled, Step(request.id, member.held, commands), (message,))
 

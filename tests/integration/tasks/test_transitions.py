@@ -303,7 +303,8 @@ def happen(
 
     def retry() -> list[Any]:
         due_ms = round(time.time() * 1000) + 60_000
-        return [*transitions.retried(task_id, 1, 0.0), ["DELAY", lane, due_ms, 3, '{"id": 1}']]
+        delay = {"lane": lane, "priority": 3, "message": b'{"id": 1}', "due_ms": due_ms}
+        return [*transitions.retried(task_id, 1, 0.0), {"kind": "delay", **delay}]
 
     for event, worker in steps:
         if event == "fetch":
