@@ -28,7 +28,8 @@ from tasks.broker import webhook_message as notice
 from tasks.broker.connection import translated
 from tasks.broker.lanes import Lanes, Message, Waiting
 from tasks.intake.submit import Accepted, Submitter
-from tasks.state.records import Record, Records, encode_outcome
+from tasks.state.outcomes import encode_outcome
+from tasks.state.records import Record, Records
 from tasks.state.sharing import Sharer
 from tasks.state.statistics import Tally
 from tasks.state.transitions import Command, Step, Transitions, Verdict

@@ -33,7 +33,8 @@ from tasks.broker.lanes import Lanes, Message
 from tasks.intake.convoy import Convoy
 from tasks.state import claims
 from tasks.state.claims import Claim
-from tasks.state.records import Outcome, Record
+from tasks.state.outcomes import Outcome
+from tasks.state.records import Record
 from tasks.state.sharing import Sharing
 from tasks.state.transitions import Admitted, Arrival, Idempotency, Refusal, Transitions
 

@@ -28,15 +28,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-import redis
 
 from inferno import names
 from inferno.protocol.digest import digest
 from inferno.protocol.tensors import Tensors
 from inferno.repository.repository import Package
 from inferno.settings import Settings
-from tasks.broker.connection import translated
-from tasks.transport.script import Script
 
 #: Tasks that follow one leader, at most: one step settles them all.
 MOST_FOLLOWERS = 1000
@@ -124,7 +121,7 @@ def text_for_others(payload: bytes) -> bytes:
     """Return the beginning of a result, which scripts end with another task's own times.
 
     Args:
-      payload: the outcome of a task that succeeded, as `tasks.state.records.encode_outcome`.
+      payload: the outcome of a task that succeeded, as `tasks.state.outcomes.encode_outcome`.
     """
     parts = _decode_payload(payload).result
     return (
@@ -195,35 +192,3 @@ class Sharer:
         # whoever follows is not to be forgotten.
         key = arguments.get("cache")
         return key if isinstance(key, str) else None
-
-
-class Cache:
-    """What is kept, for operators."""
-
-    def __init__(self, client: redis.Redis, settings: Settings) -> None:
-        """Store where it is."""
-        self._redis = client
-        self._keys = names.cache_keys(settings.redis.prefix)
-        self._clear = Script("tasks.state", "clear")
-
-    def size(self) -> tuple[int, int]:
-        """Return how many results are kept, and their bytes together.
-
-        Raises:
-          BrokerUnavailable: Redis does not answer.
-        """
-        with translated(), self._redis.pipeline(transaction=False) as pipe:
-            pipe.zcard(f"{self._keys}index")
-            pipe.hget(f"{self._keys}sizes", "")
-            entries, size = pipe.execute()
-        return entries, int(size or 0)
-
-    def clear(self, model: str | None = None) -> int:
-        """Forget the kept results, of one model or of all; returns how many there were.
-
-        Raises:
-          BrokerUnavailable: Redis does not answer.
-        """
-        beginning = "" if model is None else f"{model}/"
-        with translated():
-            return int(self._clear.run(self._redis, {"cache": self._keys, "beginning": beginning}))

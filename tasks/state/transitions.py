@@ -34,8 +34,10 @@ from tasks.broker.connection import is_refusal
 from tasks.broker.lanes import Held
 from tasks.state.claims import Claim
 from tasks.state.deployments import GENERATION, Outdated
-from tasks.state.records import Outcome, Record, decode_outcome
-from tasks.state.sharing import MOST_FOLLOWERS, Cache, Sharing
+from tasks.state.kept_results import Cache
+from tasks.state.outcomes import Outcome, decode_outcome
+from tasks.state.records import Record
+from tasks.state.sharing import MOST_FOLLOWERS, Sharing
 from tasks.transport import consumer_name
 from tasks.transport.script import Script
 
@@ -352,7 +354,7 @@ class Transitions:
           record: fields to write if there is no record.
           task_id: whose outcome it is.
           state: one of the terminal ones.
-          payload: as `tasks.state.records.encode_outcome`.
+          payload: as `tasks.state.outcomes.encode_outcome`.
           keep_s: how long its claimed inputs, if there are any, are still kept, in seconds.
         """
         return [

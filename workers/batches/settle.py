@@ -38,7 +38,7 @@ from inferno.settings import RetrySettings, Settings
 from tasks.broker import webhook_message as notice
 from tasks.broker.connection import UNAVAILABLE, is_refusal
 from tasks.broker.lanes import Lanes, Message
-from tasks.state.records import encode_outcome
+from tasks.state.outcomes import encode_outcome
 from tasks.state.sharing import Sharer
 from tasks.state.statistics import Tally
 from tasks.state.transitions import Begun, Command, Rider, Step, Transitions, Verdict

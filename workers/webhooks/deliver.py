@@ -22,7 +22,8 @@ from inferno.protocol.webhooks import EVENTS, parse_address, sign
 from inferno.settings import WebhookSettings
 from tasks.broker.webhook_message import message_id
 from tasks.results import views as documents
-from tasks.state.records import Outcome, Record, Records
+from tasks.state.outcomes import Outcome
+from tasks.state.records import Record, Records
 from workers.webhooks.outbound import NotAllowed, NotReached, Outbound
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from inferno.testing.processes import wait_until, web
 from tasks.broker.lanes import Lanes
 from tasks.intake.convoy import Convoy
 from tasks.intake.submit import Submitter
-from tasks.state.sharing import Cache
+from tasks.state.kept_results import Cache
 from tasks.state.statistics import Statistics
 from tasks.state.transitions import Idempotency
 from tests.integration.conftest import occupied, send

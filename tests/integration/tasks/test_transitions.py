@@ -28,7 +28,8 @@ from inferno.errors import ForwardFailed, KeyReused, Overloaded, TaskCancelled
 from inferno.protocol.tasks import TRANSITIONS, TaskState
 from inferno.settings import Settings
 from tasks.broker.lanes import Held, Lanes, Message
-from tasks.state.records import Record, Records, encode_outcome
+from tasks.state.outcomes import encode_outcome
+from tasks.state.records import Record, Records
 from tasks.state.transitions import Idempotency, Rider, Step, Transitions, Verdict
 from tasks.transport import Lane, scripts
 from tests.integration.conftest import accept

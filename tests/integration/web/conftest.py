@@ -28,7 +28,8 @@ from tasks.broker.lanes import Held, Lanes
 from tasks.celery import app as celery_app
 from tasks.intake.submit import Accepted, Submitter
 from tasks.state.cluster import Cluster, WorkerReport
-from tasks.state.records import Records, encode_outcome
+from tasks.state.outcomes import encode_outcome
+from tasks.state.records import Records
 from tasks.state.transitions import Step, Transitions
 from tests.integration.web.conformance import CheckedClient, Conformance
 from web.app import create_app

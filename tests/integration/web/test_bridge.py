@@ -19,7 +19,8 @@ from inferno.settings import Settings
 from tasks.broker.connection import connect
 from tasks.broker.lanes import Held
 from tasks.results.bridge import Bridge, Waiter
-from tasks.state.records import Record, Records, encode_outcome
+from tasks.state.outcomes import encode_outcome
+from tasks.state.records import Record, Records
 from tasks.state.transitions import Arrival, Step
 
 

@@ -16,7 +16,8 @@ from inferno.testing.processes import wait_until, worker
 from tasks.broker.lanes import Held
 from tasks.broker.webhook_message import message, message_id
 from tasks.results import views as documents
-from tasks.state.records import Record, encode_outcome
+from tasks.state.outcomes import encode_outcome
+from tasks.state.records import Record
 from tasks.state.transitions import Step, Transitions
 from tests.integration.conftest import accept, send
 from tests.receiver import Received, Receiver, receiver
