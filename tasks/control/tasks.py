@@ -175,7 +175,7 @@ class Control:
             for waiting in self.lanes.postponed(record.model, record.retry_at):
                 if waiting.task_id == record.task_id:
                     return _Target(record, waiting)
-        return _Target(record, Waiting(record.task_id, record.held))
+        return _Target(record, Waiting(record.task_id, record.location))
 
     def _known(self, task_id: str) -> Record:
         (record,) = self._records.records([task_id])

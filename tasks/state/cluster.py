@@ -15,15 +15,17 @@ from inferno.settings import Settings
 from tasks.broker.connection import translated
 
 
-class HeldVersion(msgspec.Struct, frozen=True, omit_defaults=True):
+class HeldVersion(
+    msgspec.Struct, frozen=True, omit_defaults=True, rename={"load_generation": "asked"}
+):
     """What a worker says of one version of a model."""
 
     #: `loading`, `ready` or `failed`.
     state: str
     #: `Package.digest` of what it has loaded.
     digest: str = ""
-    #: As `Deployment.asked` when it was loaded, or failed.
-    asked: int = 0
+    #: Entry of `Deployment.load_generations` when it was loaded, or failed.
+    load_generation: int = 0
     #: Why it could not be loaded; of a version that is ready, why it could not be loaded anew.
     error: str | None = None
     #: How long loading and warming up took, in seconds.

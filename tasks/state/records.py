@@ -56,9 +56,9 @@ class Record(msgspec.Struct, frozen=True):
     shared: str | None = None
     #: It was answered with the result of an earlier task, which was kept.
     cached: bool = False
-    #: Where its message stood when it was accepted: in its lane, or among those of the tasks that
-    #: wait for another one's result.
-    held: Held = msgspec.field(default_factory=Held)
+    #: Stream entry of its message when it was accepted: in its lane, or among the followers of
+    #: another task.
+    location: Held = msgspec.field(default_factory=Held)
 
     @classmethod
     def read(cls, task_id: str, fields: Mapping[bytes, bytes]) -> Record:
@@ -89,7 +89,7 @@ class Record(msgspec.Struct, frozen=True):
             reply_to=text.get("reply_to"),
             shared=text.get("shared"),
             cached="cached" in text,
-            held=Held(text.get("stream", ""), text.get("entry", "")),
+            location=Held(text.get("stream", ""), text.get("entry", "")),
         )
 
     def fields(self) -> dict[str, str | int | float]:

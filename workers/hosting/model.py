@@ -51,7 +51,7 @@ class Loaded:
     engine: Engine | Ensemble
     #: `Package.digest` of what was loaded.
     digest: str
-    #: As `Deployment.asked` when that was found to be what the repository holds.
+    #: As `Deployment.load_generations` when that was found to be what the repository holds.
     asked: int
     #: How long it took, in seconds.
     load_s: float
@@ -71,7 +71,7 @@ class Failure:
     """A version that could not be loaded."""
 
     error: str
-    #: As `Deployment.asked`.
+    #: As `Deployment.load_generations`.
     asked: int
     #: `Package.seen` of what could not be loaded; None if there was nothing.
     seen: Stamp | None
@@ -153,10 +153,10 @@ class HostedModel:
     @property
     def takes_tasks(self) -> bool:
         """Whether those versions that answer who names none can be used here."""
-        answering = set(self.wanted.shares)
+        answering = set(self.wanted.weights)
         if self.model.follows_latest:
             answering &= self.model.versions.keys()
-        elif not self.wanted.fixed and self.model.active is not None:
+        elif not self.wanted.pinned and self.model.active is not None:
             answering = {self.model.active}
         if any(v in self._failures and v not in self._loaded for v in answering):
             return False
@@ -166,7 +166,7 @@ class HostedModel:
     def held(self) -> dict[int, HeldVersion]:
         """What there is to be said of each version."""
         found = {
-            version: HeldVersion("failed", asked=failure.asked, error=failure.error)
+            version: HeldVersion("failed", load_generation=failure.asked, error=failure.error)
             for version, failure in list(self._failures.items())
         }
         for version, loaded in list(self._loaded.items()):
@@ -221,7 +221,7 @@ class HostedModel:
           wanted: what is wanted of it.
         """
         if self._settings.repository.preload != "all":
-            self._retired |= self.wanted.shares.keys()
+            self._retired |= self.wanted.weights.keys()
         self._retired -= {version for version in self._retired if wanted.wants(version)}
         self.model, self.wanted = model, wanted
         self._dismissed &= model.versions.keys()
@@ -230,7 +230,7 @@ class HostedModel:
             if gone or self._is_due(version):
                 # Its files have changed, so that it is as if it had not been tried.
                 del self._failures[version]
-        answering = [v for v in wanted.shares if wanted.fixed or v in model.versions]
+        answering = [v for v in wanted.weights if wanted.pinned or v in model.versions]
         for version in [*answering, *sorted(wanted.loaded)]:
             self._try(version, evict=True)
         for version in self._to_preload():
@@ -243,7 +243,7 @@ class HostedModel:
     def _to_preload(self) -> list[int]:
         """Return the versions that are loaded although nobody has asked for them."""
         preload, model = self._settings.repository.preload, self.model
-        if preload == "none" or (preload == "active" and self.wanted.fixed):
+        if preload == "none" or (preload == "active" and self.wanted.pinned):
             return []
         if preload == "active" and not model.follows_latest:
             return [] if model.active is None else [model.active]
@@ -264,7 +264,7 @@ class HostedModel:
 
     def _is_due(self, version: int) -> bool:
         """Return whether a version should be loaded, or looked at again."""
-        asked = self.wanted.asked.get(version, 0)
+        asked = self.wanted.load_generations.get(version, 0)
         loaded, failure = self._loaded.get(version), self._failures.get(version)
         if failure is not None:
             package = self.model.versions.get(version)
@@ -275,7 +275,7 @@ class HostedModel:
     def _load(self, version: int, *, evict: bool = True) -> Loaded:
         """Load a version, also if it is there: then it stays if its files are the same."""
         started = time.monotonic()
-        asked = self.wanted.asked.get(version, 0)
+        asked = self.wanted.load_generations.get(version, 0)
         package, present = None, self._loaded.get(version)
         self._loading = version
         try:

@@ -175,12 +175,12 @@ class Reconciler:
             if report.state == "ready" and hosted.name in report.models:
                 common &= set(report.models[hosted.name])
         newest = max(common, default=0)
-        present = [v for v in wanted.shares if v in hosted.model.versions]
-        if newest and newest not in wanted.shares and newest > max(present, default=0):
+        present = [v for v in wanted.weights if v in hosted.model.versions]
+        if newest and newest not in wanted.weights and newest > max(present, default=0):
             self._deployments.change(hosted.name, lambda now: _adopted(now, wanted, newest))
             logger.info("%s version %s answers from now on", hosted.name, newest)
 
 
 def _adopted(now: Deployment, seen: Deployment, newest: int) -> Deployment:
     """Let a version answer, unless somebody else has changed what is wanted meanwhile."""
-    return replace(now, shares={newest: 1.0}) if now == seen else now
+    return replace(now, weights={newest: 1.0}) if now == seen else now

@@ -74,10 +74,10 @@ def test_record_and_message_appear_together(transitions, records, client, lane):
     record = new_record(deadline=time.time() + 60, webhook="https://a.example")
     assert accept(transitions, record, lane, "{}") == record.task_id
     stored, outcome = records.fetch(record.task_id)
-    assert msgspec.structs.replace(stored, held=Held()) == record
-    assert stored.held.stream == f"{lane}:3"
+    assert msgspec.structs.replace(stored, location=Held()) == record
+    assert stored.location.stream == f"{lane}:3"
     assert outcome is None
-    assert client.xrange(stored.held.stream)[0][0].decode() == stored.held.entry
+    assert client.xrange(stored.location.stream)[0][0].decode() == stored.location.entry
     newest = records.newest(10, lambda found: found.task_id == record.task_id)
     assert newest.items == [stored]
 
@@ -323,7 +323,7 @@ def happen(
         elif event == "cancel":
             where, _ = records.fetch(task_id)
             assert where is not None
-            transitions.finish([cancelled(transitions, task_id, where.held)], fenced=False)
+            transitions.finish([cancelled(transitions, task_id, where.location)], fenced=False)
         elif worker in held and (event in ("begin", "fail") or running.get(worker) == held[worker]):
             action: dict[str, Callable[[str], None]] = {
                 "begin": begin,
