@@ -1,15 +1,16 @@
-"""The changes of a task's state, each one atomic step of Redis.
+"""The changes of a task's state: each is one Lua script, which Redis runs as one atomic step.
 
-    accept   record, idempotency key and message appear together, or not at all
-    begin    QUEUED or RETRYING -> RUNNING, just before a forward pass; counts the attempt
-    finish   what else happens to a task, with the acknowledgement of its message
+    submit    accept   record, idempotency key and message appear together, or not at all
+    forward   begin    QUEUED or RETRYING -> RUNNING, just before a forward pass; counts the attempt
+    settle    finish   everything else that happens to a task; acknowledges its message
 
-A task whose inputs equal another one's may be over when it is accepted, or wait for that one to be
-finished; see `tasks.state.sharing`.
+A task whose inputs equal those of an earlier task may be over when it is accepted, or wait for that
+task's result; see `tasks.state.sharing`.
 
-Two guards make a task's outcome its only one. The record: what is over stays as it is. The fence:
-a worker whose entries were taken over, because it was thought dead, changes nothing any more. (On
-brokers other than Redis Streams the record is the only guard, and messages are acknowledged after.)
+Two guards make sure that a task has one outcome. The record: a task that is over stays as it is.
+The fence: a worker that was thought dead and has lost its messages to another worker changes
+nothing. (Other brokers than Redis Streams have only the first guard, and acknowledge messages after
+the step.)
 
 The states, and which may follow which, are `inferno.protocol.tasks.TRANSITIONS`.
 """
@@ -28,11 +29,11 @@ import redis
 
 from inferno import names
 from inferno.errors import KeyReused, Overloaded, PayloadGone
-from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks.broker.connection import is_refusal
 from tasks.broker.lanes import Held
 from tasks.state.claims import Claim
+from tasks.state.commands import Command, Commands, in_turn, number_of, packable
 from tasks.state.deployments import GENERATION, Outdated
 from tasks.state.kept_results import Cache
 from tasks.state.outcomes import Outcome, decode_outcome
@@ -41,52 +42,48 @@ from tasks.state.sharing import MOST_FOLLOWERS, Sharing
 from tasks.transport import consumer_name
 from tasks.transport.script import Script
 
-#: A Redis command with its arguments, or a table that `lua/finish.lua` describes.
-Command = Sequence[Any] | Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class Idempotency:
     """The Idempotency-Key of a request."""
 
-    #: Of the key, with whatever limits its scope.
+    #: Digest of the key and of everything that limits its scope.
     digest: str
-    #: Of the request's body: the same key must not come with another one.
+    #: Digest of the request's body: a key must not be used again with another body.
     fingerprint: str
 
 
 class Arrival(msgspec.Struct, frozen=True):
-    """A task that asks to be accepted."""
+    """A task to accept."""
 
-    #: In its first state.
     record: Record
-    #: As `Lanes.key`; "" leaves the publishing to the caller.
+    #: Key of its lane, from `Lanes.key`; "" when the caller publishes the message.
     lane: str
-    #: As `Lanes.pack`.
+    #: Its message, from `Lanes.pack`.
     payload: bytes
-    #: Makes the task once, however often it is asked for.
+    #: The task is made once, however often a request repeats this key.
     idempotency: Idempotency | None = None
-    #: Refuse if more tasks are ahead of it: they wait in its lane or are in workers' hands, with
-    #: the same priority or a higher one.
+    #: Refuse the task if more tasks than this are ahead of it: those in its lane or held by
+    #: workers, with at least its priority.
     most_waiting: int | None = None
-    #: Whose result it may be answered with, if anyone's.
+    #: How another task's result may answer this one, if at all.
     sharing: Sharing | None = None
-    #: Its inputs, where they are not in its message.
+    #: Its inputs, if they are not in its message.
     claim: Claim | None = None
-    #: Refuse if this is no longer the generation of what is wanted of the models.
+    #: Deployment generation under which the version was chosen; refuse the task if it has changed.
     generation: int | None = None
 
 
 class Admitted(msgspec.Struct, frozen=True):
-    """A task that is accepted."""
+    """A task that was accepted."""
 
-    #: An earlier one's when its idempotency key has made that already.
+    #: Id of the earlier task, if its idempotency key had already made one.
     task_id: str
-    #: Of a task that was over at once.
+    #: Outcome of a task that was over at once.
     outcome: Outcome | None = None
 
 
-#: Why a task is not accepted.
+#: Why a task was not accepted.
 Refusal = Overloaded | KeyReused | PayloadGone | Outdated
 
 
@@ -95,11 +92,11 @@ class Verdict(Enum):
 
     #: It happened.
     DONE = "done"
-    #: The task was over already; nothing has changed but that its message is gone.
+    #: The task was over already; its message is gone, and nothing else has changed.
     OVER = "over"
-    #: The message is no longer ours; nothing has changed.
+    #: Another worker holds the message; nothing has changed.
     STALE = "stale"
-    #: It may have ended its worker before: it has to run alone. Nothing has changed.
+    #: The task may have ended its worker before, so it must run alone; nothing has changed.
     SUSPECT = "suspect"
 
 
@@ -107,20 +104,20 @@ class Begun(msgspec.Struct, frozen=True):
     """The answer to `Transitions.begin` for one task."""
 
     verdict: Verdict
-    #: Forward passes that have started with the task in it, this one included.
+    #: Forward passes that have started with the task in them, this one included.
     attempts: int
-    #: Those of them that never ended, because the worker did.
+    #: Attempts during which the worker ended.
     lost: int
-    #: The batch of the last of them.
+    #: Batch of the last attempt.
     batch_id: str
 
 
 class Rider(msgspec.Struct, frozen=True):
-    """A task that is about to ride in a batch."""
+    """A task of a batch that is about to run."""
 
     task_id: str
     held: Held
-    #: To be written where there is no record: another client sent it.
+    #: Written, like the fields below, if another Celery client sent the task without a record.
     model: str
     version: int
     accepted_at: float
@@ -128,7 +125,7 @@ class Rider(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """Commands that happen to one task together, and settle its message."""
+    """The commands that settle one task and its message, together or not at all."""
 
     task_id: str
     held: Held
@@ -136,19 +133,19 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Transitions:
-    """Changes tasks; every change is one round trip."""
+    """Changes the states of tasks, each time in one round trip to Redis."""
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
-        """Prepare the scripts.
+        """Load the scripts.
 
         Args:
-          client: answers in bytes, and does not retry by itself.
-          settings: prefix and lifetimes.
+          client: answers in bytes, and does not retry.
+          settings: key prefix and lifetimes.
         """
         self._redis = client
         self._prefix = settings.redis.prefix
         self._tasks = settings.tasks
-        # As text: to write a number costs Lua more than all else that it does with one.
+        # As text: Lua is slow to write numbers, and these only pass through.
         self._lifetimes = {
             "record_ttl_s": str(self._tasks.record_ttl_s),
             "result_ttl_s": str(self._tasks.result_ttl_s),
@@ -158,20 +155,22 @@ class Transitions:
         self._accept = Script("tasks.state", "accept")
         self._begin = Script("tasks.state", "begin")
         self._finish = Script("tasks.state", "finish")
-        self._cache = Cache(client, settings)
+        self._kept_results = Cache(client, settings)
+        #: Builds commands for `finish`.
+        self.commands = Commands(settings)
 
     def accept(self, arrivals: Sequence[Arrival]) -> list[Admitted | Refusal]:
         """Write the records of new tasks and publish their messages, all in one step.
 
-        To repeat it with the same records adds nothing, so that it may be tried again when the
-        connection was lost before the answer.
+        Repeating the call with the same records is harmless, for example when the connection was
+        lost before the answer.
 
         Args:
-          arrivals: each its own task.
+          arrivals: the tasks; their ids must differ.
         Returns:
-          for each its task, or why it is refused.
+          for each task what was accepted, or why it was refused.
         Raises:
-          redis.RedisError: Redis does not take them, or it is unknown whether it did.
+          redis.RedisError: Redis refused the step, or was lost before it answered.
         """
         payloads: list[bytes] = []
         arguments = {
@@ -199,11 +198,11 @@ class Transitions:
             "id": record.task_id,
             "record": names.record_key(self._prefix, record.task_id),
             "accepted_at": repr(record.accepted_at),
-            "facts": _in_turn(record.fields()),
+            "facts": in_turn(record.fields()),
             "priority": str(record.priority),
         }
         if arrival.lane:
-            task |= {"lane": arrival.lane, "message": _number(arrival.payload, payloads)}
+            task |= {"lane": arrival.lane, "message": number_of(arrival.payload, payloads)}
         if arrival.most_waiting is not None:
             task["most_ahead"] = arrival.most_waiting
         if arrival.generation is not None:
@@ -216,7 +215,7 @@ class Transitions:
         if claim is not None and claim.source:
             task["claim"] = {"key": claim.key, "source": claim.source}
         elif claim is not None:
-            task["claim"] = {"key": claim.key, "inputs": _number(claim.payload, payloads)}
+            task["claim"] = {"key": claim.key, "inputs": number_of(claim.payload, payloads)}
         if arrival.sharing is not None:
             task["sharing"] = arrival.sharing.fields(self._prefix, record.task_id)
         return task
@@ -225,7 +224,7 @@ class Transitions:
         """Return the id of the task that an idempotency key has made, or None.
 
         Raises:
-          KeyReused: it has made a task of another request.
+          KeyReused: the key belongs to another request.
         """
         value = self._redis.get(names.idempotency_key(self._prefix, idempotency.digest))
         return None if value is None else _made(cast(bytes, value), idempotency)
@@ -244,10 +243,10 @@ class Transitions:
 
         Args:
           riders: the tasks of the batch, all of one version.
-          batch_id: of the batch they ride in.
-          alone: it is only one, so that it may be a suspect.
+          batch_id: id of the batch.
+          alone: whether the batch has one task, which may be a suspect.
         Returns:
-          by task id, whether it shall run.
+          for each task id the verdict, and what is known of its attempts.
         """
         arguments = {
             "index": names.index_key(self._prefix),
@@ -279,7 +278,7 @@ class Transitions:
         }
 
     def claimed(self, task_ids: Sequence[str]) -> list[bytes | None]:
-        """Return the inputs of tasks that are not in their messages, None for those that are gone.
+        """Return the packed inputs of tasks that have claims, None where they are gone.
 
         Args:
           task_ids: at least one.
@@ -290,15 +289,16 @@ class Transitions:
     def finish(
         self, steps: Sequence[Step], *, fenced: bool = True, then: Sequence[Command] = ()
     ) -> list[Verdict]:
-        """Do what shall happen to tasks, and settle their messages, for each in one step.
+        """Run the commands of tasks and settle their messages, all in one step.
 
         Args:
-          steps: for each task its commands; the first must be one that Redis refuses when it is
-            full, so that nothing happens by halves.
-          fenced: only for those whose message is in this process' hands. Unfenced is for changes
-            that come from outside, such as a cancellation.
-          then: commands of Redis for all of them together, if anything has happened to any; that
-            one of these fails changes nothing else.
+          steps: the commands of each task. The first one must be a command that a full Redis
+            refuses, so that either all of a task's commands run or none.
+          fenced: change only tasks whose message this process holds. Changes from outside, such as
+            a cancellation, are not fenced.
+          then: Redis commands that run once, if any task was changed; one that fails is ignored.
+        Returns:
+          the verdict on each task.
         """
         if not steps:
             return []
@@ -309,12 +309,12 @@ class Transitions:
             "steps": [
                 {
                     "record": names.record_key(self._prefix, step.task_id),
-                    "commands": [_packable(command, payloads) for command in step.commands],
+                    "commands": [packable(command, payloads) for command in step.commands],
                     **_entry(step.held),
                 }
                 for step in steps
             ],
-            "afterwards": [_packable(command, payloads) for command in then],
+            "afterwards": [packable(command, payloads) for command in then],
         }
         if fenced:
             arguments["consumer"] = consumer_name()
@@ -324,114 +324,24 @@ class Transitions:
     def _run(
         self, script: Script, arguments: Mapping[str, Any], payloads: Sequence[bytes] = ()
     ) -> Any:
-        """Run a script; where Redis is full, kept results make room for it."""
+        """Run a script; if Redis is full, delete the kept results and run it again."""
         try:
             return script.run(self._redis, arguments, payloads)
         except redis.ResponseError as exc:
             if not is_refusal(exc) and not isinstance(exc, redis.OutOfMemoryError):
                 raise
             try:
-                made_room = self._cache.clear()
+                made_room = self._kept_results.clear()
             except Exception:
                 raise exc from None
             if not made_room:
                 raise
             return script.run(self._redis, arguments, payloads)
 
-    # What may happen to a task
-
-    def ended(
-        self,
-        record: Mapping[str, Any],
-        task_id: str,
-        state: TaskState,
-        payload: bytes,
-        keep_s: int = 0,
-    ) -> list[Command]:
-        """Return the commands that give a task its outcome and announce it.
-
-        Args:
-          record: fields to write if there is no record.
-          task_id: whose outcome it is.
-          state: one of the terminal ones.
-          payload: as `tasks.state.outcomes.encode_outcome`.
-          keep_s: how long its claimed inputs, if there are any, are still kept, in seconds.
-        """
-        return [
-            {
-                "kind": "end",
-                "result": names.result_key(task_id),
-                "outcome": payload,
-                "state": state,
-                "finished_at": repr(time.time()),
-                **({"keep_inputs_s": keep_s} if keep_s else {}),
-                **({"facts": _in_turn(record)} if record else {}),
-            }
-        ]
-
-    def retried(self, task_id: str, retries: int, due: float) -> list[Command]:
-        """Return the commands that let a task wait for its next attempt.
-
-        Args:
-          task_id: which.
-          retries: attempts after the first, the next one included.
-          due: when it may begin; seconds since the epoch.
-        """
-        key = names.record_key(self._prefix, task_id)
-        return [
-            ["HSET", key, "state", TaskState.RETRYING, "retries", retries, "retry_at", due],
-            ["EXPIRE", key, self._tasks.record_ttl_s],
-            ["HINCRBY", names.counters_key(self._prefix), "retried", 1],
-        ]
-
-    def buried(self, task_id: str, fields: Mapping[str, Any]) -> list[Command]:
-        """Return the commands that write a task's dead letter."""
-        key, index = names.dead_key(self._prefix, task_id), names.dead_index_key(self._prefix)
-        now = time.time()
-        return [
-            ["HSET", key, *(part for item in fields.items() for part in item)],
-            ["EXPIRE", key, self._tasks.dead_ttl_s],
-            ["ZADD", index, now, task_id],
-            # The letters themselves expire by their own time to live.
-            ["ZREMRANGEBYSCORE", index, "-inf", now - self._tasks.dead_ttl_s],
-            ["HINCRBY", names.counters_key(self._prefix), "dead", 1],
-        ]
-
-    def kept(self, task_id: str, payload: bytes) -> list[Command]:
-        """Return the commands that keep what a finished task was asked."""
-        key = names.payload_key(self._prefix, task_id)
-        return [["SET", key, payload, "EX", self._tasks.result_ttl_s]]
-
 
 def _entry(held: Held) -> dict[str, str]:
-    """Return a message as scripts take it: nothing where the broker has no streams."""
+    """Return the fields of a message's entry; none on other brokers than Redis Streams."""
     return {"stream": held.stream, "entry": held.entry} if held.stream else {}
-
-
-def _in_turn(fields: Mapping[str, Any]) -> list[str | bytes]:
-    """Return names and values in turn, as HSET takes them."""
-    return [_text(part) for item in fields.items() for part in item]
-
-
-def _packable(command: Command, payloads: list[bytes]) -> Command:
-    """Return a command as `finish.lua` takes it, and append its payloads."""
-    if not isinstance(command, Mapping):
-        return [_text(part) for part in command]
-    return {
-        name: _number(value, payloads) if isinstance(value, bytes) else value
-        for name, value in command.items()
-    }
-
-
-def _number(payload: bytes, payloads: list[bytes]) -> int:
-    """Append a payload, and return the number by which the script gets it."""
-    payloads.append(payload)
-    return len(payloads)
-
-
-def _text(value: str | bytes | float) -> str | bytes:
-    """Return a value as Redis stores it. Lua would write a number with only 14 digits."""
-    return value if isinstance(value, str | bytes) else repr(value)
 
 
 def _accepted(arrival: Arrival, answer: bytes, value: bytes) -> Admitted | Refusal:
@@ -442,7 +352,7 @@ def _accepted(arrival: Arrival, answer: bytes, value: bytes) -> Admitted | Refus
     if answer == b"outdated":
         return Outdated()
     if answer == b"gone":
-        return PayloadGone("what the task was asked has been deleted")
+        return PayloadGone("the inputs of the task have been deleted")
     if answer == b"made":
         assert arrival.idempotency is not None
         try:
@@ -453,7 +363,11 @@ def _accepted(arrival: Arrival, answer: bytes, value: bytes) -> Admitted | Refus
 
 
 def _made(value: bytes, idempotency: Idempotency) -> str:
-    """Return the task of what is stored under an idempotency key."""
+    """Return the task id from what is stored under an idempotency key.
+
+    Raises:
+      KeyReused: the key belongs to another request.
+    """
     fingerprint, _, task_id = value.decode().partition(" ")
     if fingerprint != idempotency.fingerprint:
         raise KeyReused(

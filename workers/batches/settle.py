@@ -38,10 +38,11 @@ from inferno.settings import RetrySettings, Settings
 from tasks.broker import webhook_message as notice
 from tasks.broker.connection import UNAVAILABLE, is_refusal
 from tasks.broker.lanes import Lanes, Message
+from tasks.state.commands import Command
 from tasks.state.outcomes import encode_outcome
 from tasks.state.sharing import Sharer
 from tasks.state.statistics import Tally
-from tasks.state.transitions import Begun, Command, Rider, Step, Transitions, Verdict
+from tasks.state.transitions import Begun, Rider, Step, Transitions, Verdict
 from workers.batches.forward import Answer, Batch, Member, arguments
 
 logger = logging.getLogger(__name__)
@@ -273,7 +274,7 @@ class Settler:
             retries=retries + 1,
             kwargsrepr=request.kwargsrepr,
         )
-        commands = self._transitions.retried(request.id, retries + 1, due)
+        commands = self._transitions.commands.retried(request.id, retries + 1, due)
         if self._lanes.streams:
             commands.append(self._lanes.delay(message, due))
         settled = Settled(member, TaskState.RETRYING, error, runtime, delay_s)
@@ -296,7 +297,7 @@ class Settler:
         extra: list[Command] = [*self._sharer.ended(member.package, arguments(member))]
         if dead_in is not None:
             fields = _dead_letter(member, error, dead_in)
-            extra += self._transitions.buried(member.request.id, fields)
+            extra += self._transitions.commands.buried(member.request.id, fields)
         dead = dead_in is not None
         return self._closed(Settled(member, state, error, runtime), payload, extra, dead=dead)
 
@@ -310,13 +311,13 @@ class Settler:
         keep = self._tasks.keep_payloads
         kept = keep == "always" or (keep == "failed" and state is not TaskState.SUCCEEDED)
         keep_s = max(self._tasks.result_ttl_s if kept else 0, self._tasks.dead_ttl_s if dead else 0)
-        commands = self._transitions.ended(facts, task_id, state, payload, keep_s)
+        commands = self._transitions.commands.ended(facts, task_id, state, payload, keep_s)
         commands += extra
         if state is not TaskState.SUCCEEDED:
             package = member.package
             commands.append(self._tally.failed(package.name, package.version, member.accepted_at))
         if kept:
-            commands += self._transitions.kept(task_id, _asked(member))
+            commands += self._transitions.commands.kept(task_id, _asked(member))
         messages = _webhooks(member, "completed")
         if self._lanes.streams:
             commands += [self._lanes.enqueue(message) for message in messages]

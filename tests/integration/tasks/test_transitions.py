@@ -66,7 +66,9 @@ def rider(record: Record, held: Held) -> Rider:
 def success(transitions: Transitions, record: Record, held: Held) -> Step:
     payload = encode_outcome(record.task_id, b'{"outputs":{}}')
     return Step(
-        record.task_id, held, transitions.ended({}, record.task_id, TaskState.SUCCEEDED, payload)
+        record.task_id,
+        held,
+        transitions.commands.ended({}, record.task_id, TaskState.SUCCEEDED, payload),
     )
 
 
@@ -180,7 +182,11 @@ def test_of_a_batch_each_entry_is_asked_for_that_another_consumer_may_have(
     assert [begun[rider.task_id].verdict for rider in riders] == list(riders.values())
     payload = encode_outcome("any", b'{"outputs":{}}')
     steps = [
-        Step(r.task_id, r.held, transitions.ended({}, r.task_id, TaskState.SUCCEEDED, payload))
+        Step(
+            r.task_id,
+            r.held,
+            transitions.commands.ended({}, r.task_id, TaskState.SUCCEEDED, payload),
+        )
         for r in riders
     ]
     assert transitions.finish(steps) == list(riders.values())
@@ -221,7 +227,9 @@ def claim(client: redis.Redis, held: Held, consumer: str) -> bool:
 
 def cancelled(transitions: Transitions, task_id: str, held: Held) -> Step:
     payload = encode_outcome(task_id, TaskCancelled("it was cancelled"))
-    return Step(task_id, held, transitions.ended({}, task_id, TaskState.CANCELLED, payload))
+    return Step(
+        task_id, held, transitions.commands.ended({}, task_id, TaskState.CANCELLED, payload)
+    )
 
 
 def heard(listener: PubSub) -> dict[str, Any] | None:
@@ -300,12 +308,14 @@ def happen(
             running[worker] = held[worker]
 
     def end(state: TaskState, result: Any) -> Callable[[], list[Any]]:
-        return lambda: transitions.ended({}, task_id, state, encode_outcome(task_id, result))
+        return lambda: transitions.commands.ended(
+            {}, task_id, state, encode_outcome(task_id, result)
+        )
 
     def retry() -> list[Any]:
         due_ms = round(time.time() * 1000) + 60_000
         delay = {"lane": lane, "priority": 3, "message": b'{"id": 1}', "due_ms": due_ms}
-        return [*transitions.retried(task_id, 1, 0.0), {"kind": "delay", **delay}]
+        return [*transitions.commands.retried(task_id, 1, 0.0), {"kind": "delay", **delay}]
 
     for event, worker in steps:
         if event == "fetch":

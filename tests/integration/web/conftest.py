@@ -194,7 +194,7 @@ class FakeWorker:
         self.end(task_id, state, encode_outcome(task_id, error), model)
 
     def end(self, task_id: str, state: TaskState, payload: bytes, model: str) -> None:
-        commands = self.transitions.ended({"model": model}, task_id, state, payload)
+        commands = self.transitions.commands.ended({"model": model}, task_id, state, payload)
         self.transitions.finish([Step(task_id, Held(), commands)])
 
     def settle(self, task: Accepted) -> None:

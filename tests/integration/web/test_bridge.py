@@ -241,7 +241,7 @@ def test_outcomes_of_own_tasks_come_in_one_message(bridge, store, worker, until)
     payloads = {i: encode_outcome(i, b"{}") for i in ids}
     transitions.finish(
         [
-            Step(i, Held(), transitions.ended({}, i, TaskState.SUCCEEDED, payload))
+            Step(i, Held(), transitions.commands.ended({}, i, TaskState.SUCCEEDED, payload))
             for i, payload in payloads.items()
         ]
     )

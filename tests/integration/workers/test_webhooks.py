@@ -72,7 +72,9 @@ def finish(transitions: Transitions, task_id: str, state: TaskState = TaskState.
         {"y": 1.5}, "m", 1, Timings(1, 2, 3, 6), BatchInfo("b", 1, 1, "idle", 2.5, 3.0), "w@test"
     )
     payload = encode_outcome(task_id, msgspec.json.encode(result))
-    transitions.finish([Step(task_id, Held(), transitions.ended({}, task_id, state, payload))])
+    transitions.finish(
+        [Step(task_id, Held(), transitions.commands.ended({}, task_id, state, payload))]
+    )
 
 
 def test_a_webhook_is_tried_again_until_it_is_taken(
