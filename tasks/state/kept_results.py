@@ -1,6 +1,6 @@
-"""Results that are kept to answer later tasks with equal inputs: how many, and forgetting them.
+"""Kept results, which answer later tasks with equal inputs: counting and deleting them.
 
-`tasks.state.sharing` says when a result is kept; `lua/kept_results.lua` has the keys.
+`tasks.state.sharing` decides when a result is kept, and describes the keys.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from tasks.transport.script import Script
 
 
 class Cache:
-    """What is kept, for operators."""
+    """Counts and deletes the kept results."""
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
-        """Store where it is."""
+        """Store where results are kept."""
         self._redis = client
         self._keys = names.cache_keys(settings.redis.prefix)
         self._clear = Script("tasks.state", "clear")
 
     def size(self) -> tuple[int, int]:
-        """Return how many results are kept, and their bytes together.
+        """Return the number of kept results, and their total size in bytes.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
@@ -35,7 +35,7 @@ class Cache:
         return entries, int(size or 0)
 
     def clear(self, model: str | None = None) -> int:
-        """Forget the kept results, of one model or of all; returns how many there were.
+        """Delete the kept results of one model, or of all, and return their number.
 
         Raises:
           BrokerUnavailable: Redis does not answer.

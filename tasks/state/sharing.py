@@ -1,23 +1,24 @@
-"""Work that is done once: kept results, and tasks in flight that share one computation.
+"""Equal tasks share one computation: through kept results, and by following a task in flight.
 
-Tasks with equal inputs, for the same content of the same version, have the same *shared key*. When
-one of them is accepted, the script that does so
+Tasks with equal inputs for the same content of the same version have the same *shared key*. The
+step that accepts a task (step "submit") looks for this key:
 
-    finds a kept result    and settles the task in the same step, or
-    finds a leader         a task with that key that waits or runs, and lets this one follow it, or
-    puts it into its lane  where it leads those that come after it.
+    a kept result    settles the task at once
+    a leader         a task with this key that waits or runs: the new task follows it
+    neither          the task goes into its lane, and leads the equal tasks after it
 
-The script that settles a leader settles its followers, too, and keeps the result. When a leader
-ends in any other way, its followers are put into their lane, each for itself: nobody's fate depends
-on another client's deadline or cancellation. A follower's message is an entry of a stream, as one
-in a lane is, so that it is cancelled and expires in the same way.
+The step that settles a leader with a result (step "settle") keeps that result and settles the
+followers with it. When a leader ends in another way, its followers go into their lane: no task
+depends on the deadline or the cancellation of another client's task. A follower's message is a
+stream entry, as in a lane, so a follower is cancelled and expires like any other task.
 
-Keys, behind `names.cache_keys`:
+Keys, after the prefix `names.cache_keys`:
 
     kept:<key>       a result without its ending, see `text_for_others`
-    index, sizes     shared keys of the kept results, by the time when they expire; their bytes
+    index            the shared keys of kept results, by the time at which they expire
+    sizes            the sizes of kept results in bytes
     leader:<key>     the key of the leader's record
-    followers:<key>  a stream: what each follower asks, and how it is to be told
+    followers:<key>  a stream: the message of each follower, and how to announce its outcome
 """
 
 from __future__ import annotations
@@ -35,39 +36,42 @@ from inferno.protocol.tensors import Tensors
 from inferno.repository.repository import Package
 from inferno.settings import Settings
 
-#: Tasks that follow one leader, at most: one step settles them all.
+#: Most followers of one leader: one step settles them all, and blocks Redis meanwhile.
 MOST_FOLLOWERS = 1000
 
 
 @dataclass(frozen=True)
 class Sharing:
-    """How a task may be answered with another one's result."""
+    """How another task's result may answer a task."""
 
-    #: Equal for tasks whose results are interchangeable.
+    #: The shared key: equal for tasks whose results are interchangeable.
     key: str
-    #: `<model>/<version>`, and `Package.digest` as this process has read it.
+    #: `<model>/<version>`.
     package: str
+    #: `Package.digest`, as this process has read it.
     digest: str
     model: str
     version: int
-    #: Whether a kept result will do, and whether that of a task in flight.
+    #: Whether a kept result may answer the task.
     results: bool
+    #: Whether the task may follow a leader.
     coalesce: bool
-    #: The packed message of its webhook for `completed`, and the lane that takes it.
+    #: Packed message of the task's webhook for `completed`; None without such a webhook.
     webhook: bytes | None = None
+    #: Key of the lane of webhooks.
     webhook_lane: str = ""
 
     @classmethod
     def of(
         cls, package: Package, inputs: Tensors, outputs: Sequence[str] | None, codec: str | None
     ) -> Sharing | None:
-        """Return how a task of a version shares, or None when the version does not.
+        """Return how a task of a version may share, or None when the version does not share.
 
         Args:
           package: the version.
-          inputs: as `Signature.parse` returns them.
-          outputs: those that the client wants; None for all.
-          codec: how it wants numbers to be written; None for what the package says.
+          inputs: arrays, from `Signature.parse`.
+          outputs: names of the outputs that the client wants; None for all.
+          codec: encoding of tensors that the client wants; None for the package's default.
         """
         if not (package.keeps_results or package.coalesces):
             return None
@@ -101,7 +105,7 @@ class Sharing:
 
 
 class _Parts(msgspec.Struct):
-    """Of a stored result, what is the same for all whom it answers."""
+    """The fields of a result that are the same for every task it answers."""
 
     outputs: msgspec.Raw
     model: msgspec.Raw
@@ -118,10 +122,10 @@ _decode_payload = msgspec.json.Decoder(_Payload).decode
 
 
 def text_for_others(payload: bytes) -> bytes:
-    """Return the beginning of a result, which scripts end with another task's own times.
+    """Return a result without its ending; scripts append the times of the task that it answers.
 
     Args:
-      payload: the outcome of a task that succeeded, as `tasks.state.outcomes.encode_outcome`.
+      payload: the outcome of a task that succeeded, from `tasks.state.outcomes.encode_outcome`.
     """
     parts = _decode_payload(payload).result
     return (
@@ -132,10 +136,10 @@ def text_for_others(payload: bytes) -> bytes:
 
 
 class Sharer:
-    """Says what happens to others when a task is over, as commands of `Transitions.finish`."""
+    """Builds the commands of `Transitions.finish` that answer or release followers."""
 
     def __init__(self, settings: Settings) -> None:
-        """Store the limits of what is kept."""
+        """Store the key prefix and the limits of kept results."""
         self._prefix = settings.redis.prefix
         self._keys = names.cache_keys(settings.redis.prefix)
         self._cache = settings.cache
@@ -146,9 +150,9 @@ class Sharer:
         """Return the commands that keep a result and answer the followers with it.
 
         Args:
-          package: that gave it.
-          arguments: of the task's message.
-          payload: its outcome.
+          package: the version that computed the result.
+          arguments: keyword arguments of the task's message.
+          payload: the task's outcome.
         """
         key = self._key(arguments)
         if key is None:
@@ -165,7 +169,7 @@ class Sharer:
             "date": now.isoformat(),
             "statistics": names.statistics_key(self._prefix, package.name, package.version),
         }
-        # The web tier may have read another content of this version than this worker has.
+        # The web tier may have read other files of this version than this worker has loaded.
         current = package.keeps_results and key.startswith(
             f"{package.name}/{package.version}/{package.digest}/"
         )
@@ -179,16 +183,16 @@ class Sharer:
         return [command]
 
     def ended(self, package: Package, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the commands that let followers run for themselves."""
+        """Return the commands that release the followers of a task that ends without a result."""
         key = self._key(arguments)
         return [] if key is None else self.disbanded(key)
 
     def disbanded(self, key: str) -> list[dict[str, Any]]:
-        """Return the commands that let the followers of a shared key run for themselves."""
+        """Return the commands that put the followers of a shared key into their lane."""
         return [{"kind": "disband", "cache": self._keys, "key": key}]
 
     def _key(self, arguments: Mapping[str, Any]) -> str | None:
-        # The web tier has decided it, and its package may have said something else than ours does:
-        # whoever follows is not to be forgotten.
+        # The web tier wrote the key into the message. Its package may differ from this worker's,
+        # which may not share at all, but the task may have followers.
         key = arguments.get("cache")
         return key if isinstance(key, str) else None

@@ -1,21 +1,20 @@
-"""What the tasks of each version have come to: exact counts and durations, since Redis was empty.
+"""Statistics of each version: exact counts and durations of its tasks, since Redis was empty.
 
-There is one hash for each version, and one truth: what is in it is written by the scripts that
-accept and settle tasks, in the same step. So a task counts once, however often it was delivered,
-and an outcome that is dropped counts for nothing.
+Each version has one hash. The scripts that accept and settle tasks write it in the same step, so a
+task counts once, however often it was delivered, and an outcome that is dropped does not count.
 
-    COUNT   a command of `Transitions.finish`: what a task that is over counts for. The numbers of
-            a batch are added up, so that Redis writes them once
-    passed  commands for the forward passes of a batch, if any of its outcomes was taken
-    share   counts the followers that a leader's result answers (`tasks.state.sharing`)
-    accept  counts hits, misses and followers (`tasks.state.sharing`)
+    accept  counts hits, misses and followers (step "submit")
+    count   a command of `Transitions.finish`: the numbers of one task (step "settle"). The script
+            adds up the numbers of a batch and writes the sums once
+    share   a command of `Transitions.finish`: also counts the followers that a result answers
+    passed  commands for the forward passes of a batch, if any of its outcomes was written
 
-A task is *computed* if it was in a forward pass and succeeded. Others succeed with the result of
-another task: hits, followers, and twins in a batch (*deduplicated*); those of ensembles are
-*composed* of what their stages give.
+A task is *computed* if it was in a forward pass and succeeded. A hit, a follower, and a twin in a
+batch (*deduplicated*) succeed with another task's result. A task of an ensemble is *composed* of
+the results of its stages.
 
-On brokers other than Redis Streams, the passes of a batch may be counted twice if the connection is
-lost while it is settled and one of its members is tried again.
+On brokers other than Redis Streams, the passes of a batch may count twice: when the connection is
+lost while the batch is settled, and one of its members is tried again.
 """
 
 from __future__ import annotations
@@ -33,74 +32,82 @@ from inferno.batching.latency import Pass
 from inferno.settings import Settings
 from tasks.broker.connection import translated
 
+#: Longest duration that is counted, in seconds. A longer one comes from a wrong clock: any Celery
+#: client may send an `accepted_at`.
+_LONGEST_S = 30 * 86400.0
+
 
 class Duration(msgspec.Struct, frozen=True):
-    """How often something happened, and how long it took together."""
+    """The count of an event, and its total duration."""
 
     count: int = 0
+    #: Nanoseconds.
     ns: int = 0
 
 
 class BatchStatistics(msgspec.Struct, frozen=True):
-    """The forward passes of one size."""
+    """The forward passes of one batch size."""
 
-    #: Rows, without those that only pad.
+    #: Rows, without padding.
     batch_size: int
-    #: Passes, and what they took together; one that failed, in the phases that it got through.
+    #: Duration of each phase of the passes; a pass that failed counts in the phases it completed.
     compute_input: Duration
     compute_infer: Duration
     compute_output: Duration
 
 
 class VersionStatistics(msgspec.Struct, frozen=True):
-    """What the tasks of a version have come to, as Triton's statistics extension counts it."""
+    """The statistics of a version, as Triton's statistics extension defines them."""
 
-    #: When a batch was settled last; milliseconds since the epoch, 0 for never.
+    #: Time at which a batch was last settled, in milliseconds since the epoch; 0 for never.
     last_inference: int = 0
     #: Rows of the tasks that were computed or composed.
     inference_count: int = 0
-    #: Forward passes, also those that failed.
+    #: Forward passes, including those that failed.
     execution_count: int = 0
     #: Tasks that succeeded, from acceptance to outcome.
     success: Duration = Duration()
     #: Tasks that failed, expired or were cancelled, from acceptance to outcome.
     fail: Duration = Duration()
-    #: Tasks that succeeded, from acceptance to the beginning of their batch; those that were not
-    #: computed are in `cache_hit` all the time.
+    #: Tasks that succeeded, from acceptance to the start of their batch. Tasks that were not
+    #: computed add no time: `cache_hit` has all of theirs.
     queue: Duration = Duration()
-    #: Tasks that were computed, each with all that its forward passes took: prepare and collate;
-    #: the runtime; postprocess, check, split and the writing of results.
+    #: Tasks that were computed: preparing and collating their inputs. Each task counts the full
+    #: duration of its forward passes.
     compute_input: Duration = Duration()
+    #: The same tasks: the runtime.
     compute_infer: Duration = Duration()
+    #: The same tasks: postprocessing, checking, splitting and writing their results.
     compute_output: Duration = Duration()
-    #: Tasks that succeeded with the result of another one, from acceptance to outcome. What a kept
-    #: result takes is not measured.
+    #: Tasks that succeeded with another task's result, from acceptance to outcome. A hit counts no
+    #: time.
     cache_hit: Duration = Duration()
     batch_stats: tuple[BatchStatistics, ...] = ()
-    #: Tasks that were answered with a kept result, and those that looked for one in vain.
+    #: Tasks that a kept result answered.
     hits: int = 0
+    #: Tasks that looked for a kept result and found none.
     misses: int = 0
-    #: Tasks that followed another one. Not all got its result.
+    #: Tasks that followed a leader. Not all of them got its result.
     coalesced: int = 0
-    #: Tasks that were answered with the result of a twin in their batch.
+    #: Tasks that the result of a twin in their batch answered.
     deduplicated: int = 0
 
 
 class Statistics:
-    """Reads what versions have come to."""
+    """Reads the statistics of versions."""
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
-        """Store where it is.
+        """Store where the statistics are.
 
         Args:
           client: answers in bytes.
-          settings: the prefix of keys.
+          settings: key prefix.
         """
         self._redis = client
         self._prefix = settings.redis.prefix
 
     def read(self, model: str, version: int) -> VersionStatistics:
-        """Return what one version has come to; all zero where nothing is known of it.
+        """Return the statistics of one version; all zero when it has none.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
@@ -109,10 +116,10 @@ class Statistics:
         return found
 
     def read_all(self, pairs: Iterable[tuple[str, int]]) -> list[VersionStatistics]:
-        """Return what several versions have come to, in the same order, in one round trip.
+        """Return the statistics of several versions, in the same order, in one round trip.
 
         Args:
-          pairs: models and versions.
+          pairs: model and version of each.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
@@ -123,10 +130,10 @@ class Statistics:
 
 
 class Tally:
-    """Says what outcomes count for, as commands of `Transitions.finish`."""
+    """Builds the commands of `Transitions.finish` that count outcomes."""
 
     def __init__(self, settings: Settings) -> None:
-        """Store the prefix of keys."""
+        """Store the key prefix."""
         self._prefix = settings.redis.prefix
 
     def computed(
@@ -138,15 +145,15 @@ class Tally:
         took: Sequence[Pass],
         rows: int,
     ) -> dict[str, Any]:
-        """Return the command for a task that was computed, or composed.
+        """Return the command for a task that was computed or composed.
 
         Args:
-          model: that ran it.
-          version: of that model.
+          model: the model that ran it.
+          version: version of that model.
           total_s: seconds from its acceptance to its outcome.
-          queue_s: seconds from its acceptance to the beginning of its batch.
-          took: the forward passes that it was in; none, of an ensemble.
-          rows: of its inputs.
+          queue_s: seconds from its acceptance to the start of its batch.
+          took: its forward passes; a task of an ensemble has none.
+          rows: rows of its inputs.
         """
         input_ns = infer_ns = output_ns = 0
         for one in took:
@@ -166,17 +173,23 @@ class Tally:
         return self._count(model, version, numbers)
 
     def deduplicated(self, model: str, version: int, total_s: float) -> dict[str, Any]:
-        """Return the command for a task that was answered with the result of its twin."""
+        """Return the command for a task that the result of its twin answered."""
         numbers = {"deduplicated_count": 1, "deduplicated_ns": _ns(total_s)}
         return self._count(model, version, numbers)
 
     def failed(self, model: str, version: int, accepted_at: float) -> dict[str, Any]:
-        """Return the command for a task that ends now, and has not succeeded."""
+        """Return the command for a task that ends now without a result.
+
+        Args:
+          model: the task's model.
+          version: version of that model.
+          accepted_at: seconds since the epoch.
+        """
         total_s = time.time() - accepted_at
         return self._count(model, version, {"fail_count": 1, "fail_ns": _ns(total_s)})
 
     def passed(self, model: str, version: int, passes: Iterable[Pass]) -> list[list[Any]]:
-        """Return the commands for a batch that is settled now, and its forward passes."""
+        """Return the commands for the forward passes of a batch that is settled now."""
         key = names.statistics_key(self._prefix, model, version)
         by_rows: dict[int, list[Pass]] = defaultdict(list)
         for one in passes:
@@ -198,12 +211,12 @@ class Tally:
 
 
 def _ns(seconds: float) -> int:
-    # The two ends may come from the clocks of two machines.
+    # Clocks of two machines may differ.
     return round(min(max(seconds, 0.0), _LONGEST_S) * 1e9)
 
 
 def _read(found: Mapping[bytes, bytes]) -> VersionStatistics:
-    """Return what a hash says; see `VersionStatistics` for what belongs to what."""
+    """Return the statistics from their hash."""
     passes: dict[int, dict[str, int]] = defaultdict(dict)
     numbers: dict[str, int] = {}
     for field, value in found.items():
@@ -247,7 +260,3 @@ def _read(found: Mapping[bytes, bytes]) -> VersionStatistics:
         coalesced=numbers.get("coalesced_count", 0),
         deduplicated=numbers.get("deduplicated_count", 0),
     )
-
-
-#: What takes longer has a wrong clock, or none: a client of Celery may say anything.
-_LONGEST_S = 30 * 86400.0

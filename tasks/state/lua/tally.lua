@@ -16,7 +16,8 @@ function M.add(key, numbers)
   end
 end
 
--- Write all sums. One step's sum is exact up to 2^53: of nanoseconds, 104 days.
+-- Write all sums. A step's sum is exact up to 2^53: for nanoseconds, 104 days. A stored sum ends at
+-- 2^63: 292 years, or ten days in which 10,000 tasks wait all the time.
 function M.write()
   for key, fields in pairs(sums) do
     for field, number in pairs(fields) do
