@@ -20,18 +20,19 @@ class Outcome(msgspec.Struct, frozen=True):
     """The one outcome of a finished task."""
 
     task_id: str
-    #: JSON of `inferno.protocol.tasks.Result` when the task succeeded; empty otherwise.
+    #: JSON of `inferno.protocol.tasks.Result` if the task succeeded; empty otherwise.
     result: msgspec.Raw
+    #: The error if the task did not succeed.
     error: InfernoError | None
 
     @property
     def succeeded(self) -> bool:
-        """Whether there is a result."""
+        """Whether the task has a result."""
         return self.error is None
 
 
 class _Meta(msgspec.Struct):
-    """Celery's format of a result, as far as it is read."""
+    """The fields of Celery's format that are read."""
 
     task_id: str
     status: str
@@ -39,7 +40,7 @@ class _Meta(msgspec.Struct):
 
 
 class _Written(_Meta):
-    """All of it."""
+    """All fields of Celery's format."""
 
     traceback: None
     children: list[str]
@@ -64,13 +65,13 @@ def decode_outcome(payload: bytes) -> Outcome | None:
     """Read an outcome from Celery's format, as it is stored and published.
 
     Returns:
-      The outcome, or None when the state is not a final one.
+      The outcome, or None when the state is not final.
     """
     return _outcome(_decode_meta(payload))
 
 
 def decode_outcomes(payload: bytes) -> list[Outcome]:
-    """Read the outcomes that a process is told of at once: a JSON array of Celery's format."""
+    """Read outcomes that were announced together: a JSON array of Celery's format."""
     outcomes = map(_outcome, _decode_metas(payload))
     return [outcome for outcome in outcomes if outcome is not None]
 
@@ -87,7 +88,7 @@ def encode_outcome(task_id: str, result: bytes | InfernoError) -> bytes:
     """Write an outcome in Celery's format.
 
     Args:
-      task_id: whose it is.
+      task_id: id of the task.
       result: JSON of the result, or the error.
     """
     status = "SUCCESS"
@@ -107,7 +108,7 @@ def _rebuild(failure: _Failure) -> InfernoError:
     if failure.exc_module == InfernoError.__module__:
         kind = getattr(importlib.import_module(InfernoError.__module__), failure.exc_type)
         return cast(InfernoError, kind(*arguments))
-    # Stored by Celery itself: a task that was revoked by hand, or that no worker knows.
+    # Celery itself stored it: the task was revoked by hand, or no worker knows its name.
     if failure.exc_type == TaskRevokedError.__name__:
-        return TaskCancelled("it was revoked by Celery's remote control")
+        return TaskCancelled("the task was revoked by Celery's remote control")
     return ForwardFailed(": ".join([failure.exc_type, *map(str, arguments)]))

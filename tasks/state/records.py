@@ -1,7 +1,7 @@
-"""What is remembered of a task: its record, which outlives its result, and the result itself.
+"""The record of a task: its state and times. It outlives the task's result.
 
-A record is a Redis hash. `tasks.state.transitions` writes it; here it is read. Results are in
-Celery's own format, so that `celery.result.AsyncResult` reads them.
+A record is a Redis hash. The scripts of `tasks.state.transitions` write it (steps "submit",
+"forward" and "settle"); this module reads it.
 """
 
 from __future__ import annotations
@@ -23,38 +23,39 @@ from tasks.transport.script import Script
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What is known of one task. Times are in seconds since the epoch."""
+    """The record of one task. Times are in seconds since the epoch."""
 
     task_id: str
     model: str
-    #: Of the model, once known: a client may leave the choice to the worker.
+    #: Version of the model; None until a worker has chosen it, if the client did not.
     version: int | None
     state: TaskState
     accepted_at: float
     priority: int = 0
     started_at: float | None = None
     finished_at: float | None = None
-    #: Forward passes started with the task in it.
+    #: Forward passes that have started with the task in them.
     attempts: int = 0
     #: Attempts after a transient error.
     retries: int = 0
-    #: When the next attempt may begin.
+    #: Earliest start of the next attempt.
     retry_at: float | None = None
-    #: The forward pass must have started by then.
+    #: Latest start of the forward pass.
     deadline: float | None = None
     batch_id: str | None = None
-    #: The task that this one repeats.
+    #: Id of the task that this one repeats.
     replay_of: str | None = None
-    #: The task of the ensemble that this one is a stage of.
+    #: Id of the ensemble's task, if this one is a stage.
     parent: str | None = None
-    #: Where its client wants to be told, and of which events.
+    #: URL of its webhook.
     webhook: str | None = None
+    #: Events that the webhook is called for.
     webhook_events: tuple[str, ...] = ()
-    #: The channel of the process in which its client waits, which is told of the outcome.
+    #: Channel of the process in which its client waits; the outcome is announced there.
     reply_to: str | None = None
-    #: What it has in common with tasks of equal inputs; see `tasks.state.sharing`.
+    #: Shared key of tasks with equal inputs; see `tasks.state.sharing`.
     shared: str | None = None
-    #: It was answered with the result of an earlier task, which was kept.
+    #: Whether a kept result answered the task.
     cached: bool = False
     #: Stream entry of its message when it was accepted: in its lane, or among the followers of
     #: another task.
@@ -62,7 +63,7 @@ class Record(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, task_id: str, fields: Mapping[bytes, bytes]) -> Record:
-        """Return a record from its hash."""
+        """Return the record from its hash."""
         text = {key.decode(): value.decode() for key, value in fields.items()}
 
         def number(name: str) -> float | None:
@@ -93,7 +94,7 @@ class Record(msgspec.Struct, frozen=True):
         )
 
     def fields(self) -> dict[str, str | int | float]:
-        """Return the hash of a new task."""
+        """Return the fields of the hash of a new task."""
         given = {
             "state": self.state,
             "model": self.model,
@@ -111,7 +112,7 @@ class Record(msgspec.Struct, frozen=True):
         return {name: value for name, value in given.items() if value is not None}
 
     def overdue(self, now: float) -> bool:
-        """Return whether its forward pass should have started by now, and has not."""
+        """Return whether the deadline is over and no forward pass has started."""
         waiting = self.state in (TaskState.QUEUED, TaskState.RETRYING)
         return waiting and self.deadline is not None and self.deadline < now
 
@@ -120,18 +121,18 @@ class Records:
     """Reads records and outcomes."""
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
-        """Store where to read.
+        """Store where records are.
 
         Args:
           client: answers in bytes.
-          settings: the prefix.
+          settings: key prefix.
         """
         self._redis = client
         self._prefix = settings.redis.prefix
         self._fetch = Script("tasks.state", "fetch")
 
     def fetch(self, task_id: str) -> tuple[Record | None, Outcome | None]:
-        """Return a task's record and outcome, as far as they are there.
+        """Return a task's record and outcome as of one moment; None for what does not exist.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
@@ -148,7 +149,7 @@ class Records:
         )
 
     def outcomes(self, task_ids: Sequence[str]) -> dict[str, Outcome]:
-        """Return the outcomes of those tasks that are over, by id.
+        """Return the outcomes of the tasks that are over, by task id.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
@@ -165,12 +166,12 @@ class Records:
     def newest(
         self, most: int, wanted: Callable[[Record], bool], after: Place | None = None
     ) -> Page[Record]:
-        """Return records of the newest tasks, newest first; those that are forgotten are left out.
+        """Return the records of the newest tasks, newest first, without those that have expired.
 
         Args:
-          most: records of the page; see `tasks.state.listing.read_page`.
-          wanted: which.
-          after: the last place of the page before.
+          most: most records of the page; see `tasks.state.listing.read_page`.
+          wanted: whether a record belongs on the page.
+          after: last place of the page before.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
@@ -178,7 +179,7 @@ class Records:
         return read_page(self._redis, index, self.records, wanted, most, after)
 
     def records(self, task_ids: Sequence[str]) -> list[Record | None]:
-        """Return the records of tasks, None for each that is not known.
+        """Return the records of tasks; None for a task without a record.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
