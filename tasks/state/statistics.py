@@ -246,17 +246,19 @@ def _read(found: Mapping[bytes, bytes]) -> VersionStatistics:
         compute_infer=Duration(computed.count, numbers.get("compute_infer_ns", 0)),
         compute_output=Duration(computed.count, numbers.get("compute_output_ns", 0)),
         cache_hit=duration("deduplicated", "shared", "hit"),
-        batch_stats=tuple(
-            BatchStatistics(
-                rows,
-                Duration(one["count"], one["input_ns"]),
-                Duration(one["count"], one["infer_ns"]),
-                Duration(one["count"], one["output_ns"]),
-            )
-            for rows, one in sorted(passes.items())
-        ),
+        batch_stats=tuple(_batch(rows, one) for rows, one in sorted(passes.items())),
         hits=numbers.get("hit_count", 0),
         misses=numbers.get("miss_count", 0),
         coalesced=numbers.get("coalesced_count", 0),
         deduplicated=numbers.get("deduplicated_count", 0),
+    )
+
+
+def _batch(rows: int, numbers: Mapping[str, int]) -> BatchStatistics:
+    count = numbers["count"]
+    return BatchStatistics(
+        rows,
+        Duration(count, numbers["input_ns"]),
+        Duration(count, numbers["infer_ns"]),
+        Duration(count, numbers["output_ns"]),
     )
