@@ -30,8 +30,9 @@ from tasks.results.bridge import Bridge, Waiter
 from tasks.state.cluster import Cluster
 from tasks.state.dead import DeadLetters
 from tasks.state.deployments import Deployments, Outdated
-from tasks.state.records import Outcome, Record, Records
-from tasks.state.sharing import Cache
+from tasks.state.kept_results import Cache
+from tasks.state.outcomes import Outcome
+from tasks.state.records import Record, Records
 from tasks.state.statistics import Statistics
 from tasks.state.transitions import Idempotency
 

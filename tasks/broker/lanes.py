@@ -134,9 +134,18 @@ class Lanes:
             priority=message.priority,
         )
 
-    def enqueue(self, message: TaskMessage) -> list[str | int | bytes]:
-        """Return the command with which `tasks.state.transitions` publishes a message."""
-        return ["ENQUEUE", self.key(message.queue), message.priority, self.pack(message)]
+    def enqueue(self, message: TaskMessage) -> dict[str, str | int | bytes]:
+        """Return the command by which `tasks.state.transitions` publishes a message to a stream."""
+        return {
+            "kind": "enqueue",
+            "lane": self.key(message.queue),
+            "priority": message.priority,
+            "message": self.pack(message),
+        }
+
+    def delay(self, message: TaskMessage, due: float) -> dict[str, str | int | bytes]:
+        """Return the command that publishes a message at a time, in seconds since the epoch."""
+        return {**self.enqueue(message), "kind": "delay", "due_ms": round(due * 1000)}
 
     def send(self, message: TaskMessage) -> None:
         """Publish a message through Celery.

@@ -14,7 +14,12 @@ def message_id(task_id: str, event: str) -> str:
 
 
 def message(
-    url: str, task_id: str, event: str, model: str, version: int | None, occurred_at: float
+    url: str,
+    task_id: str,
+    event: str,
+    model: str,
+    version: int | None,
+    occurred_at: float | None = None,
 ) -> TaskMessage:
     """Return the message of the Celery task that delivers a webhook.
 
@@ -22,9 +27,10 @@ def message(
       url: where to send it, as the client wrote it.
       task_id: the task that the webhook is about.
       event: `start` or `completed`.
-      model: the task's model.
-      version: the model's version, if it is known.
-      occurred_at: time of the event, in seconds since the epoch.
+      model: of the task.
+      version: of the model, where it is known.
+      occurred_at: when it happened, in seconds since the epoch; None for the time at which the
+        task's record says that it ended.
     """
     kwargs = {
         "url": url,

@@ -64,13 +64,14 @@ class Rollouts:
                 now,
                 loaded=now.loaded | {chosen},
                 withdrawn=now.withdrawn - {chosen},
-                asked=now.asked | {chosen: now.asked.get(chosen, 0) + 1},
+                load_generations=now.load_generations
+                | {chosen: now.load_generations.get(chosen, 0) + 1},
             )
 
         def switched(now: Deployment) -> Deployment:
             if not activate:
                 return now
-            return replace(now, shares={chosen: 1.0}, fixed=fixed, loaded=now.loaded - {chosen})
+            return replace(now, weights={chosen: 1.0}, pinned=fixed, loaded=now.loaded - {chosen})
 
         self._roll(model.name, [chosen], wanted, switched)
         return chosen
@@ -93,7 +94,9 @@ class Rollouts:
             )
 
         def switched(now: Deployment) -> Deployment:
-            return replace(now, shares=dict(shares), fixed=True, loaded=now.loaded - shares.keys())
+            return replace(
+                now, weights=dict(shares), pinned=True, loaded=now.loaded - shares.keys()
+            )
 
         self._roll(model.name, shares, wanted, switched)
 
@@ -113,7 +116,7 @@ class Rollouts:
         def without(now: Deployment) -> Deployment:
             return replace(
                 now,
-                shares={v: share for v, share in now.shares.items() if v not in gone},
+                weights={v: weight for v, weight in now.weights.items() if v not in gone},
                 loaded=now.loaded - gone,
                 withdrawn=now.withdrawn | gone,
             )
@@ -161,7 +164,10 @@ class Rollouts:
             self._wait(missing, f"{name} is not loaded yet in")
         except Exception:
             self._deployments.change(
-                name, lambda now: replace(before, asked=now.asked) if now == during else now
+                name,
+                lambda now: (
+                    replace(before, load_generations=now.load_generations) if now == during else now
+                ),
             )
             raise
         self._deployments.change(name, switched)
@@ -179,7 +185,7 @@ class Rollouts:
 def _of(report: WorkerReport, name: str, version: int, wanted: Deployment) -> tuple[str, str]:
     """Return how far a worker is with a version, and what there is to say of it."""
     held = report.held.get(name, {}).get(version)
-    if held is None or held.asked < wanted.asked.get(version, 0):
+    if held is None or held.load_generation < wanted.load_generations.get(version, 0):
         return "waiting", report.worker
     if held.error is not None:
         return "failed", f"{report.worker} cannot load {name} version {version}: {held.error}"

@@ -28,10 +28,12 @@ from tasks.broker import webhook_message as notice
 from tasks.broker.connection import translated
 from tasks.broker.lanes import Lanes, TaskMessage, WaitingMessage
 from tasks.intake.submit import Accepted, Submitter
-from tasks.state.records import Record, Records, encode_outcome
+from tasks.state.commands import Command
+from tasks.state.outcomes import encode_outcome
+from tasks.state.records import Record, Records
 from tasks.state.sharing import Sharer
 from tasks.state.statistics import Tally
-from tasks.state.transitions import Command, Step, Transitions, Verdict
+from tasks.state.transitions import Step, Transitions, Verdict
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class Control:
             for waiting in self.lanes.postponed(record.model, record.retry_at):
                 if waiting.task_id == record.task_id:
                     return _Target(record, waiting)
-        return _Target(record, WaitingMessage(record.task_id, record.held))
+        return _Target(record, WaitingMessage(record.task_id, record.location))
 
     def _known(self, task_id: str) -> Record:
         (record,) = self._records.records([task_id])
@@ -213,8 +215,8 @@ class Control:
         if tasks.keep_payloads != "never":
             asked = _asked(waiting.message or self.lanes.at(waiting.entry))
         keep_s = tasks.result_ttl_s if asked else 0
-        commands = self._transitions.ended(facts, record.task_id, state, payload, keep_s)
-        commands += self._transitions.kept(record.task_id, asked) if asked else []
+        commands = self._transitions.commands.ended(facts, record.task_id, state, payload, keep_s)
+        commands += self._transitions.commands.kept(record.task_id, asked) if asked else []
         if record.version is not None:
             commands.append(self._tally.failed(record.model, record.version, record.accepted_at))
         if record.shared is not None:

@@ -1,1 +1,1 @@
-"""From a validated request to an accepted task."""
+"""From a validated request to an accepted task (step "submit")."""

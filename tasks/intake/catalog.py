@@ -1,7 +1,8 @@
-"""Which models there are, and which version of one answers a request.
+"""The models of this process, and the choice of the version that answers (step "submit").
 
-The packages come from the repository's folder, and what is wanted of them from Redis. Both are
-looked at again every few seconds, and at once when a submit finds that its choice is outdated.
+Packages come from the repository's folder, and the desired state from Redis. Both are read again
+every few seconds, and at once when a task is refused because its choice is outdated. The periodic
+read runs on a thread of its own.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from inferno.errors import BrokerUnavailable, ModelNotFound, PackageError
 from inferno.repository.package import Package
 from inferno.repository.repository import Repository
 from inferno.settings import Settings
-from tasks.state.deployments import Deployments, Desired
+from tasks.state.deployments import Deployments
 
 logger = logging.getLogger(__name__)
 
-#: Before a request is refused because its model is not known, the repository's folder is looked at
-#: again, if that was longer ago, in seconds.
+#: Minimum age of the packages, in seconds, at which the folder is read again before a request for
+#: an unknown model is refused.
 MISSING_S = 1.0
 
 
 class Catalog:
-    """The models that this process knows of."""
+    """The models that this process knows."""
 
     def __init__(self, deployments: Deployments, settings: Settings) -> None:
-        """Read the packages; what is wanted of them is read when it is needed first.
+        """Read the packages; the first use reads the desired state.
 
         Raises:
           PackageError: the model repository cannot be read.
@@ -39,28 +40,27 @@ class Catalog:
         self._settings = settings
         self._reading = Lock()
         self._packages = self._read_packages(None)
-        # An older one than any: the first submit finds out.
-        self._desired = Desired(-1, {})
-        #: The models, with the versions that answer by the generation beside it.
-        self._served = (self._packages, self._desired.generation)
+        #: The models with the versions that answer, and the generation that says so. The first
+        #: submit finds that its generation is outdated, and reads the desired state.
+        self._served = (self._packages, -1)
         self._read_at = time.monotonic()
 
     @property
     def repository(self) -> Repository:
-        """The models, as they were known last."""
+        """The models as of the last read."""
         return self._served[0]
 
     def choose(
         self, model: str, version: int | None, sticky: str | None = None
     ) -> tuple[Package, int]:
-        """Return the version that shall answer a request.
+        """Return the version that answers a request.
 
         Args:
-          model: that it names.
-          version: that it names, if it does.
-          sticky: requests with the same key get the same version, as long as shares stay the same.
+          model: name of the model.
+          version: the version that the request names, if any.
+          sticky: requests with the same key get the same version while the weights do not change.
         Returns:
-          the version, and the generation by which it was chosen.
+          the version, and the generation under which it was chosen.
         Raises:
           ModelNotFound: there is no such model or version, or it is out of service.
         """
@@ -72,7 +72,7 @@ class Catalog:
         try:
             return self._choose(model, version, point)
         except ModelNotFound:
-            # It may have come since, or been put into service.
+            # It may have been added or put into service since the last read.
             with suppress(BrokerUnavailable):
                 self.refresh(packages=age_s > MISSING_S)
             return self._choose(model, version, point)
@@ -82,11 +82,11 @@ class Catalog:
         return repository.model(model).served(version, point), generation
 
     def refresh(self, *, packages: bool = True) -> Repository:
-        """Look again at what is wanted of the models, and return them.
+        """Read the desired state again, and return the models.
 
         Args:
-          packages: look at the repository's folder, too. That is done in any case when something
-            is newly wanted that is not known, such as a version that another front end has found.
+          packages: read the repository's folder, too. It is always read when the desired state has
+            changed and names an unknown version, for example one that another front end has found.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
@@ -103,16 +103,16 @@ class Catalog:
         try:
             self.refresh()
         except BrokerUnavailable as exc:
-            logger.warning("what is wanted of the models is not known: %s", exc)
+            logger.warning("cannot read the desired state of the models: %s", exc)
         except (PackageError, OSError) as exc:
-            logger.error("the model repository cannot be read again: %s", exc)
+            logger.error("cannot read the model repository again: %s", exc)
 
     def _read_packages(self, before: Repository | None) -> Repository:
         repository = Repository.read(self._settings.repository, before)
         for model in repository.models.values():
             for package in model.versions.values():
                 if self._settings.cache.enabled and (package.keeps_results or package.coalesces):
-                    # Now, because it reads every file, and together with the manifest.
+                    # Computed here, because it reads every file, and must match the manifest.
                     _ = package.digest
         return repository
 

@@ -1,8 +1,8 @@
-"""Concurrent calls that travel together.
+"""Concurrent calls that share one round trip (step "submit").
 
-A round trip to Redis costs about the same for one call as for many. So a call that comes while
-others are under way waits for their return, and leaves together with all that came meanwhile; a
-lone one leaves at once.
+A round trip to Redis costs about the same for one call as for many. A call that arrives while
+others are under way waits for their return, and leaves together with all that arrived meanwhile. A
+lone call leaves at once. This runs on the threads or greenlets of the web tier.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ R = TypeVar("R")
 
 
 class _Call(Generic[T, R]):
-    """What one caller asks for, and what came of it."""
+    """One call, and its answer or error."""
 
-    __slots__ = ("answer", "error", "gate", "item", "over")
+    __slots__ = ("answer", "error", "item", "over", "woken")
 
     def __init__(self, item: T) -> None:
         self.item = item
-        # A lock is the cheapest one-shot signal: an Event is made of three of them.
-        self.gate = threading.Lock()
-        self.gate.acquire()
+        #: Set when the call is over, or when its thread is to run the next convoy.
+        self.woken = threading.Event()
         self.over = False
         self.answer: R | None = None
         self.error: BaseException | None = None
 
 
 class Convoy(Generic[T, R]):
-    """Gathers the calls of many threads; one of the callers runs each convoy."""
+    """Gathers the calls of many threads. One of the callers runs each convoy."""
 
-    #: Calls in one convoy, at most: Redis serves nobody else meanwhile.
+    #: Most calls in one convoy: Redis serves nobody else meanwhile.
     MOST = 256
 
     def __init__(self, run: Callable[[list[T]], list[R]]) -> None:
-        """Store what runs a convoy.
+        """Store the function that runs a convoy.
 
         Args:
-          run: answers calls together, each in its place; what it raises, all of them raise.
+          run: returns the answers to a list of items, in the same order. If it raises, every call
+            of the convoy raises the same error.
         """
         self._run = run
         self._lock = threading.Lock()
@@ -49,10 +49,10 @@ class Convoy(Generic[T, R]):
         self._under_way = False
 
     def call(self, item: T) -> R:
-        """Return the answer to one call.
+        """Return the answer to one item.
 
         Raises:
-          BaseException: what running its convoy has raised.
+          BaseException: the error of its convoy.
         """
         call: _Call[T, R] = _Call(item)
         with self._lock:
@@ -60,10 +60,10 @@ class Convoy(Generic[T, R]):
             leads = not self._under_way
             self._under_way = True
         if leads:
-            # Callers that can go on now come along.
+            # Let other threads that are ready join this convoy.
             time.sleep(0)
         else:
-            call.gate.acquire()
+            call.woken.wait()
         if not call.over:
             self._lead()
         if call.error is not None:
@@ -83,8 +83,8 @@ class Convoy(Generic[T, R]):
         with self._lock:
             self._under_way = bool(self._waiting)
             if self._waiting:
-                # It is not over: who wakes up with that leads the next convoy.
-                self._waiting[0].gate.release()
+                # This call is not over, so its thread runs the next convoy.
+                self._waiting[0].woken.set()
         for call in calls:
             call.over = True
-            call.gate.release()
+            call.woken.set()

@@ -1,7 +1,7 @@
-"""Accept one inference: its record and its message appear in one step, or not at all.
+"""Submit a validated request (step "submit"): its record and message appear together or not at all.
 
-The message is an ordinary Celery task, `infer.<model>` with keyword arguments, so that any Celery
-client can send the same::
+The message is an ordinary Celery task, `infer.<model>` with keyword arguments. Any Celery client
+can send the same::
 
     app.send_task("infer.sentiment", kwargs={"inputs": {"text": "Good."}}, queue="sentiment")
 """
@@ -9,8 +9,8 @@ client can send the same::
 from __future__ import annotations
 
 import logging
-import os
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,81 +27,76 @@ from inferno.protocol.tasks import TaskState
 from inferno.protocol.tensors import Tensors
 from inferno.repository.package import Package
 from inferno.settings import Settings
-from tasks.broker import webhook_message as notice
+from tasks.broker import webhook_message
 from tasks.broker.connection import UNAVAILABLE, never_sent, translated
 from tasks.broker.lanes import Lanes, TaskMessage
 from tasks.intake.convoy import Convoy
 from tasks.state import claims
 from tasks.state.claims import Claim
-from tasks.state.records import Outcome, Record
+from tasks.state.outcomes import Outcome
+from tasks.state.records import Record
 from tasks.state.sharing import Sharing
 from tasks.state.transitions import Admitted, Arrival, Idempotency, Refusal, Transitions
 
 logger = logging.getLogger(__name__)
 
-#: Stands in a webhook's message for the time of an end that is still to come.
-_WHEN = 9_007_199_254_740_991
-
 
 class Accepted(msgspec.Struct, frozen=True):
-    """A task that is safely in its lane."""
+    """A task that is safely in its lane, or over already."""
 
     task_id: str
     model: str
-    #: Of the model; None when the worker chooses it.
+    #: Version of the model; None when the worker chooses it.
     version: int | None
     #: Seconds since the epoch.
     accepted_at: float
-    #: The forward pass must have started by then; seconds since the epoch.
+    #: Latest start of the forward pass, in seconds since the epoch.
     deadline: float | None = None
-    #: An earlier request with the same Idempotency-Key has made it.
+    #: Whether an earlier request with the same Idempotency-Key had made the task.
     replayed: bool = False
-    #: Of a task that was over at once: its result was there already.
+    #: Outcome of a task that a kept result answered at once.
     outcome: Outcome | None = None
 
 
 class Submission(msgspec.Struct, frozen=True):
-    """A task that one process submits together with others."""
+    """A task that is submitted together with others: a stage of an ensemble."""
 
     request: InferRequest
-    #: The version that shall answer.
+    #: Version that answers.
     package: Package
-    #: What `InferRequest.arrays` made of its inputs.
+    #: Inputs as arrays, from `InferRequest.arrays`.
     inputs: Tensors
     task_id: str
-    #: The task of the ensemble that it is a stage of.
+    #: Id of the ensemble's task, if this one is a stage.
     parent: str | None = None
-    #: Of what is wanted of the models, by which the version was chosen.
+    #: Deployment generation under which the version was chosen.
     generation: int | None = None
 
 
 def new_task_id() -> str:
-    """Return an id for a task that is about to be submitted: a random UUID (version 4)."""
-    # As `uuid.uuid4`, which makes an object of it first.
-    text = os.urandom(16).hex()
-    variant = "89ab"[int(text[16], 16) & 3]
-    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{variant}{text[17:20]}-{text[20:]}"
+    """Return a new task id: a random UUID (version 4)."""
+    return str(uuid.uuid4())
 
 
 class Submitter:
     """Publishes tasks by name; it never loads a model."""
 
     def __init__(self, app: Celery, client: redis.Redis, settings: Settings) -> None:
-        """Store where to publish to.
+        """Store where tasks are published.
 
         Args:
-          app: its broker carries the lanes.
-          client: of the Redis that holds the records.
-          settings: the default deadline, and how records are kept.
+          app: Celery app whose broker carries the lanes.
+          client: the Redis that holds the records; answers in bytes.
+          settings: default deadline, and lifetimes of records.
         """
         self._lanes = Lanes(app, client, settings)
         self._transitions = Transitions(client, settings)
         self._arrivals = Convoy(self._transitions.accept)
         self._prefix = settings.redis.prefix
         self._timeout_ms = settings.tasks.timeout_ms
-        # Other brokers take messages in a step of their own; there they hold all that is needed.
+        # On other brokers, the record and the message are two steps, so the message holds all.
         self._claim_bytes = settings.tasks.claim_bytes if self._lanes.streams else 0
-        self._shares = settings.cache.enabled
+        self._sharing_enabled = settings.cache.enabled
 
     def submit(
         self,
@@ -118,22 +113,23 @@ class Submitter:
         """Publish a validated request; when this returns, the task is in its lane.
 
         Args:
-          request: what the client asked for.
-          package: the version that shall answer.
-          inputs: what `InferRequest.arrays` made of its inputs.
-          task_id: chosen beforehand by a caller who waits for it already.
-          idempotency: returns the earlier task if there is one.
-          most_waiting: refuse if more tasks are ahead of it in its lane; only streams can tell.
-          reply_to: the channel of the process that waits for the outcome, if one does.
-          generation: of what is wanted of the models, by which the version was chosen.
+          request: the client's request.
+          package: version that answers.
+          inputs: inputs as arrays, from `InferRequest.arrays`.
+          task_id: id of the task, if the caller waits for its outcome already.
+          idempotency: the request's key; a repeated key returns the earlier task.
+          most_waiting: refuse the task if more tasks are ahead of it in its lane (Redis Streams
+            only).
+          reply_to: channel of the process that waits for the outcome, if any.
+          generation: deployment generation under which the version was chosen.
         Raises:
-          Outdated: that is another one by now.
+          Outdated: the generation has changed.
           BrokerUnavailable: Redis does not answer; the task was not accepted.
           FateUnknown: Redis was lost before it answered.
           KeyReused: the idempotency key belongs to another request.
           Overloaded: more tasks are ahead of it.
         """
-        message, sharing, claim = self._asked(request, package, inputs, task_id or new_task_id())
+        message, sharing, claim = self._message(request, package, inputs, task_id or new_task_id())
         return self._accept(
             message,
             timeout_ms=request.timeout_ms or self._timeout_ms,
@@ -148,20 +144,22 @@ class Submitter:
     def submit_all(
         self, submissions: Sequence[Submission], reply_to: str
     ) -> list[Accepted | Exception]:
-        """Publish many validated requests together; tasks that are known stay as they are.
+        """Publish many validated requests together; a task that exists already stays as it is.
 
         Args:
-          submissions: what is asked for.
-          reply_to: the channel of the process that waits for the outcomes.
+          submissions: the tasks.
+          reply_to: channel of the process that waits for the outcomes.
         Returns:
-          for each its task, or why it is refused.
+          for each submission the task, or why it was refused.
         Raises:
-          BrokerUnavailable: Redis does not answer; it is safe to try again.
+          BrokerUnavailable: Redis does not answer; trying again is safe.
         """
-        asked = []
+        prepared = []
         for one in submissions:
-            message, sharing, claim = self._asked(one.request, one.package, one.inputs, one.task_id)
-            asked.append(
+            message, sharing, claim = self._message(
+                one.request, one.package, one.inputs, one.task_id
+            )
+            prepared.append(
                 self._arrival(
                     message,
                     timeout_ms=one.request.timeout_ms or self._timeout_ms,
@@ -174,18 +172,18 @@ class Submitter:
             )
         answers: list[Admitted | Refusal] = []
         with translated():
-            for start in range(0, len(asked), Convoy.MOST):
-                some = asked[start : start + Convoy.MOST]
+            for start in range(0, len(prepared), Convoy.MOST):
+                some = prepared[start : start + Convoy.MOST]
                 answers += self._transitions.accept([arrival for _, arrival in some])
         return [
             answer if isinstance(answer, Exception) else self._accepted(message, arrival, answer)
-            for (message, arrival), answer in zip(asked, answers, strict=True)
+            for (message, arrival), answer in zip(prepared, answers, strict=True)
         ]
 
-    def _asked(
+    def _message(
         self, request: InferRequest, package: Package, inputs: Tensors, task_id: str
     ) -> tuple[TaskMessage, Sharing | None, Claim | None]:
-        """Return the message of a request, what it shares, and its inputs if they stay outside."""
+        """Return the message of a request, how it may share, and its claim if it has one."""
         kwargs: dict[str, Any] = {"version": package.version}
         claim = None
         if 0 < self._claim_bytes < packing.size(inputs):
@@ -205,7 +203,7 @@ class Submitter:
         sharing = None
         if not request.cache:
             kwargs["cache"] = False
-        elif self._shares and self._lanes.streams:
+        elif self._sharing_enabled and self._lanes.streams:
             sharing = Sharing.of(package, inputs, request.outputs, request.codec)
             if sharing is not None:
                 kwargs["cache"] = sharing.key
@@ -232,16 +230,16 @@ class Submitter:
     def repeat(
         self, record: Record, kwargs: dict[str, Any], idempotency: Idempotency | None = None
     ) -> Accepted:
-        """Publish again, as a new task, what an earlier one was asked.
+        """Publish an earlier task again, as a new task.
 
         Args:
-          record: of the earlier task.
-          kwargs: of its message.
-          idempotency: returns the task that it has made before, if there is one.
+          record: record of the earlier task.
+          kwargs: keyword arguments of its message.
+          idempotency: the request's key; a repeated key returns the task that it made first.
         Raises:
           BrokerUnavailable: Redis does not answer; the task was not accepted.
           FateUnknown: Redis was lost before it answered.
-          PayloadGone: its inputs have been deleted.
+          PayloadGone: the inputs have been deleted.
         """
         task_id, claim = new_task_id(), None
         if claims.is_claim(kwargs):
@@ -273,7 +271,7 @@ class Submitter:
             except (redis.ConnectionError, redis.TimeoutError) as exc:
                 if never_sent(exc):
                     raise
-                # Redis may have done it before the connection was lost; repeating does no harm.
+                # Redis may have accepted it before the connection was lost. Repeating is harmless.
                 admitted = self._accept_again(arrival)
         if isinstance(admitted, Exception):
             raise admitted
@@ -294,7 +292,7 @@ class Submitter:
         generation: int | None = None,
     ) -> tuple[TaskMessage, Arrival]:
         now = time.time()
-        # The time travels with the message: workers see how long a task has waited.
+        # Workers need it to see how long the task has waited.
         message.kwargs["accepted_at"] = now
         expires = timeout_ms / 1000 if timeout_ms else None
         message = msgspec.structs.replace(message, expires=expires)
@@ -315,7 +313,7 @@ class Submitter:
             shared=None if sharing is None else sharing.key,
         )
         if sharing is not None and "completed" in record.webhook_events:
-            sharing = self._told(sharing, record)
+            sharing = self._with_webhook(sharing, record)
         return message, Arrival(
             record,
             self._lanes.key(message.queue),
@@ -342,31 +340,26 @@ class Submitter:
             admitted.outcome,
         )
 
-    def _told(self, sharing: Sharing, record: Record) -> Sharing:
-        """Add the webhook that is sent if a task is answered with another one's result."""
+    def _with_webhook(self, sharing: Sharing, record: Record) -> Sharing:
+        """Add the webhook that is sent if another task's result answers this one."""
         assert record.webhook is not None
-        message = notice.message(
-            record.webhook,
-            record.task_id,
-            "completed",
-            record.model,
-            record.version,
-            _WHEN,
+        message = webhook_message.message(
+            record.webhook, record.task_id, "completed", record.model, record.version
         )
-        head, _, tail = self._lanes.pack(message).rpartition(str(_WHEN).encode())
-        return replace(sharing, webhook=(head, tail), webhook_lane=self._lanes.key(message.queue))
+        packed, lane = self._lanes.pack(message), self._lanes.key(message.queue)
+        return replace(sharing, webhook=packed, webhook_lane=lane)
 
     def _accept_again(self, arrival: Arrival) -> Admitted | Refusal:
         try:
             return self._arrivals.call(arrival)
         except UNAVAILABLE as exc:
             raise FateUnknown(
-                f"Redis was lost before it answered; whether the task was accepted will show at "
-                f"/tasks/{arrival.record.task_id}"
+                f"Redis was lost before it answered; /tasks/{arrival.record.task_id} will show "
+                f"whether the task was accepted"
             ) from exc
 
     def _publish(self, message: TaskMessage, idempotency: Idempotency | None) -> None:
-        """Publish after the record was written, on a broker that cannot do both in one step."""
+        """Publish a message whose record is written, on a broker that cannot do both at once."""
         try:
             self._lanes.send(message)
         except BrokerUnavailable:
@@ -378,5 +371,5 @@ class Submitter:
             with translated():
                 self._transitions.forget(task_id, idempotency)
         except BrokerUnavailable:
-            # The record expires by itself; it says `queued` until then.
+            # The record says `queued` until it expires.
             logger.warning("task %s was not accepted, but its record remains", task_id)

@@ -30,7 +30,8 @@ from redis.connection import AbstractConnection
 
 from inferno import names
 from tasks.results.resp import Reply, ReplyReader, pack
-from tasks.state.records import Outcome, Records, decode_outcome, decode_outcomes
+from tasks.state.outcomes import Outcome, decode_outcome, decode_outcomes
+from tasks.state.records import Records
 from tasks.transport import consumer_name
 
 log = logging.getLogger(__name__)

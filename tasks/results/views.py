@@ -11,7 +11,8 @@ from msgspec import Meta
 from inferno.errors import DeadlineExceeded, Problem, ResultExpired, TaskCancelled, TaskNotFound
 from inferno.protocol.tasks import Answer, BatchInfo, Cached, OutputTensor, TaskState, Timings
 from tasks.state.dead import DeadLetter
-from tasks.state.records import Outcome, Record
+from tasks.state.outcomes import Outcome
+from tasks.state.records import Record
 
 Time = Annotated[
     str,

@@ -1,11 +1,11 @@
-"""The claim check: large inputs are under a key of their own, and the message has their shapes.
+"""Claims: large inputs have a key of their own, and the message has only their shapes.
 
-    submit    the step that accepts a task writes its packed inputs
-    batch     forms by the shapes, so that the event loop never reads what is large
+    submit    the script that accepts a task writes its packed inputs
+    batch     batches form by the shapes, so the event loop never reads large inputs
     forward   an executor fetches the inputs of a whole batch at once
-    settle    the step that ends a task deletes them, or keeps them for its dead letter
+    settle    the script that ends a task deletes the inputs, or keeps them for its dead letter
 
-It is for lanes on Redis Streams; what other clients send has its inputs in the message.
+Only lanes on Redis Streams have claims. Messages of other Celery clients contain their inputs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from inferno.errors import InvalidInput
 from inferno.protocol import packing
 from inferno.protocol.tensors import MAX_DIMENSIONS, Tensors
 
-#: The keyword argument that a message has instead of `inputs`: the shape of each by its name.
+#: The keyword argument that replaces `inputs` in a message: the shape of each input by its name.
 ARGUMENT = "claim"
 
 _Size = Annotated[int, msgspec.Meta(ge=1)]
@@ -31,30 +31,30 @@ _Shapes = Annotated[dict[str, _Shape], msgspec.Meta(min_length=1)]
 
 @dataclass(frozen=True)
 class Claim:
-    """Inputs of a new task, as `inferno.protocol.packing`."""
+    """The inputs of a new task, stored under their own key."""
 
-    #: Where they are kept.
     key: str
+    #: The inputs in the format of `inferno.protocol.packing`.
     payload: bytes = b""
-    #: The key that they are copied from; "" when they are the payload.
+    #: Key to copy the inputs from instead; "" when they are in `payload`.
     source: str = ""
 
 
 def is_claim(kwargs: Mapping[str, Any]) -> bool:
-    """Return whether the inputs of a message are not in it, by its keyword arguments."""
+    """Return whether a message has a claim instead of inputs, by its keyword arguments."""
     return ARGUMENT in kwargs and kwargs.get("inputs") is None
 
 
 def shapes(inputs: Tensors) -> dict[str, list[int]]:
-    """Return what the message of a task says of its claimed inputs."""
+    """Return the shapes that a message has instead of its inputs."""
     return {name: list(array.shape) for name, array in inputs.items()}
 
 
 def stand_ins(given: Any) -> Tensors:
-    """Return arrays of the shapes that a message names, which take no memory.
+    """Return arrays with the shapes that a message names; they take no memory.
 
     Raises:
-      InvalidInput: it names none.
+      InvalidInput: the message names no valid shapes.
     """
     try:
         named = msgspec.convert(given, _Shapes)
@@ -64,6 +64,6 @@ def stand_ins(given: Any) -> Tensors:
 
 
 def complete(kwargs: Mapping[str, Any], payload: bytes) -> dict[str, Any]:
-    """Return the keyword arguments of a message with its claimed inputs in their place."""
+    """Return the keyword arguments of a message, with the inputs in place of the claim."""
     rest = {name: value for name, value in kwargs.items() if name != ARGUMENT}
     return {"inputs": packing.in_json(payload)} | rest

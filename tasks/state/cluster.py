@@ -1,4 +1,4 @@
-"""Who serves what: the reports that workers leave in Redis."""
+"""The reports that workers leave in Redis: which versions each one serves, and how fast."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from inferno.settings import Settings
 from tasks.broker.connection import translated
 
 
-class HeldVersion(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a worker says of one version of a model."""
+class HeldVersion(
+    msgspec.Struct, frozen=True, omit_defaults=True, rename={"load_generation": "asked"}
+):
+    """A worker's report of one version of a model."""
 
     #: `loading`, `ready` or `failed`.
     state: str
-    #: `Package.digest` of what it has loaded.
+    #: `Package.digest` of the files that it has loaded.
     digest: str = ""
-    #: As `Deployment.asked` when it was loaded, or failed.
-    asked: int = 0
-    #: Why it could not be loaded; of a version that is ready, why it could not be loaded anew.
+    #: Entry of `Deployment.load_generations` when it was loaded, or failed.
+    load_generation: int = 0
+    #: Why loading failed; if the version is ready, why loading it again failed.
     error: str | None = None
-    #: How long loading and warming up took, in seconds.
+    #: Duration of loading and warming up, in seconds.
     load_s: float = 0.0
-    #: What it takes of the memory of its device, as far as it can be known.
+    #: Memory of its device that it occupies, as far as it can be measured.
     memory_bytes: int = 0
 
 
 class WorkerReport(msgspec.Struct, frozen=True):
-    """What one worker process said of itself last."""
+    """The last report of one worker process."""
 
     #: Celery's node name.
     worker: str
-    #: Versions that are loaded and warm, by model; of those models whose tasks it takes.
+    #: Versions that are loaded and warm, by model, for the models whose tasks it takes.
     models: dict[str, list[int]]
     #: `starting`, `ready` or `draining`.
     state: str
@@ -45,11 +47,11 @@ class WorkerReport(msgspec.Struct, frozen=True):
     pid: int
     #: Seconds since the epoch.
     reported_at: float
-    #: How fast it is, by model; those that have answered nothing yet are missing.
+    #: Speed by model; a model that has answered nothing yet is missing.
     speeds: dict[str, Speed] = {}
-    #: `Package.digest` of the versions that are loaded, by `<model>/<version>`.
+    #: `Package.digest` of each loaded version, by `<model>/<version>`.
     packages: dict[str, str] = {}
-    #: All versions that it has loaded, is loading or could not load, by model.
+    #: The versions that it has loaded, is loading or could not load, by model.
     held: dict[str, dict[int, HeldVersion]] = {}
 
 
@@ -60,30 +62,30 @@ _decode = msgspec.json.Decoder(WorkerReport).decode
 class Cluster:
     """Reads and writes the workers' reports."""
 
-    #: How long a process answers from what it read last, in seconds.
+    #: How long a process uses the reports that it read last, in seconds.
     CACHE_S = 1.0
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
-        """Store where the reports are."""
+        """Store where reports are."""
         self._redis = client
         self._key = names.workers_key(settings.redis.prefix)
         self._packages_key = names.packages_key(settings.redis.prefix)
         self._ttl = settings.worker.heartbeat_ttl_s
         self._reading = Lock()
-        #: When the last reading began.
+        #: Start of the last read; monotonic seconds.
         self._read_at = 0.0
         self._failure: BrokerUnavailable | None = None
         self._failed_at = 0.0
         self._workers: list[WorkerReport] = []
-        #: When the last ready worker of each model has reported.
+        #: Time of the last report of any ready worker, by model.
         self._ready: dict[str, float] = {}
 
     def workers(self, max_age_s: float = CACHE_S) -> list[WorkerReport]:
         """Return the reports of the workers that are alive.
 
         Args:
-          max_age_s: read them again if they were read longer ago; 0 reads what is true by now,
-            once for all who ask at the same time.
+          max_age_s: read the reports again if the last read is older than this. 0 always reads;
+            callers at the same time share one read.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
@@ -95,8 +97,8 @@ class Cluster:
         """Return whether a ready worker of a model is alive.
 
         Args:
-          model: which.
-          max_age_s: as `workers`.
+          model: its name.
+          max_age_s: as in `workers`.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
@@ -107,7 +109,7 @@ class Cluster:
         asked_at = time.monotonic()
         if asked_at - self._read_at < max_age_s:
             return
-        # Those who ask while one reads wait for what it reads, or for its failure.
+        # Threads that ask while one of them reads share its reports, or its failure.
         with self._reading:
             if self._failure is not None and self._failed_at > asked_at:
                 raise self._failure
@@ -130,11 +132,11 @@ class Cluster:
             self._read_at = began_at
 
     def serving(self, model: str, max_age_s: float = CACHE_S) -> list[WorkerReport]:
-        """Return the reports of the ready workers of a model, also of those that cannot load it.
+        """Return the reports of the ready workers of a model, including those that cannot load it.
 
         Args:
-          model: which.
-          max_age_s: as `workers`.
+          model: its name.
+          max_age_s: as in `workers`.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
@@ -145,7 +147,7 @@ class Cluster:
         ]
 
     def speed(self, model: str) -> Speed | None:
-        """Return what all ready workers of a model can do, or None when that is not known of all.
+        """Return the total speed of the ready workers of a model; None unless all have one.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
@@ -160,7 +162,7 @@ class Cluster:
         return total
 
     def report(self, report: WorkerReport) -> None:
-        """Leave a report, and remove those of workers that are long gone."""
+        """Write a report, and remove the reports of workers that are long gone."""
         oldest = time.time() - 10 * self._ttl
         gone = [
             name

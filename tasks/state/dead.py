@@ -1,4 +1,7 @@
-"""Dead letters: tasks that were given up after every attempt, with what explains it."""
+"""Dead letters: tasks that were given up after every attempt, with their inputs and errors.
+
+The script that settles a task writes its letter; see `tasks.state.commands`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from tasks.broker.connection import translated
 from tasks.state import claims
 from tasks.state.listing import CHUNK, Page, Place, read_page
 
-#: What a list shows.
+#: Fields that a list shows.
 _OUTLINE = (
     "model", "version", "priority", "retries", "accepted_at", "died_at", "code", "error",
     "batch_id",
@@ -34,20 +37,21 @@ class DeadLetter:
     priority: int
     accepted_at: float
     died_at: float
-    #: The error's stable name, and what it says.
+    #: Stable name of the error.
     code: str
+    #: Message of the error.
     error: str
-    #: Where it was raised, when it was raised by the model.
+    #: Traceback, if the model raised the error.
     traceback: str
-    #: The batch that the task rode in last.
+    #: Batch of the last attempt.
     batch_id: str
     retries: int
-    #: What the task was asked: the keyword arguments of its message; see `DeadLetters.asked`.
+    #: Keyword arguments of the task's message; `DeadLetters.asked` adds claimed inputs.
     payload: dict[str, Any]
 
     @classmethod
     def read(cls, task_id: str, fields: Mapping[bytes, bytes]) -> DeadLetter:
-        """Return a dead letter from its hash."""
+        """Return the dead letter from its hash."""
         text = {key.decode(): value.decode() for key, value in fields.items()}
         return cls(
             task_id=task_id,
@@ -69,10 +73,10 @@ class DeadLetters:
     """Lists, shows and discards dead letters."""
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
-        """Store where they are.
+        """Store where letters are.
 
         Args:
-          client: Redis that holds the records.
+          client: the Redis that holds the records; answers in bytes.
           settings: key prefix and lifetime of a letter.
         """
         self._redis = client
@@ -80,15 +84,15 @@ class DeadLetters:
         self._tasks = settings.tasks
 
     def count(self) -> int:
-        """Return how many there are.
+        """Return the number of letters.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
         index = names.dead_index_key(self._prefix)
-        # No transactions: a full Redis refuses them whole, and here is room to be made.
+        # No transaction: a full Redis refuses it, and this deletes entries.
         with translated(), self._redis.pipeline(transaction=False) as pipe:
-            # The letters themselves expire by their own time to live.
+            # The letters expire by themselves; their ids in the index do not.
             pipe.zremrangebyscore(index, "-inf", time.time() - self._tasks.dead_ttl_s)
             pipe.zcard(index)
             return int(pipe.execute()[1])
@@ -96,12 +100,12 @@ class DeadLetters:
     def newest(
         self, most: int, wanted: Callable[[DeadLetter], bool], after: Place | None = None
     ) -> Page[DeadLetter]:
-        """Return some, newest first, without what may be long: traceback and payload.
+        """Return a page of letters, newest first, without traceback and payload.
 
         Args:
-          most: letters of the page; see `tasks.state.listing.read_page`.
-          wanted: which.
-          after: the last place of the page before.
+          most: most letters of the page; see `tasks.state.listing.read_page`.
+          wanted: whether a letter belongs on the page.
+          after: last place of the page before.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
@@ -109,7 +113,7 @@ class DeadLetters:
         return read_page(self._redis, index, self._outlines, wanted, most, after)
 
     def all(self) -> Iterator[DeadLetter]:
-        """Yield those that there are now, newest first.
+        """Yield all letters, newest first.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
@@ -149,7 +153,7 @@ class DeadLetters:
         """Return the dead letter of a task.
 
         Raises:
-          TaskNotFound: there is none.
+          TaskNotFound: the task has no dead letter.
           BrokerUnavailable: Redis does not answer.
         """
         (letter,) = self._read([task_id])
@@ -158,7 +162,7 @@ class DeadLetters:
         return letter
 
     def asked(self, letter: DeadLetter) -> dict[str, Any]:
-        """Return what a dead task was asked, with those of its inputs that are not in the letter.
+        """Return the keyword arguments of a dead task, with its claimed inputs if they still exist.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
@@ -175,25 +179,25 @@ class DeadLetters:
         """Delete a dead letter.
 
         Raises:
-          TaskNotFound: there is none.
+          TaskNotFound: the task has no dead letter.
           BrokerUnavailable: Redis does not answer.
         """
         if not self.delete([task_id]):
             raise TaskNotFound(f"no dead letter has the id {task_id!r}")
 
     def discard_all(self, count: int | None, model: str | None = None) -> int:
-        """Delete all of them.
+        """Delete all letters.
 
         Args:
-          count: how many the caller takes them for.
-          model: whose; None for everyone's.
+          count: the number of letters that the caller expects, as a confirmation.
+          model: delete only this model's letters; None for all models.
         Returns:
-          how many there were.
+          the number of letters that were deleted.
         Raises:
-          NotConfirmed: there are more or fewer.
+          NotConfirmed: the number differs.
           BrokerUnavailable: Redis does not answer.
         """
-        self.count()  # Forgets those that have expired.
+        self.count()  # Removes the ids of expired letters.
         ids = self._ids()
         if model is not None:
             outlines = self._outlines(ids)
@@ -203,7 +207,7 @@ class DeadLetters:
         return self.delete(ids) if ids else 0
 
     def delete(self, task_ids: Sequence[str]) -> int:
-        """Delete letters and return how many there were; the inputs follow `keep_payloads`.
+        """Delete letters and return their number; `keep_payloads` decides about claimed inputs.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
@@ -212,7 +216,7 @@ class DeadLetters:
             for task_id in task_ids:
                 pipe.delete(names.dead_key(self._prefix, task_id))
             pipe.zrem(names.dead_index_key(self._prefix), *task_ids)
-            # Without a letter, a task may still be under way and need its inputs.
+            # A task without a letter may still be in flight, and need its inputs.
             found = zip(task_ids, pipe.execute(), strict=False)
             discarded = [task_id for task_id, deleted in found if deleted]
             for task_id in discarded:

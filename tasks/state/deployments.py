@@ -1,10 +1,10 @@
-"""What is wanted of the models: which versions answer, and which shall be loaded.
+"""The desired state of the models: which versions answer, and which are to be loaded.
 
-It is kept in one hash of Redis, so that it is the same for every front end and worker and outlives
-them. Workers bring about what it says (`workers.hosting.reconcile`); front ends choose by it which
-version answers. Each change has the next *generation*: the script that accepts a task refuses one
-whose version was chosen by an older one, so that once a change is made, it holds for every later
-request.
+One hash in Redis holds it, so that every front end and worker sees the same state, also after a
+restart. Workers bring it about (`workers.hosting.reconcile`); front ends choose the version of a
+task by it (step "submit"). Each change increments the *generation*. The script that accepts a task
+refuses a version that was chosen under an older generation, so a change holds for every request
+after it.
 """
 
 from __future__ import annotations
@@ -18,78 +18,83 @@ import redis
 
 from inferno import names
 from inferno.repository.repository import Model, Repository
-from inferno.settings import RepositorySettings, Settings
+from inferno.settings import Settings
 from tasks.broker.connection import translated
 
-#: The field of the hash that holds the generation; no model can be called that.
+#: Field of the hash that holds the generation; no model can have this name.
 GENERATION = "#generation"
 
 
-class Deployment(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is wanted of one model; what it does not say is as in the settings."""
+#: Names of fields as they are stored.
+_STORED = {"weights": "shares", "pinned": "fixed", "load_generations": "asked"}
 
-    #: What part of the requests that name no version each version answers, relative to the others'.
-    shares: dict[int, float] = {}
-    #: Somebody has chosen `shares`, and newer versions do not take over; none means that nothing
-    #: answers. Otherwise `shares` is the newest version that all workers had loaded.
-    fixed: bool = False
-    #: Versions that are kept loaded although they have no share.
+
+class Deployment(msgspec.Struct, frozen=True, omit_defaults=True, rename=_STORED):
+    """The desired state of one model; the settings decide what it leaves open."""
+
+    #: Weight of each version in the requests that name no version.
+    weights: dict[int, float] = {}
+    #: Whether an operator has chosen `weights`, so that newer versions do not take over; if there
+    #: are none, no version answers. Otherwise `weights` is the newest version that all workers had
+    #: loaded.
+    pinned: bool = False
+    #: Versions without a weight that are kept loaded.
     loaded: frozenset[int] = frozenset()
-    #: Versions that shall not be loaded, and answer nobody.
+    #: Versions that are not loaded and answer no request.
     withdrawn: frozenset[int] = frozenset()
-    #: How often each version was asked to be loaded: one more means that its files are looked at
-    #: again.
-    asked: dict[int, int] = {}
+    #: How often an operator has asked to load each version. After an increase, workers read its
+    #: files again.
+    load_generations: dict[int, int] = {}
 
     def wants(self, version: int) -> bool:
-        """Return whether a version was asked to be loaded."""
-        return version in self.shares or version in self.loaded
+        """Return whether an operator has asked to load a version."""
+        return version in self.weights or version in self.loaded
 
     def applied(self, model: Model) -> Model:
         """Return a model with the versions that answer.
 
         Args:
-          model: as the repository and the settings have it.
+          model: as the repository and the settings describe it.
         """
-        if self.fixed:
-            shares = {v: share for v, share in self.shares.items() if v in model.versions}
-            active = max(shares, key=lambda version: shares[version], default=None)
+        if self.pinned:
+            weights = {v: weight for v, weight in self.weights.items() if v in model.versions}
+            active = max(weights, key=lambda version: weights[version], default=None)
         else:
-            shares = {}
+            weights = {}
             active = self._latest(model)
         return replace(
             model,
             active=active,
-            shares=shares if len(shares) > 1 else {},
+            shares=weights if len(weights) > 1 else {},
             withdrawn=self.withdrawn,
-            follows_latest=not self.fixed and model.follows_latest,
+            follows_latest=not self.pinned and model.follows_latest,
         )
 
     def _latest(self, model: Model) -> int | None:
         if not model.follows_latest:
             return None if model.active in self.withdrawn else model.active
-        for version in self.shares:
+        for version in self.weights:
             if version in model.versions and version not in self.withdrawn:
                 return version
         return max(model.versions.keys() - self.withdrawn, default=None)
 
 
 class Desired(msgspec.Struct, frozen=True):
-    """What is wanted of all models at one time."""
+    """The desired state of all models at one time."""
 
     generation: int
     models: Mapping[str, Deployment]
 
     def of(self, model: str) -> Deployment:
-        """Return what is wanted of one model."""
+        """Return the desired state of one model."""
         return self.models.get(model, _NOTHING)
 
     def known(self, repository: Repository) -> bool:
-        """Return whether a repository has every version that was asked for."""
+        """Return whether a repository has every version that an operator has asked for."""
         return all(
             name in repository.models
-            and (wanted.shares.keys() | wanted.loaded) <= repository.models[name].versions.keys()
-            for name, wanted in self.models.items()
+            and (desired.weights.keys() | desired.loaded) <= repository.models[name].versions.keys()
+            for name, desired in self.models.items()
         )
 
     def applied(self, repository: Repository) -> Repository:
@@ -102,7 +107,7 @@ class Desired(msgspec.Struct, frozen=True):
 
 
 class Outdated(Exception):
-    """What is wanted of the models has changed since a request's version was chosen."""
+    """The desired state has changed since the version of a task was chosen."""
 
 
 _NOTHING = Deployment()
@@ -111,16 +116,16 @@ _decode = msgspec.json.Decoder(Deployment).decode
 
 
 class Deployments:
-    """Reads and changes what is wanted of the models."""
+    """Reads and changes the desired state."""
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
-        """Store where it is."""
+        """Store where the desired state is kept."""
         self._redis = client
-        #: Also the channel on which changes are announced.
+        #: Key of the hash, and the channel on which changes are announced.
         self.key = names.deployments_key(settings.redis.prefix)
 
     def read(self) -> Desired:
-        """Return what is wanted now.
+        """Return the desired state.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
@@ -131,13 +136,14 @@ class Deployments:
         return Desired(generation, {name.decode(): _decode(value) for name, value in found.items()})
 
     def change(self, model: str, edit: Callable[[Deployment], Deployment]) -> Deployment:
-        """Change what is wanted of one model, and announce it.
+        """Change the desired state of one model, and announce it.
 
         Args:
-          model: which.
-          edit: makes the new from the present one; called again if that has changed meanwhile.
+          model: its name.
+          edit: returns the new state for the present one. It is called again when another process
+            has changed the state meanwhile.
         Returns:
-          what was wanted before.
+          the state before.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
@@ -159,15 +165,14 @@ class Deployments:
         return before
 
     def nudge(self, model: str, version: int | None = None) -> None:
-        """Have the workers look at once; with a version, load that for a first use.
+        """Let the workers read the desired state at once.
+
+        Args:
+          model: its name.
+          version: a version that they load for its first use, if given.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
         with translated():
             self._redis.publish(self.key, model if version is None else f"{model}/{version}")
-
-
-def is_pinned(settings: RepositorySettings, model: str, version: int) -> bool:
-    """Return whether the settings keep a loaded version in memory."""
-    return model in settings.pinned or f"{model}/{version}" in settings.pinned

@@ -1,6 +1,6 @@
-"""Reading a sorted set of tasks by time, newest first, one page after the other.
+"""Pages of a sorted set of tasks by time, newest first.
 
-A page begins after a place, not at an offset: what arrives meanwhile moves nothing.
+A page begins after a place and not at an offset, so tasks that arrive meanwhile do not shift it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 #: Entries that one round trip reads.
 CHUNK = 100
-#: Chunks that one page looks at, at most.
+#: Most chunks that one page reads.
 CHUNKS = 10
 
 
@@ -25,17 +25,17 @@ CHUNKS = 10
 class Place:
     """An entry of the set."""
 
-    #: In seconds since the epoch.
+    #: Seconds since the epoch.
     at: float
     task_id: str
 
 
 @dataclass(frozen=True)
 class Page(Generic[T]):
-    """Some of what was asked for."""
+    """One page of a list."""
 
     items: list[T]
-    #: Where the next page begins; None at the end.
+    #: The place after which the next page begins; None at the end of the list.
     last: Place | None
 
 
@@ -47,17 +47,17 @@ def read_page(
     most: int,
     after: Place | None,
 ) -> Page[T]:
-    """Return what is wanted of a set, newest first.
+    """Return one page of a sorted set, newest first.
 
-    A page looks at a bounded number of entries, so it may be short or empty before the end.
+    A page reads a limited number of entries, so it may be short or empty before the end.
 
     Args:
       client: answers in bytes.
-      key: of the sorted set.
-      read: returns what there is to each id; None is left out.
-      wanted: what belongs to the page.
-      most: items of the page.
-      after: the last place of the page before.
+      key: key of the sorted set.
+      read: returns the item of each id, or None when it is gone.
+      wanted: whether an item belongs on the page.
+      most: most items of the page.
+      after: last place of the page before.
     Raises:
       BrokerUnavailable: Redis does not answer.
     """
@@ -87,7 +87,7 @@ def _places(client: redis.Redis, key: str, after: Place | None) -> list[Place]:
         places = [
             Place(at, task_id.decode()) for task_id, at in cast(list[tuple[bytes, float]], found)
         ]
-        # Of the same time, those with the greater id come first.
+        # Entries with equal times come by descending id.
         fresh = [place for place in places if after is None or place < after]
         if fresh or not places:
             return fresh

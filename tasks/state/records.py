@@ -1,71 +1,69 @@
-"""What is remembered of a task: its record, which outlives its result, and the result itself.
+"""The record of a task: its state and times. It outlives the task's result.
 
-A record is a Redis hash. `tasks.state.transitions` writes it; here it is read. Results are in
-Celery's own format, so that `celery.result.AsyncResult` reads them.
+A record is a Redis hash. The scripts of `tasks.state.transitions` write it (steps "submit",
+"forward" and "settle"); this module reads it.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import redis
-from celery.exceptions import TaskRevokedError
 
 from inferno import names
-from inferno.errors import ForwardFailed, InfernoError, TaskCancelled
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks.broker.connection import translated
 from tasks.broker.lanes import Held
 from tasks.state.listing import Page, Place, read_page
+from tasks.state.outcomes import Outcome, decode_outcome
 from tasks.transport.script import Script
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What is known of one task. Times are in seconds since the epoch."""
+    """The record of one task. Times are in seconds since the epoch."""
 
     task_id: str
     model: str
-    #: Of the model, once known: a client may leave the choice to the worker.
+    #: Version of the model; None until a worker has chosen it, if the client did not.
     version: int | None
     state: TaskState
     accepted_at: float
     priority: int = 0
     started_at: float | None = None
     finished_at: float | None = None
-    #: Forward passes started with the task in it.
+    #: Forward passes that have started with the task in them.
     attempts: int = 0
     #: Attempts after a transient error.
     retries: int = 0
-    #: When the next attempt may begin.
+    #: Earliest start of the next attempt.
     retry_at: float | None = None
-    #: The forward pass must have started by then.
+    #: Latest start of the forward pass.
     deadline: float | None = None
     batch_id: str | None = None
-    #: The task that this one repeats.
+    #: Id of the task that this one repeats.
     replay_of: str | None = None
-    #: The task of the ensemble that this one is a stage of.
+    #: Id of the ensemble's task, if this one is a stage.
     parent: str | None = None
-    #: Where its client wants to be told, and of which events.
+    #: URL of its webhook.
     webhook: str | None = None
+    #: Events that the webhook is called for.
     webhook_events: tuple[str, ...] = ()
-    #: The channel of the process in which its client waits, which is told of the outcome.
+    #: Channel of the process in which its client waits; the outcome is announced there.
     reply_to: str | None = None
-    #: What it has in common with tasks of equal inputs; see `tasks.state.sharing`.
+    #: Shared key of tasks with equal inputs; see `tasks.state.sharing`.
     shared: str | None = None
-    #: It was answered with the result of an earlier task, which was kept.
+    #: Whether a kept result answered the task.
     cached: bool = False
-    #: Where its message stood when it was accepted: in its lane, or among those of the tasks that
-    #: wait for another one's result.
-    held: Held = msgspec.field(default_factory=Held)
+    #: Stream entry of its message when it was accepted: in its lane, or among the followers of
+    #: another task.
+    location: Held = msgspec.field(default_factory=Held)
 
     @classmethod
     def read(cls, task_id: str, fields: Mapping[bytes, bytes]) -> Record:
-        """Return a record from its hash."""
+        """Return the record from its hash."""
         text = {key.decode(): value.decode() for key, value in fields.items()}
 
         def number(name: str) -> float | None:
@@ -92,11 +90,11 @@ class Record(msgspec.Struct, frozen=True):
             reply_to=text.get("reply_to"),
             shared=text.get("shared"),
             cached="cached" in text,
-            held=Held(text.get("stream", ""), text.get("entry", "")),
+            location=Held(text.get("stream", ""), text.get("entry", "")),
         )
 
     def fields(self) -> dict[str, str | int | float]:
-        """Return the hash of a new task."""
+        """Return the fields of the hash of a new task."""
         given = {
             "state": self.state,
             "model": self.model,
@@ -114,124 +112,27 @@ class Record(msgspec.Struct, frozen=True):
         return {name: value for name, value in given.items() if value is not None}
 
     def overdue(self, now: float) -> bool:
-        """Return whether its forward pass should have started by now, and has not."""
+        """Return whether the deadline is over and no forward pass has started."""
         waiting = self.state in (TaskState.QUEUED, TaskState.RETRYING)
         return waiting and self.deadline is not None and self.deadline < now
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """The one outcome of a finished task."""
-
-    task_id: str
-    #: JSON of `inferno.protocol.tasks.Result` when the task succeeded; empty otherwise.
-    result: msgspec.Raw
-    error: InfernoError | None
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether there is a result."""
-        return self.error is None
-
-
-class _Meta(msgspec.Struct):
-    """Celery's format of a result, as far as it is read."""
-
-    task_id: str
-    status: str
-    result: msgspec.Raw
-
-
-class _Written(_Meta):
-    """All of it."""
-
-    traceback: None
-    children: list[str]
-    date_done: str
-
-
-class _Failure(msgspec.Struct):
-    """Celery's format of an exception."""
-
-    exc_type: str
-    exc_message: Any
-    exc_module: str | None = None
-
-
-_decode_meta = msgspec.json.Decoder(_Meta).decode
-_decode_metas = msgspec.json.Decoder(list[_Meta]).decode
-_decode_failure = msgspec.json.Decoder(_Failure).decode
-_encode = msgspec.json.Encoder().encode
-
-
-def decode_outcome(payload: bytes) -> Outcome | None:
-    """Read an outcome from Celery's format, as it is stored and published.
-
-    Returns:
-      The outcome, or None when the state is not a final one.
-    """
-    return _outcome(_decode_meta(payload))
-
-
-def decode_outcomes(payload: bytes) -> list[Outcome]:
-    """Read the outcomes that a process is told of at once: a JSON array of Celery's format."""
-    outcomes = map(_outcome, _decode_metas(payload))
-    return [outcome for outcome in outcomes if outcome is not None]
-
-
-def _outcome(meta: _Meta) -> Outcome | None:
-    if meta.status == "SUCCESS":
-        return Outcome(meta.task_id, meta.result, None)
-    if meta.status in ("FAILURE", "REVOKED"):
-        return Outcome(meta.task_id, msgspec.Raw(b""), _rebuild(_decode_failure(meta.result)))
-    return None
-
-
-def encode_outcome(task_id: str, result: bytes | InfernoError) -> bytes:
-    """Write an outcome in Celery's format.
-
-    Args:
-      task_id: whose it is.
-      result: JSON of the result, or the error.
-    """
-    status = "SUCCESS"
-    if isinstance(result, InfernoError):
-        status = "REVOKED" if isinstance(result, TaskCancelled) else "FAILURE"
-        result = msgspec.json.encode(
-            _Failure(type(result).__name__, list(result.args), type(result).__module__)
-        )
-    done = datetime.now(UTC).isoformat()
-    return _encode(_Written(task_id, status, msgspec.Raw(result), None, [], done))
-
-
-def _rebuild(failure: _Failure) -> InfernoError:
-    arguments = (
-        failure.exc_message if isinstance(failure.exc_message, list) else [str(failure.exc_message)]
-    )
-    if failure.exc_module == InfernoError.__module__:
-        kind = getattr(importlib.import_module(InfernoError.__module__), failure.exc_type)
-        return cast(InfernoError, kind(*arguments))
-    # Stored by Celery itself: a task that was revoked by hand, or that no worker knows.
-    if failure.exc_type == TaskRevokedError.__name__:
-        return TaskCancelled("it was revoked by Celery's remote control")
-    return ForwardFailed(": ".join([failure.exc_type, *map(str, arguments)]))
 
 
 class Records:
     """Reads records and outcomes."""
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
-        """Store where to read.
+        """Store where records are.
 
         Args:
           client: answers in bytes.
-          settings: the prefix.
+          settings: key prefix.
         """
         self._redis = client
         self._prefix = settings.redis.prefix
         self._fetch = Script("tasks.state", "fetch")
 
     def fetch(self, task_id: str) -> tuple[Record | None, Outcome | None]:
-        """Return a task's record and outcome, as far as they are there.
+        """Return a task's record and outcome as of one moment; None for what does not exist.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
@@ -248,7 +149,7 @@ class Records:
         )
 
     def outcomes(self, task_ids: Sequence[str]) -> dict[str, Outcome]:
-        """Return the outcomes of those tasks that are over, by id.
+        """Return the outcomes of the tasks that are over, by task id.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
@@ -265,12 +166,12 @@ class Records:
     def newest(
         self, most: int, wanted: Callable[[Record], bool], after: Place | None = None
     ) -> Page[Record]:
-        """Return records of the newest tasks, newest first; those that are forgotten are left out.
+        """Return the records of the newest tasks, newest first, without those that have expired.
 
         Args:
-          most: records of the page; see `tasks.state.listing.read_page`.
-          wanted: which.
-          after: the last place of the page before.
+          most: most records of the page; see `tasks.state.listing.read_page`.
+          wanted: whether a record belongs on the page.
+          after: last place of the page before.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
@@ -278,7 +179,7 @@ class Records:
         return read_page(self._redis, index, self.records, wanted, most, after)
 
     def records(self, task_ids: Sequence[str]) -> list[Record | None]:
-        """Return the records of tasks, None for each that is not known.
+        """Return the records of tasks; None for a task without a record.
 
         Raises:
           BrokerUnavailable: Redis does not answer.

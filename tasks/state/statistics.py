@@ -1,26 +1,24 @@
-"""What the tasks of each version have come to: exact counts and durations, since Redis was empty.
+"""Statistics of each version: exact counts and durations of its tasks, since Redis was empty.
 
-There is one hash for each version, and one truth: what is in it is written by the scripts that
-accept and settle tasks, in the same step. So a task counts once, however often it was delivered,
-and an outcome that is dropped counts for nothing.
+Each version has one hash. The scripts that accept and settle tasks write it in the same step, so a
+task counts once, however often it was delivered, and an outcome that is dropped does not count.
 
-    COUNT   a command of `Transitions.finish`: what a task that is over counts for. The numbers of
-            a batch are added up, so that Redis writes them once
-    passed  commands for the forward passes of a batch, if any of its outcomes was taken
-    share   counts the followers that a leader's result answers (`tasks.state.sharing`)
-    accept  counts hits, misses and followers (`tasks.state.sharing`)
+    accept  counts hits, misses and followers (step "submit")
+    count   a command of `Transitions.finish`: the numbers of one task (step "settle"). The script
+            adds up the numbers of a batch and writes the sums once
+    share   a command of `Transitions.finish`: also counts the followers that a result answers
+    passed  commands for the forward passes of a batch, if any of its outcomes was written
 
-A task is *computed* if it was in a forward pass and succeeded. Others succeed with the result of
-another task: hits, followers, and twins in a batch (*deduplicated*); those of ensembles are
-*composed* of what their stages give.
+A task is *computed* if it was in a forward pass and succeeded. A hit, a follower, and a twin in a
+batch (*deduplicated*) succeed with another task's result. A task of an ensemble is *composed* of
+the results of its stages.
 
-On brokers other than Redis Streams, the passes of a batch may be counted twice if the connection is
-lost while it is settled and one of its members is tried again.
+On brokers other than Redis Streams, the passes of a batch may count twice: when the connection is
+lost while the batch is settled, and one of its members is tried again.
 """
 
 from __future__ import annotations
 
-import struct
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,74 +32,82 @@ from inferno.batching.latency import Pass
 from inferno.settings import Settings
 from tasks.broker.connection import translated
 
+#: Longest duration that is counted, in seconds. A longer one comes from a wrong clock: any Celery
+#: client may send an `accepted_at`.
+_LONGEST_S = 30 * 86400.0
+
 
 class Duration(msgspec.Struct, frozen=True):
-    """How often something happened, and how long it took together."""
+    """The count of an event, and its total duration."""
 
     count: int = 0
+    #: Nanoseconds.
     ns: int = 0
 
 
 class BatchStatistics(msgspec.Struct, frozen=True):
-    """The forward passes of one size."""
+    """The forward passes of one batch size."""
 
-    #: Rows, without those that only pad.
+    #: Rows, without padding.
     batch_size: int
-    #: Passes, and what they took together; one that failed, in the phases that it got through.
+    #: Duration of each phase of the passes; a pass that failed counts in the phases it completed.
     compute_input: Duration
     compute_infer: Duration
     compute_output: Duration
 
 
 class VersionStatistics(msgspec.Struct, frozen=True):
-    """What the tasks of a version have come to, as Triton's statistics extension counts it."""
+    """The statistics of a version, as Triton's statistics extension defines them."""
 
-    #: When a batch was settled last; milliseconds since the epoch, 0 for never.
+    #: Time at which a batch was last settled, in milliseconds since the epoch; 0 for never.
     last_inference: int = 0
     #: Rows of the tasks that were computed or composed.
     inference_count: int = 0
-    #: Forward passes, also those that failed.
+    #: Forward passes, including those that failed.
     execution_count: int = 0
     #: Tasks that succeeded, from acceptance to outcome.
     success: Duration = Duration()
     #: Tasks that failed, expired or were cancelled, from acceptance to outcome.
     fail: Duration = Duration()
-    #: Tasks that succeeded, from acceptance to the beginning of their batch; those that were not
-    #: computed are in `cache_hit` all the time.
+    #: Tasks that succeeded, from acceptance to the start of their batch. Tasks that were not
+    #: computed add no time: `cache_hit` has all of theirs.
     queue: Duration = Duration()
-    #: Tasks that were computed, each with all that its forward passes took: prepare and collate;
-    #: the runtime; postprocess, check, split and the writing of results.
+    #: Tasks that were computed: preparing and collating their inputs. Each task counts the full
+    #: duration of its forward passes.
     compute_input: Duration = Duration()
+    #: The same tasks: the runtime.
     compute_infer: Duration = Duration()
+    #: The same tasks: postprocessing, checking, splitting and writing their results.
     compute_output: Duration = Duration()
-    #: Tasks that succeeded with the result of another one, from acceptance to outcome. What a kept
-    #: result takes is not measured.
+    #: Tasks that succeeded with another task's result, from acceptance to outcome. A hit counts no
+    #: time.
     cache_hit: Duration = Duration()
     batch_stats: tuple[BatchStatistics, ...] = ()
-    #: Tasks that were answered with a kept result, and those that looked for one in vain.
+    #: Tasks that a kept result answered.
     hits: int = 0
+    #: Tasks that looked for a kept result and found none.
     misses: int = 0
-    #: Tasks that followed another one. Not all got its result.
+    #: Tasks that followed a leader. Not all of them got its result.
     coalesced: int = 0
-    #: Tasks that were answered with the result of a twin in their batch.
+    #: Tasks that the result of a twin in their batch answered.
     deduplicated: int = 0
 
 
 class Statistics:
-    """Reads what versions have come to."""
+    """Reads the statistics of versions."""
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
-        """Store where it is.
+        """Store where the statistics are.
 
         Args:
           client: answers in bytes.
-          settings: the prefix of keys.
+          settings: key prefix.
         """
         self._redis = client
         self._prefix = settings.redis.prefix
 
     def read(self, model: str, version: int) -> VersionStatistics:
-        """Return what one version has come to; all zero where nothing is known of it.
+        """Return the statistics of one version; all zero when it has none.
 
         Raises:
           BrokerUnavailable: Redis does not answer.
@@ -110,10 +116,10 @@ class Statistics:
         return found
 
     def read_all(self, pairs: Iterable[tuple[str, int]]) -> list[VersionStatistics]:
-        """Return what several versions have come to, in the same order, in one round trip.
+        """Return the statistics of several versions, in the same order, in one round trip.
 
         Args:
-          pairs: models and versions.
+          pairs: model and version of each.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
@@ -124,10 +130,10 @@ class Statistics:
 
 
 class Tally:
-    """Says what outcomes count for, as commands of `Transitions.finish`."""
+    """Builds the commands of `Transitions.finish` that count outcomes."""
 
     def __init__(self, settings: Settings) -> None:
-        """Store the prefix of keys."""
+        """Store the key prefix."""
         self._prefix = settings.redis.prefix
 
     def computed(
@@ -138,36 +144,52 @@ class Tally:
         queue_s: float,
         took: Sequence[Pass],
         rows: int,
-    ) -> list[Any]:
-        """Return the command for a task that was computed, or composed.
+    ) -> dict[str, Any]:
+        """Return the command for a task that was computed or composed.
 
         Args:
-          model: that ran it.
-          version: of that model.
+          model: the model that ran it.
+          version: version of that model.
           total_s: seconds from its acceptance to its outcome.
-          queue_s: seconds from its acceptance to the beginning of its batch.
-          took: the forward passes that it was in; none, of an ensemble.
-          rows: of its inputs.
+          queue_s: seconds from its acceptance to the start of its batch.
+          took: its forward passes; a task of an ensemble has none.
+          rows: rows of its inputs.
         """
         input_ns = infer_ns = output_ns = 0
         for one in took:
             input_ns += one.input_ns
             infer_ns += one.infer_ns
             output_ns += one.output_ns
-        numbers = (_ns(total_s), _ns(queue_s), input_ns, infer_ns, output_ns, rows)
-        return self._count(model, version, "computed" if took else "composed", numbers)
+        kind = "computed" if took else "composed"
+        numbers = {
+            f"{kind}_count": 1,
+            f"{kind}_ns": _ns(total_s),
+            "queue_ns": _ns(queue_s),
+            "compute_input_ns": input_ns,
+            "compute_infer_ns": infer_ns,
+            "compute_output_ns": output_ns,
+            "inference_count": rows,
+        }
+        return self._count(model, version, numbers)
 
-    def deduplicated(self, model: str, version: int, total_s: float) -> list[Any]:
-        """Return the command for a task that was answered with the result of its twin."""
-        return self._count(model, version, "deduplicated", (_ns(total_s), 0, 0, 0, 0, 0))
+    def deduplicated(self, model: str, version: int, total_s: float) -> dict[str, Any]:
+        """Return the command for a task that the result of its twin answered."""
+        numbers = {"deduplicated_count": 1, "deduplicated_ns": _ns(total_s)}
+        return self._count(model, version, numbers)
 
-    def failed(self, model: str, version: int, accepted_at: float) -> list[Any]:
-        """Return the command for a task that ends now, and has not succeeded."""
+    def failed(self, model: str, version: int, accepted_at: float) -> dict[str, Any]:
+        """Return the command for a task that ends now without a result.
+
+        Args:
+          model: the task's model.
+          version: version of that model.
+          accepted_at: seconds since the epoch.
+        """
         total_s = time.time() - accepted_at
-        return self._count(model, version, "fail", (_ns(total_s), 0, 0, 0, 0, 0))
+        return self._count(model, version, {"fail_count": 1, "fail_ns": _ns(total_s)})
 
     def passed(self, model: str, version: int, passes: Iterable[Pass]) -> list[list[Any]]:
-        """Return the commands for a batch that is settled now, and its forward passes."""
+        """Return the commands for the forward passes of a batch that is settled now."""
         key = names.statistics_key(self._prefix, model, version)
         by_rows: dict[int, list[Pass]] = defaultdict(list)
         for one in passes:
@@ -183,18 +205,18 @@ class Tally:
             commands += (["HINCRBY", key, f"batch:{rows}:{name}", n] for name, n in sums.items())
         return commands
 
-    def _count(self, model: str, version: int, kind: str, numbers: Sequence[int]) -> list[Any]:
+    def _count(self, model: str, version: int, numbers: Mapping[str, int]) -> dict[str, Any]:
         key = names.statistics_key(self._prefix, model, version)
-        return ["COUNT", key, kind, _PACKED.pack(*numbers)]
+        return {"kind": "count", "statistics": key, "numbers": numbers}
 
 
 def _ns(seconds: float) -> int:
-    # The two ends may come from the clocks of two machines.
+    # Clocks of two machines may differ.
     return round(min(max(seconds, 0.0), _LONGEST_S) * 1e9)
 
 
 def _read(found: Mapping[bytes, bytes]) -> VersionStatistics:
-    """Return what a hash says; see `VersionStatistics` for what belongs to what."""
+    """Return the statistics from their hash."""
     passes: dict[int, dict[str, int]] = defaultdict(dict)
     numbers: dict[str, int] = {}
     for field, value in found.items():
@@ -224,15 +246,7 @@ def _read(found: Mapping[bytes, bytes]) -> VersionStatistics:
         compute_infer=Duration(computed.count, numbers.get("compute_infer_ns", 0)),
         compute_output=Duration(computed.count, numbers.get("compute_output_ns", 0)),
         cache_hit=duration("deduplicated", "shared", "hit"),
-        batch_stats=tuple(
-            BatchStatistics(
-                rows,
-                Duration(one["count"], one["input_ns"]),
-                Duration(one["count"], one["infer_ns"]),
-                Duration(one["count"], one["output_ns"]),
-            )
-            for rows, one in sorted(passes.items())
-        ),
+        batch_stats=tuple(_batch(rows, one) for rows, one in sorted(passes.items())),
         hits=numbers.get("hit_count", 0),
         misses=numbers.get("miss_count", 0),
         coalesced=numbers.get("coalesced_count", 0),
@@ -240,51 +254,11 @@ def _read(found: Mapping[bytes, bytes]) -> VersionStatistics:
     )
 
 
-#: Numbers of one task, behind its one: those in `_NUMBERS`.
-_PACKED = struct.Struct("<6d")
-_NUMBERS = (
-    "queue_ns",
-    "compute_input_ns",
-    "compute_infer_ns",
-    "compute_output_ns",
-    "inference_count",
-)
-
-#: What takes longer has a wrong clock, or none: a client of Celery may say anything.
-_LONGEST_S = 30 * 86400.0
-
-#: For the script that settles tasks. What one batch adds is exact up to 2^53: of nanoseconds, 104
-#: days. A sum ends at 2^63: 292 years, or ten days with 10,000 tasks waiting all the time.
-FINISH = (
-    "local NUMBERS = {"
-    + ", ".join(f"'{name}'" for name in _NUMBERS)
-    + "}\n"
-    + """
--- Of a number that is full, nothing but the number is to suffer.
-local note = redis.pcall
-local counted = {}
-
-local function tally(key, kind, packed)
-  local ns, queue, input, infer, output, rows = struct.unpack('<dddddd', packed)
-  local kinds = counted[key] or {}
-  local sums = kinds[kind] or {0, 0, 0, 0, 0, 0, 0}
-  counted[key], kinds[kind] = kinds, sums
-  sums[1], sums[2] = sums[1] + 1, sums[2] + ns
-  sums[3], sums[4], sums[5] = sums[3] + queue, sums[4] + input, sums[5] + infer
-  sums[6], sums[7] = sums[6] + output, sums[7] + rows
-end
-
-local function write_counted()
-  for key, kinds in pairs(counted) do
-    for kind, sums in pairs(kinds) do
-      for i, n in ipairs(sums) do
-        if n > 0 then
-          local field = NUMBERS[i - 2] or kind .. (i == 1 and '_count' or '_ns')
-          note('HINCRBY', key, field, string.format('%.0f', n))
-        end
-      end
-    end
-  end
-end
-"""
-)
+def _batch(rows: int, numbers: Mapping[str, int]) -> BatchStatistics:
+    count = numbers["count"]
+    return BatchStatistics(
+        rows,
+        Duration(count, numbers["input_ns"]),
+        Duration(count, numbers["infer_ns"]),
+        Duration(count, numbers["output_ns"]),
+    )

@@ -6,6 +6,9 @@ fields. It may include modules, files of the same kind that end in `return`::
     local lane = include "tasks.transport/lane"
     lane.ring(args.lane)
 
+Long payloads travel beside the table, and its fields hold their numbers: `payload(task.message)`.
+Lua hashes each byte of a string, so it would take twice as long for what is inside.
+
 Each script runs in Redis as one atomic step.
 """
 
@@ -39,22 +42,25 @@ class Script:
         self._text = source(package, name)
         self._sha = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
 
-    def run(self, client: redis.Redis, arguments: Mapping[str, Any]) -> Any:
+    def run(
+        self, client: redis.Redis, arguments: Mapping[str, Any], payloads: Sequence[bytes] = ()
+    ) -> Any:
         """Run the script once and return its answer; nothing is tried again.
 
         Args:
           client: its connections must answer in bytes.
           arguments: fields of the script's `args`. Lua keeps 14 digits of a number that it writes
             as text, so times that are stored travel as text.
+          payloads: what `payload` returns for 1, 2 and so on.
         Raises:
           redis.RedisError: Redis does not answer, or answers with an error.
         """
         # Redis' decoder knows only the older form, in which text and bytes are one type.
         packed = msgpack.packb(arguments, use_bin_type=False)
         try:
-            return _call(client, b"EVALSHA", self._sha, packed)
+            return _call(client, b"EVALSHA", self._sha, packed, payloads)
         except redis.exceptions.NoScriptError:
-            return _call(client, b"EVAL", self._text, packed)
+            return _call(client, b"EVAL", self._text, packed, payloads)
 
 
 @cache
@@ -68,6 +74,7 @@ def source(package: str, name: str) -> str:
     text = _read(package, name)
     _collect(text, modules)
     parts = ["local args = cmsgpack.unpack(ARGV[1])", "local modules = {}"]
+    parts.append("local function payload(number) return ARGV[number + 1] end")
     parts.append("local function include(name) return modules[name] end")
     parts += [f'modules["{key}"] = (function()\n{module}end)()' for key, module in modules.items()]
     return "\n".join([*parts, text])
@@ -87,14 +94,16 @@ def _read(package: str, name: str) -> str:
     return (files(package) / "lua" / f"{name}.lua").read_text(encoding="utf-8")
 
 
-def _call(client: redis.Redis, command: bytes, script: str, packed: bytes) -> Any:
+def _call(
+    client: redis.Redis, command: bytes, script: str, packed: bytes, payloads: Sequence[bytes]
+) -> Any:
     # redis-py looks at each argument and records each command, which takes longer than the script.
     pool = client.connection_pool
     connection = pool.get_connection()
     try:
         # It connects if it must, and disconnects when it fails.
         connection.send_packed_command(  # type: ignore[no-untyped-call]
-            [pack_command((command, script, 0, packed))]  # type: ignore[arg-type]
+            [pack_command((command, script, 0, packed, *payloads))]  # type: ignore[arg-type]
         )
         return connection.read_response()
     except redis.ResponseError:

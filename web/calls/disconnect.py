@@ -15,7 +15,7 @@ from inferno.errors import TaskNotFound, WrongState
 from tasks.broker.connection import translated
 from tasks.control.tasks import Control
 from tasks.results.bridge import Waiter
-from tasks.state.records import Outcome
+from tasks.state.outcomes import Outcome
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from tasks.results.views import (
     task,
     time,
 )
-from tasks.state.records import Outcome
+from tasks.state.outcomes import Outcome
 
 __all__ = [
     "accepted",

@@ -47,7 +47,7 @@ from inferno.repository.package import Package
 from tasks.intake.submit import Accepted, new_task_id
 from tasks.results.bridge import Waiter
 from tasks.results.views import TaskView
-from tasks.state.records import Outcome
+from tasks.state.outcomes import Outcome
 from tasks.state.transitions import Idempotency
 from web.calls import disconnect, documents, idempotency
 from web.calls.documents import AcceptedTask

@@ -23,7 +23,7 @@ from inferno.protocol.tasks import TaskState
 from tasks.intake.submit import new_task_id
 from tasks.results.bridge import Subscription
 from tasks.results.views import TaskView
-from tasks.state.records import Outcome
+from tasks.state.outcomes import Outcome
 from web.calls import documents
 from web.calls.errors import UNEXPECTED
 from web.calls.idempotency import from_field

@@ -26,7 +26,8 @@ from inferno.protocol import packing
 from inferno.settings import Settings
 from tasks.broker.connection import UNAVAILABLE
 from tasks.broker.lanes import Lanes, TaskMessage
-from tasks.state.transitions import Begun, Command, Rider, Transitions, Verdict
+from tasks.state.commands import Command
+from tasks.state.transitions import Begun, Rider, Transitions, Verdict
 from tasks.transport.refusals import is_refusal
 from workers.batches.forward import Answer
 from workers.batches.member import UNBOUNDED, Batch, Member

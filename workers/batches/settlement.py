@@ -24,10 +24,11 @@ from inferno.repository.manifest import Retries
 from inferno.settings import RetrySettings, Settings
 from tasks.broker import webhook_message
 from tasks.broker.lanes import Lanes, TaskMessage
-from tasks.state.records import encode_outcome
+from tasks.state.commands import Command
+from tasks.state.outcomes import encode_outcome
 from tasks.state.sharing import Sharer
 from tasks.state.statistics import Tally
-from tasks.state.transitions import Command, Step, Transitions
+from tasks.state.transitions import Step, Transitions
 from workers.batches.forward import Answer
 from workers.batches.member import Member, arguments
 
@@ -117,7 +118,7 @@ class Settlements:
         dead = dead_in is not None
         if dead_in is not None:
             fields = _dead_letter(member, error, dead_in)
-            extra += self._transitions.buried(member.request.id, fields)
+            extra += self._transitions.commands.buried(member.request.id, fields)
         return self._over(Settled(member, state, error, runtime), payload, extra, dead=dead)
 
     def statistics(
@@ -186,10 +187,9 @@ class Settlements:
             retries=retries + 1,
             kwargsrepr=request.kwargsrepr,
         )
-        commands = self._transitions.retried(request.id, retries + 1, due)
+        commands = self._transitions.commands.retried(request.id, retries + 1, due)
         if self._lanes.streams:
-            lane, payload = self._lanes.key(message.queue), self._lanes.pack(message)
-            commands.append(["DELAY", lane, round(due * 1000), member.priority, payload])
+            commands.append(self._lanes.delay(message, due))
         settled = Settled(member, TaskState.RETRYING, error, runtime, delay_s)
         return Settlement(settled, Step(request.id, member.held, commands), (message,))
 
@@ -203,13 +203,13 @@ class Settlements:
         keep = self._tasks.keep_payloads
         kept = keep == "always" or (keep == "failed" and state is not TaskState.SUCCEEDED)
         keep_s = max(self._tasks.result_ttl_s if kept else 0, self._tasks.dead_ttl_s if dead else 0)
-        commands = self._transitions.ended(facts, task_id, state, payload, keep_s)
+        commands = self._transitions.commands.ended(facts, task_id, state, payload, keep_s)
         commands += extra
         if state is not TaskState.SUCCEEDED:
             package = member.package
             commands.append(self._tally.failed(package.name, package.version, member.accepted_at))
         if kept:
-            commands += self._transitions.kept(task_id, _payload(member))
+            commands += self._transitions.commands.kept(task_id, _payload(member))
         messages = webhooks(member, "completed")
         if self._lanes.streams:
             commands += [self._lanes.enqueue(message) for message in messages]

@@ -19,7 +19,7 @@ from inferno.protocol.tasks import StageRun
 from inferno.protocol.tensors import Tensors
 from inferno.repository.graph import Stage, needed
 from tasks.results.bridge import Subscription
-from tasks.state.records import Outcome
+from tasks.state.outcomes import Outcome
 from workers.batches.member import Member, arguments
 
 

@@ -38,7 +38,8 @@ from tasks.intake.catalog import Catalog
 from tasks.intake.submit import Submission, Submitter
 from tasks.results.bridge import Bridge, Subscription
 from tasks.state.deployments import Deployments, Outdated
-from tasks.state.records import Outcome, Records
+from tasks.state.outcomes import Outcome
+from tasks.state.records import Records
 from workers.batches.forward import Answer
 from workers.batches.member import Batch, Member
 from workers.ensembles.course import Course, StageTask

@@ -37,8 +37,8 @@ class Loaded:
     engine: Engine | Ensemble
     #: `Package.digest` of the loaded files.
     digest: str
-    #: `Deployment.asked` when the loaded files were last compared with the repository.
-    asked: int
+    #: `Deployment.load_generations` when the loaded files were last compared with the repository.
+    load_generation: int
     #: Time of loading and warming up, in seconds.
     load_s: float
     #: Last use, in monotonic seconds.
@@ -57,8 +57,8 @@ class Failure:
     """A version that could not be loaded."""
 
     error: str
-    #: `Deployment.asked` at the attempt.
-    asked: int
+    #: `Deployment.load_generations` at the attempt.
+    load_generation: int
     #: `Package.seen` of the files that could not be loaded; None if there were none.
     seen: Stamp | None
 

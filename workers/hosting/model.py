@@ -93,10 +93,10 @@ class HostedModel:
     @property
     def takes_tasks(self) -> bool:
         """Whether this worker can use the versions that answer requests without a version."""
-        answering = set(self.desired.shares)
+        answering = set(self.desired.weights)
         if self.model.follows_latest:
             answering &= self.model.versions.keys()
-        elif not self.desired.fixed and self.model.active is not None:
+        elif not self.desired.pinned and self.model.active is not None:
             answering = {self.model.active}
         if any(v in self._failures and v not in self._loaded for v in answering):
             return False
@@ -106,14 +106,16 @@ class HostedModel:
     def held(self) -> dict[int, HeldVersion]:
         """State of each version in this worker."""
         found = {
-            version: HeldVersion("failed", asked=failure.asked, error=failure.error)
+            version: HeldVersion(
+                "failed", load_generation=failure.load_generation, error=failure.error
+            )
             for version, failure in list(self._failures.items())
         }
         for version, loaded in list(self._loaded.items()):
             found[version] = HeldVersion(
                 "ready",
                 loaded.digest,
-                loaded.asked,
+                loaded.load_generation,
                 loaded.error,
                 round(loaded.load_s, 3),
                 loaded.memory_bytes,
@@ -166,7 +168,7 @@ class HostedModel:
           desired: its desired state.
         """
         if self._settings.repository.preload != "all":
-            self._retired |= self.desired.shares.keys()
+            self._retired |= self.desired.weights.keys()
         self._retired -= {version for version in self._retired if desired.wants(version)}
         self.model, self.desired = model, desired
         self._dismissed &= model.versions.keys()
@@ -175,7 +177,7 @@ class HostedModel:
             if gone or self._is_due(version):
                 # Its files have changed, so the old failure says nothing.
                 del self._failures[version]
-        answering = [v for v in desired.shares if desired.fixed or v in model.versions]
+        answering = [v for v in desired.weights if desired.pinned or v in model.versions]
         for version in [*answering, *sorted(desired.loaded)]:
             self._try(version, evict=True)
         for version in self._to_preload():
@@ -187,7 +189,7 @@ class HostedModel:
     def _to_preload(self) -> list[int]:
         """Return the versions to load without being asked, in the order in which to try them."""
         preload, model = self._settings.repository.preload, self.model
-        if preload == "none" or (preload == "active" and self.desired.fixed):
+        if preload == "none" or (preload == "active" and self.desired.pinned):
             return []
         if preload == "active" and not model.follows_latest:
             return [] if model.active is None else [model.active]
@@ -208,18 +210,18 @@ class HostedModel:
 
     def _is_due(self, version: int) -> bool:
         """Return whether a version should be loaded, or compared with its files again."""
-        asked = self.desired.asked.get(version, 0)
+        generation = self.desired.load_generations.get(version, 0)
         loaded, failure = self._loaded.get(version), self._failures.get(version)
         if failure is not None:
             package = self.model.versions.get(version)
             seen = None if package is None else package.seen
-            return failure.asked != asked or failure.seen != seen
-        return loaded is None or loaded.asked != asked
+            return failure.load_generation != generation or failure.seen != seen
+        return loaded is None or loaded.load_generation != generation
 
     def _load(self, version: int, *, evict: bool = True) -> Loaded:
         """Load a version; a loaded one whose files are unchanged stays as it is."""
         started = time.monotonic()
-        asked = self.desired.asked.get(version, 0)
+        generation = self.desired.load_generations.get(version, 0)
         package, present = None, self._loaded.get(version)
         self._loading = version
         try:
@@ -227,7 +229,7 @@ class HostedModel:
             # Read before loading, so that a change meanwhile is noticed later.
             digest = package.digest
             if present is not None and present.digest == digest:
-                present.asked, present.error = asked, None
+                present.load_generation, present.error = generation, None
                 self._failures.pop(version, None)
                 return present
             logger.info("loading %s version %s", self.name, version)
@@ -235,18 +237,18 @@ class HostedModel:
             engine = self._loader.load(package, beside=bool(self._loaded))
         except (PackageError, ModelNotFound) as exc:
             if present is not None:
-                present.asked, present.error = asked, exc.detail
+                present.load_generation, present.error = generation, exc.detail
             if not isinstance(exc, NoRoom):
                 seen = None if package is None else package.seen
-                self._failures[version] = Failure(exc.detail, asked, seen)
+                self._failures[version] = Failure(exc.detail, generation, seen)
             elif evict:
                 # Without `seen`, the next `reconcile` tries again: there may be room by then.
-                self._failures[version] = Failure(exc.detail, asked, None)
+                self._failures[version] = Failure(exc.detail, generation, None)
             raise
         finally:
             self._loading = None
         now = time.monotonic()
-        loaded = Loaded(engine, digest, asked, now - started, now)
+        loaded = Loaded(engine, digest, generation, now - started, now)
         self._loaded[version] = loaded
         self._failures.pop(version, None)
         self._dismissed.discard(version)

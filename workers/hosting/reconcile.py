@@ -181,12 +181,12 @@ class Reconciler:
             if report.state == "ready" and hosted.name in report.models:
                 common &= set(report.models[hosted.name])
         newest = max(common, default=0)
-        present = [v for v in desired.shares if v in hosted.model.versions]
-        if newest and newest not in desired.shares and newest > max(present, default=0):
+        present = [v for v in desired.weights if v in hosted.model.versions]
+        if newest and newest not in desired.weights and newest > max(present, default=0):
             self._deployments.change(hosted.name, lambda now: _adopted(now, desired, newest))
             logger.info("%s version %s answers from now on", hosted.name, newest)
 
 
 def _adopted(now: Deployment, seen: Deployment, newest: int) -> Deployment:
     """Return a deployment whose version `newest` answers; unchanged if it differs from `seen`."""
-    return replace(now, shares={newest: 1.0}) if now == seen else now
+    return replace(now, weights={newest: 1.0}) if now == seen else now

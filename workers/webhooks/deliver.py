@@ -22,7 +22,8 @@ from inferno.protocol.webhooks import EVENTS, parse_address, sign
 from inferno.settings import WebhookSettings
 from tasks.broker.webhook_message import message_id
 from tasks.results import views as documents
-from tasks.state.records import Records
+from tasks.state.outcomes import Outcome
+from tasks.state.records import Record, Records
 from workers.webhooks.outbound import NotAllowed, NotReached, Outbound
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Deliver(Task):  # type: ignore[misc]
         event: str,
         model: str,
         version: int | None,
-        occurred_at: float,
+        occurred_at: float | None,
     ) -> None:
         """Deliver a webhook once; see `tasks.broker.webhook_message.message` for the arguments.
 
@@ -80,7 +81,10 @@ class Deliver(Task):  # type: ignore[misc]
         webhook_id = message_id(task_id, event)
         try:
             address = parse_address(url)
-            data = self._document(task_id, model, version)
+            record, outcome = self._records.fetch(task_id)
+            if occurred_at is None:
+                occurred_at = _ended_at(record)
+            data = _document(task_id, model, version, record, outcome)
             body = msgspec.json.encode(
                 {"type": EVENTS[event], "timestamp": documents.time(occurred_at), "data": data}
             )
@@ -113,16 +117,6 @@ class Deliver(Task):  # type: ignore[misc]
         """Log that a webhook was given up."""
         logger.warning("webhook given up after try %d: %s", self.request.retries + 1, exc)
 
-    def _document(self, task_id: str, model: str, version: int | None) -> Mapping[str, Any]:
-        """Return the body of `GET /tasks/<task_id>`, or the parts of it that are still known."""
-        record, outcome = self._records.fetch(task_id)
-        try:
-            return documents.task(task_id, record, outcome)
-        except (TaskNotFound, ResultExpired):
-            known = {"task_id": task_id, "model": model, "version": version}
-            status = {} if record is None else {"status": record.state}
-            return known | status | {"links": documents.links(task_id)}
-
     def _headers(self, webhook_id: str, body: bytes) -> dict[str, str]:
         # Each attempt is signed anew, because receivers refuse old timestamps as replays.
         timestamp = int(time.time())
@@ -135,3 +129,20 @@ class Deliver(Task):  # type: ignore[misc]
         if self._key is not None:
             headers["webhook-signature"] = sign(self._key, webhook_id, timestamp, body)
         return headers
+
+
+def _ended_at(record: Record | None) -> float:
+    """Return when a task ended, in seconds since the epoch; now when its record is gone."""
+    return time.time() if record is None or record.finished_at is None else record.finished_at
+
+
+def _document(
+    task_id: str, model: str, version: int | None, record: Record | None, outcome: Outcome | None
+) -> Mapping[str, Any]:
+    """Return what `GET /tasks/<task_id>` answers, or as much of it as is still known."""
+    try:
+        return documents.task(task_id, record, outcome)
+    except (TaskNotFound, ResultExpired):
+        known = {"task_id": task_id, "model": model, "version": version}
+        status = {} if record is None else {"status": record.state}
+        return known | status | {"links": documents.links(task_id)}

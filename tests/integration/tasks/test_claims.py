@@ -25,7 +25,8 @@ from inferno.settings import Settings
 from inferno.testing.processes import wait_until, web
 from tasks.control.tasks import Control
 from tasks.intake.submit import Submitter
-from tasks.state.records import Outcome, Record, Records
+from tasks.state.outcomes import Outcome
+from tasks.state.records import Record, Records
 from tests.integration.conftest import occupied, send
 from tests.integration.tasks.test_control import LONG_PAUSE
 

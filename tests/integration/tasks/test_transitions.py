@@ -28,7 +28,8 @@ from inferno.errors import ForwardFailed, KeyReused, Overloaded, TaskCancelled
 from inferno.protocol.tasks import TRANSITIONS, TaskState
 from inferno.settings import Settings
 from tasks.broker.lanes import Held, Lanes, TaskMessage
-from tasks.state.records import Record, Records, encode_outcome
+from tasks.state.outcomes import encode_outcome
+from tasks.state.records import Record, Records
 from tasks.state.transitions import Idempotency, Rider, Step, Transitions, Verdict
 from tasks.transport import StreamLane
 from tasks.transport.script import Script
@@ -67,7 +68,9 @@ def rider(record: Record, held: Held) -> Rider:
 def success(transitions: Transitions, record: Record, held: Held) -> Step:
     payload = encode_outcome(record.task_id, b'{"outputs":{}}')
     return Step(
-        record.task_id, held, transitions.ended({}, record.task_id, TaskState.SUCCEEDED, payload)
+        record.task_id,
+        held,
+        transitions.commands.ended({}, record.task_id, TaskState.SUCCEEDED, payload),
     )
 
 
@@ -75,10 +78,10 @@ def test_record_and_message_appear_together(transitions, records, client, lane):
     record = new_record(deadline=time.time() + 60, webhook="https://a.example")
     assert accept(transitions, record, lane, "{}") == record.task_id
     stored, outcome = records.fetch(record.task_id)
-    assert msgspec.structs.replace(stored, held=Held()) == record
-    assert stored.held.stream == f"{lane}:3"
+    assert msgspec.structs.replace(stored, location=Held()) == record
+    assert stored.location.stream == f"{lane}:3"
     assert outcome is None
-    assert client.xrange(stored.held.stream)[0][0].decode() == stored.held.entry
+    assert client.xrange(stored.location.stream)[0][0].decode() == stored.location.entry
     newest = records.newest(10, lambda found: found.task_id == record.task_id)
     assert newest.items == [stored]
 
@@ -181,7 +184,11 @@ def test_of_a_batch_each_entry_is_asked_for_that_another_consumer_may_have(
     assert [begun[rider.task_id].verdict for rider in riders] == list(riders.values())
     payload = encode_outcome("any", b'{"outputs":{}}')
     steps = [
-        Step(r.task_id, r.held, transitions.ended({}, r.task_id, TaskState.SUCCEEDED, payload))
+        Step(
+            r.task_id,
+            r.held,
+            transitions.commands.ended({}, r.task_id, TaskState.SUCCEEDED, payload),
+        )
         for r in riders
     ]
     assert transitions.finish(steps) == list(riders.values())
@@ -222,7 +229,9 @@ def claim(client: redis.Redis, held: Held, consumer: str) -> bool:
 
 def cancelled(transitions: Transitions, task_id: str, held: Held) -> Step:
     payload = encode_outcome(task_id, TaskCancelled("it was cancelled"))
-    return Step(task_id, held, transitions.ended({}, task_id, TaskState.CANCELLED, payload))
+    return Step(
+        task_id, held, transitions.commands.ended({}, task_id, TaskState.CANCELLED, payload)
+    )
 
 
 def heard(listener: PubSub) -> dict[str, Any] | None:
@@ -301,11 +310,14 @@ def happen(
             running[worker] = held[worker]
 
     def end(state: TaskState, result: Any) -> Callable[[], list[Any]]:
-        return lambda: transitions.ended({}, task_id, state, encode_outcome(task_id, result))
+        return lambda: transitions.commands.ended(
+            {}, task_id, state, encode_outcome(task_id, result)
+        )
 
     def retry() -> list[Any]:
         due_ms = round(time.time() * 1000) + 60_000
-        return [*transitions.retried(task_id, 1, 0.0), ["DELAY", lane, due_ms, 3, '{"id": 1}']]
+        delay = {"lane": lane, "priority": 3, "message": b'{"id": 1}', "due_ms": due_ms}
+        return [*transitions.commands.retried(task_id, 1, 0.0), {"kind": "delay", **delay}]
 
     for event, worker in steps:
         if event == "fetch":
@@ -323,7 +335,7 @@ def happen(
         elif event == "cancel":
             where, _ = records.fetch(task_id)
             assert where is not None
-            transitions.finish([cancelled(transitions, task_id, where.held)], fenced=False)
+            transitions.finish([cancelled(transitions, task_id, where.location)], fenced=False)
         elif worker in held and (event in ("begin", "fail") or running.get(worker) == held[worker]):
             action: dict[str, Callable[[str], None]] = {
                 "begin": begin,

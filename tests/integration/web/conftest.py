@@ -28,7 +28,8 @@ from tasks.broker.lanes import Held, Lanes
 from tasks.celery import app as celery_app
 from tasks.intake.submit import Accepted, Submitter
 from tasks.state.cluster import Cluster, WorkerReport
-from tasks.state.records import Records, encode_outcome
+from tasks.state.outcomes import encode_outcome
+from tasks.state.records import Records
 from tasks.state.transitions import Step, Transitions
 from tests.integration.web.conformance import CheckedClient, Conformance
 from web.app import create_app
@@ -193,7 +194,7 @@ class FakeWorker:
         self.end(task_id, state, encode_outcome(task_id, error), model)
 
     def end(self, task_id: str, state: TaskState, payload: bytes, model: str) -> None:
-        commands = self.transitions.ended({"model": model}, task_id, state, payload)
+        commands = self.transitions.commands.ended({"model": model}, task_id, state, payload)
         self.transitions.finish([Step(task_id, Held(), commands)])
 
     def settle(self, task: Accepted) -> None:

@@ -19,7 +19,8 @@ from inferno.settings import Settings
 from tasks.broker.connection import connect
 from tasks.broker.lanes import Held
 from tasks.results.bridge import Bridge, Waiter
-from tasks.state.records import Record, Records, encode_outcome
+from tasks.state.outcomes import encode_outcome
+from tasks.state.records import Record, Records
 from tasks.state.transitions import Arrival, Step
 
 
@@ -240,7 +241,7 @@ def test_outcomes_of_own_tasks_come_in_one_message(bridge, store, worker, until)
     payloads = {i: encode_outcome(i, b"{}") for i in ids}
     transitions.finish(
         [
-            Step(i, Held(), transitions.ended({}, i, TaskState.SUCCEEDED, payload))
+            Step(i, Held(), transitions.commands.ended({}, i, TaskState.SUCCEEDED, payload))
             for i, payload in payloads.items()
         ]
     )

@@ -15,7 +15,9 @@ from inferno.protocol.tasks import BatchInfo, Result, TaskState, Timings
 from inferno.testing.processes import wait_until, worker
 from tasks.broker.lanes import Held
 from tasks.broker.webhook_message import message, message_id
-from tasks.state.records import Record, encode_outcome
+from tasks.results import views as documents
+from tasks.state.outcomes import encode_outcome
+from tasks.state.records import Record
 from tasks.state.transitions import Step, Transitions
 from tests.integration.conftest import accept, send
 from tests.receiver import Received, Receiver, receiver
@@ -49,8 +51,13 @@ def webhooks_env(env: dict[str, str]) -> dict[str, str]:
 def publish(celery: Any) -> Publish:
     """Publish a webhook as any Celery client would."""
 
-    def publish(url: str, task_id: str, event: str = "completed") -> str:
-        sent = message(url, task_id, event, "m", 1, 1_700_000_000.25)
+    def publish(
+        url: str,
+        task_id: str,
+        event: str = "completed",
+        occurred_at: float | None = 1_700_000_000.25,
+    ) -> str:
+        sent = message(url, task_id, event, "m", 1, occurred_at)
         celery.send_task(sent.name, kwargs=sent.kwargs, queue=sent.queue)
         return message_id(task_id, event)
 
@@ -65,7 +72,9 @@ def finish(transitions: Transitions, task_id: str, state: TaskState = TaskState.
         {"y": 1.5}, "m", 1, Timings(1, 2, 3, 6), BatchInfo("b", 1, 1, "idle", 2.5, 3.0), "w@test"
     )
     payload = encode_outcome(task_id, msgspec.json.encode(result))
-    transitions.finish([Step(task_id, Held(), transitions.ended({}, task_id, state, payload))])
+    transitions.finish(
+        [Step(task_id, Held(), transitions.commands.ended({}, task_id, state, payload))]
+    )
 
 
 def test_a_webhook_is_tried_again_until_it_is_taken(
@@ -93,6 +102,17 @@ def test_a_webhook_is_tried_again_until_it_is_taken(
     # Addresses and contents may be secret.
     assert "TOKEN" not in log.read_text()
     assert "outputs" not in log.read_text()
+
+
+def test_a_webhook_without_a_time_says_when_its_task_ended(
+    here: Receiver, webhooks_env, transitions, records, publish, log: Path
+) -> None:
+    finish(transitions, "hook-2")
+    with worker("webhooks", webhooks_env, log):
+        publish(here.url("/hook"), "hook-2", occurred_at=None)
+        wait_until(lambda: here.received)
+    record, _ = records.fetch("hook-2")
+    assert json.loads(here.received[0].body)["timestamp"] == documents.time(record.finished_at)
 
 
 def test_what_cannot_be_delivered_is_given_up_with_one_warning(

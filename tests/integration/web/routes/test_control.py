@@ -40,7 +40,7 @@ def run(worker, task_id, batch_id="b-1"):
 
 
 def postpone(worker, task_id):
-    commands = worker.transitions.retried(task_id, 1, 4_000_000_000.0)
+    commands = worker.transitions.commands.retried(task_id, 1, 4_000_000_000.0)
     worker.transitions.finish([Step(task_id, Held(), commands)])
 
 
@@ -59,7 +59,7 @@ def bury(worker, task_id, model="sentiment", payload=None):
         "died_at": time.time(),
         "payload": orjson.dumps(payload or {"inputs": {"text": "Good."}, "version": 2}),
     }
-    commands = worker.transitions.buried(task_id, fields)
+    commands = worker.transitions.commands.buried(task_id, fields)
     worker.transitions.finish([Step(task_id, Held(), commands)])
 
 

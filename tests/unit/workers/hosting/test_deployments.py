@@ -52,17 +52,17 @@ def model(tmp_path: Path) -> Model:
     [
         (Deployment(), 3),
         # The newest version that all workers had; a newer one must be loaded everywhere first.
-        (Deployment(shares={2: 1.0}), 2),
+        (Deployment(weights={2: 1.0}), 2),
         # The version was removed.
-        (Deployment(shares={9: 1.0}), 3),
+        (Deployment(weights={9: 1.0}), 3),
         (Deployment(withdrawn=frozenset({3})), 2),
-        (Deployment(shares={3: 1.0}, withdrawn=frozenset({3})), 2),
+        (Deployment(weights={3: 1.0}, withdrawn=frozenset({3})), 2),
         (Deployment(withdrawn=frozenset({1, 2, 3})), None),
-        (Deployment(shares={1: 1.0}, fixed=True), 1),
-        (Deployment(shares={1: 1.0, 2: 3.0}, fixed=True), 2),
+        (Deployment(weights={1: 1.0}, pinned=True), 1),
+        (Deployment(weights={1: 1.0, 2: 3.0}, pinned=True), 2),
         # A chosen version is not replaced by another one.
-        (Deployment(shares={9: 1.0}, fixed=True), None),
-        (Deployment(fixed=True), None),
+        (Deployment(weights={9: 1.0}, pinned=True), None),
+        (Deployment(pinned=True), None),
     ],
 )
 def test_what_is_wanted_decides_which_version_answers(model, wanted, active):
@@ -73,13 +73,13 @@ def test_a_choice_at_run_time_goes_before_that_of_the_settings(tmp_path):
     write(tmp_path, 1, 2)
     model = Repository.read(RepositorySettings(root=tmp_path, active={"m": 1})).model("m")
     assert Deployment().applied(model).active == 1
-    assert Deployment(shares={2: 1.0}).applied(model).active == 1
-    assert Deployment(shares={2: 1.0}, fixed=True).applied(model).active == 2
+    assert Deployment(weights={2: 1.0}).applied(model).active == 1
+    assert Deployment(weights={2: 1.0}, pinned=True).applied(model).active == 2
     assert Deployment(withdrawn=frozenset({1})).applied(model).active is None
 
 
 def test_versions_get_their_shares(model):
-    shared = Deployment(shares={1: 1.0, 2: 2.0, 3: 1.0}, fixed=True).applied(model)
+    shared = Deployment(weights={1: 1.0, 2: 2.0, 3: 1.0}, pinned=True).applied(model)
     versions = Counter(shared.served(None, n / 1000).version for n in range(1000))
     assert versions == {1: 250, 2: 500, 3: 250}
     assert shared.served(None, 1.0).version == 3
@@ -127,10 +127,10 @@ def hosted(model: Model, **repository: object) -> HostedModel:
         ("active", Deployment(), [3]),
         ("none", Deployment(), []),
         # The current version answers until all workers have the newest.
-        ("active", Deployment(shares={1: 1.0}), [1, 3]),
-        ("active", Deployment(shares={1: 1.0}, fixed=True), [1]),
-        ("none", Deployment(shares={1: 1.0, 2: 1.0}, fixed=True), [1, 2]),
-        ("active", Deployment(shares={1: 1.0}, fixed=True, loaded=frozenset({2})), [1, 2]),
+        ("active", Deployment(weights={1: 1.0}), [1, 3]),
+        ("active", Deployment(weights={1: 1.0}, pinned=True), [1]),
+        ("none", Deployment(weights={1: 1.0, 2: 1.0}, pinned=True), [1, 2]),
+        ("active", Deployment(weights={1: 1.0}, pinned=True, loaded=frozenset({2})), [1, 2]),
         ("all", Deployment(withdrawn=frozenset({3})), [1, 2]),
         ("active", Deployment(withdrawn=frozenset({3})), [2]),
     ],
@@ -151,14 +151,14 @@ def test_where_the_newest_version_is_broken_the_one_before_has_to_do(model):
     assert here.takes_tasks
     assert "broken" in (here.held[3].error or "")
     # If other workers have the version, this one must not take their tasks.
-    wanted = Deployment(shares={3: 1.0})
+    wanted = Deployment(weights={3: 1.0})
     here.reconcile(wanted.applied(model), wanted)
     assert not here.takes_tasks
 
 
 def test_a_version_that_has_lost_its_share_is_let_go(model):
-    first = Deployment(shares={1: 1.0}, fixed=True)
-    then = Deployment(shares={2: 1.0}, fixed=True)
+    first = Deployment(weights={1: 1.0}, pinned=True)
+    then = Deployment(weights={2: 1.0}, pinned=True)
     for preload, gone in (("active", [1]), ("all", [])):
         here = hosted(model, preload=preload)
         here.reconcile(first.applied(model), first)

@@ -1,0 +1,114 @@
+"""The one outcome of a finished task, in Celery's own format (steps "settle" and "deliver").
+
+It is stored under the task's result key, where `celery.result.AsyncResult` finds it, and published
+on the channel of that name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import msgspec
+from celery.exceptions import TaskRevokedError
+
+from inferno.errors import ForwardFailed, InfernoError, TaskCancelled
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """The one outcome of a finished task."""
+
+    task_id: str
+    #: JSON of `inferno.protocol.tasks.Result` if the task succeeded; empty otherwise.
+    result: msgspec.Raw
+    #: The error if the task did not succeed.
+    error: InfernoError | None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the task has a result."""
+        return self.error is None
+
+
+class _Meta(msgspec.Struct):
+    """The fields of Celery's format that are read."""
+
+    task_id: str
+    status: str
+    result: msgspec.Raw
+
+
+class _Written(_Meta):
+    """All fields of Celery's format."""
+
+    traceback: None
+    children: list[str]
+    date_done: str
+
+
+class _Failure(msgspec.Struct):
+    """Celery's format of an exception."""
+
+    exc_type: str
+    exc_message: Any
+    exc_module: str | None = None
+
+
+_decode_meta = msgspec.json.Decoder(_Meta).decode
+_decode_metas = msgspec.json.Decoder(list[_Meta]).decode
+_decode_failure = msgspec.json.Decoder(_Failure).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def decode_outcome(payload: bytes) -> Outcome | None:
+    """Read an outcome from Celery's format, as it is stored and published.
+
+    Returns:
+      The outcome, or None when the state is not final.
+    """
+    return _outcome(_decode_meta(payload))
+
+
+def decode_outcomes(payload: bytes) -> list[Outcome]:
+    """Read outcomes that were announced together: a JSON array of Celery's format."""
+    outcomes = map(_outcome, _decode_metas(payload))
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _outcome(meta: _Meta) -> Outcome | None:
+    if meta.status == "SUCCESS":
+        return Outcome(meta.task_id, meta.result, None)
+    if meta.status in ("FAILURE", "REVOKED"):
+        return Outcome(meta.task_id, msgspec.Raw(b""), _rebuild(_decode_failure(meta.result)))
+    return None
+
+
+def encode_outcome(task_id: str, result: bytes | InfernoError) -> bytes:
+    """Write an outcome in Celery's format.
+
+    Args:
+      task_id: id of the task.
+      result: JSON of the result, or the error.
+    """
+    status = "SUCCESS"
+    if isinstance(result, InfernoError):
+        status = "REVOKED" if isinstance(result, TaskCancelled) else "FAILURE"
+        result = msgspec.json.encode(
+            _Failure(type(result).__name__, list(result.args), type(result).__module__)
+        )
+    done = datetime.now(UTC).isoformat()
+    return _encode(_Written(task_id, status, msgspec.Raw(result), None, [], done))
+
+
+def _rebuild(failure: _Failure) -> InfernoError:
+    arguments = (
+        failure.exc_message if isinstance(failure.exc_message, list) else [str(failure.exc_message)]
+    )
+    if failure.exc_module == InfernoError.__module__:
+        kind = getattr(importlib.import_module(InfernoError.__module__), failure.exc_type)
+        return cast(InfernoError, kind(*arguments))
+    # Celery itself stored it: the task was revoked by hand, or no worker knows its name.
+    if failure.exc_type == TaskRevokedError.__name__:
+        return TaskCancelled("the task was revoked by Celery's remote control")
+    return ForwardFailed(": ".join([failure.exc_type, *map(str, arguments)]))
