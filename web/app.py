@@ -9,7 +9,7 @@ from web.calls import errors
 from web.oip import infer as oip
 from web.routes import cache, dead, health, infer, lanes, models, pages, reference, tasks
 from web.services import Services
-from web.sockets import routes as sockets
+from web.sockets import conversation as sockets
 from web.sockets.peer import Peers
 
 #: The families of routes.

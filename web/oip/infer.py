@@ -42,7 +42,7 @@ from tasks.intake.submit import Accepted
 from web.calls import disconnect, documents, idempotency
 from web.calls.errors import OipError, oip_error
 from web.calls.preference import PREFERENCE_APPLIED, prefer
-from web.oip import models as oip_models
+from web.oip import describe as oip_models
 from web.openapi.document import RETRY_AFTER, Answer, ErrorForm, Header, describe
 from web.routes import infer
 from web.routes.health import missing_models
