@@ -18,7 +18,7 @@ _settings = load()
 
 bind = f"{_settings.server.host}:{_settings.server.port}"
 workers = _settings.server.processes
-worker_class = "web.server.fast_predict.Worker"
+worker_class = "web.server.worker.Worker"
 worker_connections = _settings.server.connections
 # In C where gunicorn_h1c could be built, else in Python.
 http_parser = "auto"

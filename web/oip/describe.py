@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol says of a model: its metadata, and its configuration."""
+"""How the Open Inference Protocol describes errors and models."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from inferno.protocol import tensors
 from inferno.protocol.signature import TensorSpec
 from inferno.repository.repository import Package
 from tasks.state.statistics import BatchStatistics, Duration, VersionStatistics
+from web.calls.errors import OipError, oip_error
+from web.openapi.describe import ErrorForm
 
-#: What a server of the protocol calls the runtimes.
+#: Form of errors; the protocol has no separate status for invalid fields.
+ERRORS = ErrorForm(OipError, "application/json", 400, lambda error: oip_error(error.problem()))
+
+#: Names of the runtimes in the protocol.
 PLATFORMS = {
     "onnx": "onnx_onnxv1",
     "torchscript": "pytorch_torchscript",
@@ -25,7 +30,7 @@ class TensorMetadata(TypedDict):
 
     name: str
     datatype: Annotated[str, Meta(examples=["FP32"])]
-    shape: Annotated[list[int], Meta(description="-1 where a size is free.")]
+    shape: Annotated[list[int], Meta(description="-1 for a free dimension.")]
 
 
 class ModelMetadata(TypedDict):
@@ -42,8 +47,8 @@ def metadata(package: Package, versions: Iterable[int]) -> ModelMetadata:
     """Return a model's metadata.
 
     Args:
-      package: the version that it is described by.
-      versions: all of the model.
+      package: version whose signature is shown.
+      versions: versions of the model.
     """
     return {
         "name": package.name,
@@ -63,7 +68,7 @@ def _spec(spec: TensorSpec) -> TensorMetadata:
 
 
 def config(package: Package, max_batch_size: int, max_batch_delay_ms: float) -> dict[str, Any]:
-    """Return a model's configuration, as far as Triton's has a word for it."""
+    """Return the part of a model's configuration for which Triton has a term."""
     manifest, batched = package.manifest, package.signature.batched
 
     def tensor(spec: TensorSpec) -> dict[str, Any]:
@@ -80,7 +85,7 @@ def config(package: Package, max_batch_size: int, max_batch_delay_ms: float) -> 
         "platform": PLATFORMS.get(manifest.format, manifest.format),
         "backend": manifest.format,
         "version_policy": {"latest": {"num_versions": 1}},
-        # Of a model that takes no batches, Triton says 0.
+        # 0 stands for a model without batches.
         "max_batch_size": max_batch_size if batched else 0,
         "input": [tensor(spec) for spec in package.signature.inputs],
         "output": [tensor(spec) for spec in package.signature.outputs],
@@ -102,7 +107,7 @@ def _config_type(dtype: str) -> str:
 
 
 class InferenceStatistics(TypedDict):
-    """How often tasks came to what, and how long that took together."""
+    """Number of tasks by outcome and step, and their total time."""
 
     success: Duration
     fail: Duration
@@ -115,7 +120,7 @@ class InferenceStatistics(TypedDict):
 
 
 class ModelStatistics(TypedDict):
-    """What the tasks of a version have come to."""
+    """Statistics of a version."""
 
     name: str
     version: str
@@ -127,7 +132,7 @@ class ModelStatistics(TypedDict):
 
 
 def statistics(model: str, version: int, found: VersionStatistics) -> ModelStatistics:
-    """Return what the tasks of a version have come to, in Triton's words."""
+    """Return the statistics of a version, in Triton's terms."""
     return {
         "name": model,
         "version": str(version),
@@ -142,7 +147,7 @@ def statistics(model: str, version: int, found: VersionStatistics) -> ModelStati
             "compute_infer": found.compute_infer,
             "compute_output": found.compute_output,
             "cache_hit": found.cache_hit,
-            # What it takes to look in vain is not measured.
+            # The time of a lookup without a hit is not measured.
             "cache_miss": Duration(found.misses, 0),
         },
         "batch_stats": found.batch_stats,

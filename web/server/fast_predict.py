@@ -1,242 +1,229 @@
-"""gunicorn's gevent worker, with a short way for plain synchronous predicts.
+"""The short way of plain predicts: step submit and step deliver without WSGI and Flask.
 
-WSGI's environment, Flask's routing and contexts, and a response that is sent in two pieces cost
-more than all the rest that the web tier does for a call. So a POST to `.../models/<model>:predict`
-that asks for nothing in particular is answered from here, in one piece, if it succeeds. All other
-requests, and all other answers, are Flask's.
+WSGI's environment, Flask's routing and contexts, and an answer in two writes cost more than the
+rest of the web tier's work for a call. A POST to `.../models/<model>:predict` whose head is plain
+is therefore answered here, in one write, if it succeeds. Flask answers all other requests, and
+renders all other answers: the short way has no rules of its own.
 
-The heads of a client's requests are alike, and to parse one costs as much as to validate its body.
-So gunicorn's parser says once what a head asks for, and the same bytes ask for the same again.
+A head is plain if it has no query and only headers that change nothing about a predict. gunicorn's
+parser reads it, once: parsed heads are cached by their bytes, because the heads of a client's
+requests are alike and parsing one costs as much as checking its body.
 """
 
 from __future__ import annotations
 
-import errno
 import re
 import socket
-import ssl
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
-from gunicorn import util
+from flask import Flask, Response
 from gunicorn.http import wsgi
 from gunicorn.http.message import Request
 from gunicorn.http.unreader import IterUnreader
-from gunicorn.workers.ggevent import GeventWorker
 
-from inferno.protocol.requests import is_binary, parse_predict
-from web.calls import documents
+from inferno.protocol.requests import parse_predict
+from web.calls import documents, run
 from web.calls.preference import Preference
-from web.routes import infer
+from web.security import Head
 
-#: Headers of requests that are not plain.
-_PARTICULAR = frozenset(
+#: Headers that Flask ignores on a predict, and those that `plain` checks itself. A request with
+#: any other header is not plain: it may change the answer, now or for a hook of `web.security`.
+_HARMLESS = frozenset(
     {
-        "CACHE-CONTROL",
-        "EXPECT",
-        "IDEMPOTENCY-KEY",
-        "INFERNO-STICKY-KEY",
-        "INFERNO-VERSION",
-        "PREFER",
-        "TRANSFER-ENCODING",
-        "UPGRADE",
+        # Read by `plain`.
+        "CONNECTION",
+        "CONTENT-LENGTH",
+        "CONTENT-TYPE",
+        # The app has no virtual hosts.
+        "HOST",
+        # Predicts have one representation: JSON, not compressed, in no language.
+        "ACCEPT",
+        "ACCEPT-ENCODING",
+        "ACCEPT-LANGUAGE",
+        "USER-AGENT",
+        # Added by proxies; gunicorn is configured to ignore them.
+        "X-FORWARDED-FOR",
+        "X-FORWARDED-HOST",
+        "X-FORWARDED-PORT",
+        "X-FORWARDED-PROTO",
+        "X-REAL-IP",
     }
 )
+_JSON = re.compile(r"application/json(?:\s*;\s*charset=\"?utf-8\"?)?", re.IGNORECASE)
 
 _HEAD = (
     b"HTTP/1.1 200 OK\r\nServer: gunicorn\r\nDate: %b\r\nConnection: %b\r\n"
     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
 )
 
-#: So many bytes of a request are looked at before it is taken.
-_LOOK_BYTES = 65_536
-#: Heads that are remembered, and the longest of them.
-_HEADS = 1024
+#: Number of heads that are cached, and the size of the longest, in bytes.
+_CACHED_HEADS = 1024
 _LONGEST_HEAD = 4096
 
 
-class _Plain(NamedTuple):
-    """What the head of a plain predict says."""
+@dataclass(frozen=True)
+class PlainHead:
+    """What the head of a plain predict asks for. It is cached, so it holds nobody's identity."""
 
+    head: Head
     model: str
     body_bytes: int
-    #: The client wants the connection to be closed after the answer.
+    #: Whether the client wants the connection to be closed after the answer.
     closes: bool
 
 
-class Worker(GeventWorker):  # type: ignore[misc]
-    """Serves the Flask app of `web.app`."""
+class Exchange:
+    """One plain predict on a connection."""
 
-    def init_process(self) -> None:
-        """Prepare what each request needs, in the new process."""
-        self._dated: tuple[int, bytes] = (0, b"")
-        self._known = lru_cache(_HEADS)(self._read)
-        super().init_process()
+    __slots__ = ("_body", "_read_body", "_request", "addr", "head", "listener_name", "sock")
 
-    def load_wsgi(self) -> None:
-        """Load the app, and read what a plain predict needs of it."""
-        super().load_wsgi()
-        settings = self.wsgi.extensions["inferno"].settings
-        self._preference = Preference(settings.server.sync_wait_ms / 1000)
-        self._most_bytes = settings.limits.max_body_bytes
-        prefixes = "|".join(map(re.escape, self.wsgi.extensions["prefixes"]))
-        self._path = re.compile(f"(?:{prefixes})/models/([^/%]+):predict")
-
-    def handle(self, listener: socket.socket, client: socket.socket, addr: Any) -> None:
-        """Serve a connection: by ourselves until it asks for something else than a predict."""
-        others = isinstance(client, ssl.SSLSocket) or self.cfg.proxy_protocol != "off"
-        if others or self._serve(listener, client, addr):
-            super().handle(listener, client, addr)
-        else:
-            util.close(client)
-
-    def handle_request(
-        self, listener_name: Any, req: Request, sock: socket.socket, addr: Any
-    ) -> None:
-        """Answer one request of a connection that asks for many things."""
-        plain = self._plain(req)
-        if plain is None or not self._continues():
-            super().handle_request(listener_name, req, sock, addr)
-        elif not self._predict(
-            plain, req.body.read(), sock, lambda: (listener_name, req, sock, addr)
-        ):
-            raise StopIteration
-
-    def _serve(self, listener: socket.socket, client: socket.socket, addr: Any) -> bool:
-        """Answer plain predicts; return whether gunicorn shall go on with what comes then."""
-        listener_name = listener.getsockname()
-        client.setblocking(True)
-        try:
-            while True:
-                seen = b""
-                with self.timeout_ctx():
-                    seen = client.recv(_LOOK_BYTES, socket.MSG_PEEK)
-                end = seen.find(b"\r\n\r\n") + 4
-                if end < 4:
-                    return bool(seen)
-                head = seen[:end]
-                plain = (self._known if end <= _LONGEST_HEAD else self._read)(head)
-                if plain is None or not self._continues():
-                    return True
-                body = _receive(client, end + plain.body_bytes)[end:]
-                if len(body) < plain.body_bytes:
-                    return False
-
-                def call(head: bytes = head, body: bytes = body) -> tuple[Any, ...]:
-                    req = Request(self.cfg, IterUnreader([head, body]), addr)
-                    return listener_name, req, client, addr
-
-                if not self._predict(plain, body, client, call):
-                    return False
-        except StopIteration:
-            return False
-        except OSError as exc:
-            if exc.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
-                self.log.exception("Socket error processing request.")
-            return False
-        except Exception:
-            self.log.exception("Error handling request")
-            return False
-
-    def _continues(self) -> bool:
-        """Return whether this process may answer one more request without gunicorn's looking."""
-        return bool(self.nr + 1 < self.max_requests)
-
-    def _predict(
+    def __init__(
         self,
-        plain: _Plain,
-        body: bytes,
+        head: PlainHead,
         sock: socket.socket,
-        request: Callable[[], tuple[Any, ...]],
-    ) -> bool:
-        """Answer one plain predict; return whether the connection goes on.
+        addr: Any,
+        listener_name: Any,
+        request: Callable[[bytes], Request],
+        read_body: Callable[[], bytes],
+    ) -> None:
+        """Store the exchange; the body is not read yet.
 
         Args:
-          plain: what its head says.
-          body: all of it.
+          head: the head of the request.
           sock: the client's connection.
-          request: gives the arguments of `handle_request`, for Flask to answer.
-        Raises:
-          StopIteration: Flask has answered, and the connection does not go on.
+          addr: the client's address.
+          listener_name: the server's address.
+          request: returns gunicorn's request, from the body as far as it was read.
+          read_body: reads the body; it is shorter than the head says if the client has left.
         """
-        self.nr += 1
+        self.head = head
+        self.sock = sock
+        self.addr = addr
+        self.listener_name = listener_name
+        self._request = request
+        self._read_body = read_body
+        self._body: bytes | None = None
+
+    def body(self) -> bytes:
+        """Return the body, which is read by the first call."""
+        if self._body is None:
+            self._body = self._read_body()
+        return self._body
+
+    def request(self) -> Request:
+        """Return gunicorn's request, for Flask."""
+        return self._request(self._body or b"")
+
+
+class FastPredict:
+    """Answers plain predicts of an app."""
+
+    def __init__(self, app: Flask, cfg: Any) -> None:
+        """Prepare what every request needs.
+
+        Args:
+          app: the app of `web.app`.
+          cfg: gunicorn's configuration.
+        """
+        here = app.extensions["inferno"]
+        self._app = app
+        self._cfg = cfg
+        self._admit = app.extensions["admit"]
+        self._gateway = here.gateway
+        self._preference = Preference(here.settings.server.sync_wait_ms / 1000)
+        self._most_bytes = here.settings.limits.max_body_bytes
+        prefixes = "|".join(map(re.escape, app.extensions["prefixes"]))
+        self._path = re.compile(rf"(?:{prefixes})/models/([\w.-]+):predict", re.ASCII)
+        self._cached = lru_cache(_CACHED_HEADS)(self._parse)
+        #: The current second and its `Date` header.
+        self._dated: tuple[int, bytes] = (0, b"")
+
+    def read_head(self, text: bytes) -> PlainHead | None:
+        """Return what a head asks for, or None if it is not plain.
+
+        Args:
+          text: from the request line to the empty line.
+        """
+        return self._cached(text) if len(text) <= _LONGEST_HEAD else self._parse(text)
+
+    def _parse(self, text: bytes) -> PlainHead | None:
+        # gunicorn's parsers differ in what they make of bare line feeds.
+        if text.count(b"\n") != text.count(b"\r\n"):
+            return None
         try:
-            wanted = parse_predict(body, plain.model)
-            ran = infer.run(self.wsgi.extensions["inferno"], wanted, self._preference, None, sock)
+            return self.plain(Request(self._cfg, IterUnreader([text]), ""))
+        except Exception:
+            return None  # gunicorn answers malformed heads.
+
+    def plain(self, req: Request) -> PlainHead | None:
+        """Return what a request asks for, or None if it is not plain."""
+        path = self._path.fullmatch(req.uri)
+        if path is None or req.method != "POST" or req.version != (1, 1):
+            return None
+        headers: dict[str, str] = {}
+        for name, value in req.headers:
+            if name not in _HARMLESS or name in headers:
+                return None
+            headers[name] = value
+        size = headers.get("CONTENT-LENGTH", "")
+        if not (size.isascii() and size.isdigit()) or int(size) > self._most_bytes:
+            return None
+        if "CONTENT-TYPE" in headers and not _JSON.fullmatch(headers["CONTENT-TYPE"]):
+            return None
+        if headers.get("CONNECTION", "keep-alive").lower() not in ("keep-alive", "close"):
+            return None
+        head = Head("POST", req.uri, {name.lower(): value for name, value in headers.items()})
+        return PlainHead(head, path[1], int(size), req.should_close())
+
+    def answer(self, exchange: Exchange, alive: bool) -> bool:
+        """Answer a plain predict; return whether the connection goes on.
+
+        Args:
+          exchange: the predict.
+          alive: whether this process takes further requests.
+        """
+        head = exchange.head
+        try:
+            self._admit(head.head)
+            body = exchange.body()
+            wanted = parse_predict(body, head.model)
+            call = run.Call(wanted, self._preference, None, exchange.sock)
+            ran = run.predict(self._gateway, call)
         except Exception as exc:
             error = exc
-            self._answer(
-                lambda: self.wsgi.make_response(self.wsgi.handle_user_exception(error)), request()
-            )
-            return True
-        outcome = ran[1]
+            return self._render(exchange, alive, lambda: self._app.handle_user_exception(error))
+        outcome = ran.outcome
         if outcome is None or outcome.error is not None or wanted.by_instance:
-            self._answer(lambda: infer.predicted(ran, wanted, body, self._preference), request())
-            return True
+            return self._render(
+                exchange, alive, lambda: run.answer_predict(self._gateway, call, ran, body)
+            )
         document = documents.succeeded(outcome)
-        goes_on = self.alive and not plain.closes
+        goes_on = alive and not head.closes
         connection = b"keep-alive" if goes_on else b"close"
-        sock.sendall(_HEAD % (self._date(), connection, len(document), document))
+        exchange.sock.sendall(_HEAD % (self._date(), connection, len(document), document))
         return goes_on
 
-    def _read(self, head: bytes) -> _Plain | None:
-        """Return what the head of a request says, or None when it is not one of a plain predict."""
-        unreader = IterUnreader([head])
-        try:
-            plain = self._plain(Request(self.cfg, unreader, ""))
-        except Exception:
-            return None  # gunicorn tells its client what is wrong with it.
-        # gunicorn may see its end elsewhere: lines may also end with a line feed alone.
-        return None if unreader.take_buffered() else plain
-
-    def _plain(self, req: Request) -> _Plain | None:
-        """Return what a plain predict asks for, or None when the request is something else."""
-        path = self._path.fullmatch(req.path)
-        if path is None or req.method != "POST":
-            return None
-        size = ""
-        for name, value in req.headers:
-            if name in _PARTICULAR:
-                return None
-            if name == "CONTENT-LENGTH":
-                size = value
-            elif name == "CONTENT-TYPE" and is_binary(value):
-                return None
-        if not size.isdigit() or int(size) > self._most_bytes:
-            return None
-        return _Plain(path[1], int(size), req.should_close())
-
-    def _answer(self, render: Callable[[], Any], request: tuple[Any, ...]) -> None:
-        """Answer as Flask would, with what is rendered in a context of the request."""
-        listener_name, req, sock, addr = request
-        response, environ = wsgi.create(req, sock, addr, listener_name, self.cfg)
-        if not self.alive:
+    def _render(self, exchange: Exchange, alive: bool, respond: Callable[[], Any]) -> bool:
+        """Answer as Flask does after a view; return whether the connection goes on."""
+        response, environ = wsgi.create(
+            exchange.request(), exchange.sock, exchange.addr, exchange.listener_name, self._cfg
+        )
+        if not alive:
             response.force_close()
-        with self.wsgi.request_context(environ):
-            chunks: Iterable[bytes] = render()(environ, response.start_response)
-            for chunk in chunks:
+        with self._app.request_context(environ):
+            answer: Response = self._app.finalize_request(respond())
+            for chunk in answer(environ, response.start_response):
                 response.write(chunk)
         response.close()
-        if response.should_close():
-            raise StopIteration
+        return not response.should_close()
 
     def _date(self) -> bytes:
         now = int(time.time())
         if self._dated[0] != now:
             self._dated = now, formatdate(now, usegmt=True).encode()
         return self._dated[1]
-
-
-def _receive(sock: socket.socket, size: int) -> bytes:
-    """Return so many bytes, or fewer when the client ends the connection."""
-    received = sock.recv(size)
-    if len(received) == size or not received:
-        return received
-    chunks, missing = [received], size - len(received)
-    while missing and (chunk := sock.recv(missing)):
-        chunks.append(chunk)
-        missing -= len(chunk)
-    return b"".join(chunks)

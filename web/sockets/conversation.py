@@ -1,110 +1,41 @@
-"""WebSockets: one task on a socket of its own, or any number of tasks on one.
+"""A conversation on a WebSocket: what its client asks for, and the tasks that it awaits.
 
-WS /ws/<task_id>   one envelope when the task is over, then closed
-WS /ws             submit, subscribe, unsubscribe, cancel, ping; results as they come
+Messages are handled on the greenlet of the socket; each submit runs on a thread of its own, and
+outcomes arrive on the thread of the bridge.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from flask import Blueprint, current_app
-from flask_sock import Sock
-from simple_websocket import Server  # type: ignore[import-untyped]
 
 from inferno.errors import BrokerUnavailable, InfernoError, InvalidField, InvalidRequest
 from inferno.protocol.requests import convert_submit
 from inferno.protocol.tasks import TaskState
+from tasks.gateway import Gateway
 from tasks.intake.submit import new_task_id
 from tasks.results.bridge import Subscription
 from tasks.results.views import TaskView
-from tasks.state.records import Outcome
+from tasks.state.records import Outcome, Records
 from web.calls import documents
 from web.calls.errors import UNEXPECTED
 from web.calls.idempotency import from_field
-from web.calls.parameters import read
-from web.calls.preference import Wait, granted_s
-from web.services import Services, services
-from web.sockets.peer import Peer, Peers
+from web.sockets.peer import Peer
 
-blueprint = Blueprint("sockets", __name__)
-
-#: How long `/ws/<task_id>` waits at most, and by default, in seconds.
-WAIT_S = 300.0
-#: Results of at most so many bytes are kept while they wait to be sent; others are fetched again.
+#: Largest result that is kept while it waits to be sent, in bytes; larger ones are fetched again.
 SMALL_BYTES = 16_384
-#: Submits of one socket that are under way at the same time.
+#: Number of submits of one socket that may run at the same time.
 SUBMITTING = 32
 
 log = logging.getLogger(__name__)
 
 
-def _peers() -> Peers:
-    peers: Peers = current_app.extensions["peers"]
-    return peers
-
-
-def one_task(ws: Server, task_id: str) -> None:
-    """Tell a client how one task ended."""
-    here = services()
-    with _peers().open(ws) as peer:
-        try:
-            wait_s = granted_s(read(Wait).wait, default_s=WAIT_S, most_s=WAIT_S)
-            record, outcome = here.fetch(task_id)
-            document = documents.task(task_id, record, outcome)
-        except InfernoError as exc:
-            peer.put(_error(task_id, exc))
-            return
-        if TaskState(document["status"]).terminal:
-            peer.put(_envelope(document))
-            return
-
-        def last_word(arrivals: Sequence[_Arrival]) -> Iterator[bytes]:
-            try:
-                yield from _outcomes(here, arrivals)
-            except BrokerUnavailable as exc:
-                yield _error(task_id, exc)
-
-        def arrived(outcome: Outcome) -> None:
-            peer.push(last_word, _Arrival.of(outcome))
-            peer.close()
-
-        subscription = here.bridge.subscribe(task_id, arrived)
-        here.deadlines.watch(task_id, None if record is None else record.deadline)
-        try:
-            deadline = time.monotonic() + wait_s
-            while (remaining_s := deadline - time.monotonic()) > 0:
-                # Nothing is expected from the client, but that it leaves is noticed here.
-                peer.receive(remaining_s)
-        finally:
-            subscription.close()
-        peer.put(documents.encode({"type": "timeout", "task_id": task_id, "data": document}))
-
-
-def many_tasks(ws: Server) -> None:
-    """Hold a conversation about any number of tasks."""
-    here = services()
-    with _peers().open(ws) as peer:
-        conversation = Conversation(here, peer)
-        try:
-            while True:
-                conversation.handle(peer.receive() or b"")
-        finally:
-            conversation.end()
-
-
-_sock = Sock()
-_sock.route("/ws", bp=blueprint)(many_tasks)
-_sock.route("/ws/<task_id>", bp=blueprint)(one_task)
-
-
 class _TaskIds(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of `subscribe`, `unsubscribe` and `cancel`."""
+    """The members of `subscribe`, `unsubscribe` and `cancel`."""
 
     task_id: str | None = None
     task_ids: list[str] = []
@@ -114,20 +45,26 @@ class _TaskIds(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Conversation:
-    """One multiplexed socket: what its client says, and the tasks it waits for."""
+    """One multiplexed socket: what its client asks for, and the tasks that it awaits."""
 
-    def __init__(self, here: Services, peer: Peer) -> None:
-        """Begin; nothing is waited for yet."""
-        self._here = here
+    def __init__(self, gateway: Gateway, peer: Peer, most: int) -> None:
+        """Begin a conversation that awaits nothing.
+
+        Args:
+          gateway: submits and finds tasks.
+          peer: the client.
+          most: number of tasks that the socket may await at the same time.
+        """
+        self._gateway = gateway
         self._peer = peer
-        self._most = here.settings.websocket.max_subscriptions
+        self._most = most
         self._submitting = threading.BoundedSemaphore(SUBMITTING)
         self._lock = threading.Lock()
         self._ended = False
-        self._waiting: dict[str, Subscription] = {}
-        #: Tasks whose acceptance is not said yet, with the outcomes of those that are over already.
+        self._awaited: dict[str, Subscription] = {}
+        #: Tasks whose `accepted` is not sent yet, with the outcome if it has come first.
         self._unsaid: dict[str, Outcome | None] = {}
-        #: The last tasks that were delivered, so that none arrives twice.
+        #: The tasks that were delivered last, so that none is delivered twice.
         self._delivered: dict[str, None] = {}
         self._handlers: dict[str, Callable[[Any, dict[str, Any]], None]] = {
             "submit": self._submit,
@@ -138,7 +75,7 @@ class Conversation:
         }
 
     def handle(self, text: str | bytes) -> None:
-        """Do what a message asks for; a bad one is answered with an error."""
+        """Do what a message asks for; a bad message is answered with an error."""
         reference = None
         try:
             message = _decode(text)
@@ -153,65 +90,64 @@ class Conversation:
             self._say(reference, {"type": "error", "data": exc.problem()})
 
     def end(self) -> None:
-        """Wait for nothing any more."""
+        """Stop waiting for tasks."""
         with self._lock:
             self._ended = True
-            subscriptions = list(self._waiting.values())
+            subscriptions = list(self._awaited.values())
         for subscription in subscriptions:
             subscription.close()
 
     def _submit(self, reference: Any, message: dict[str, Any]) -> None:
-        # One after the other, a burst would reach its lane as a trickle, and ride in small batches.
+        # In parallel: one after the other, a burst would trickle into its lane in small batches.
         self._submitting.acquire()
         run = threading.Thread(target=self._submit_one, args=(reference, message), daemon=True)
         run.start()
 
     def _submit_one(self, reference: Any, message: dict[str, Any]) -> None:
         task_id = new_task_id()
-        said = False
+        accepted = False
         try:
             self._expect(task_id)
             key = message.pop("idempotency_key", None)
             text = msgspec.json.encode(message, order="sorted")
             idempotency = from_field(key, "submit", text)
-            task = self._here.submit(convert_submit(message), idempotency, task_id)
+            task = self._gateway.submit(convert_submit(message), idempotency, task_id)
             answer = {"type": "accepted", "data": documents.accepted(task, message)}
             if task.replayed:
                 self._say(reference, answer | {"replayed": True})
                 self._join(task.task_id)
             else:
                 self._say(reference, answer)
-                said = True
+                accepted = True
                 if task.outcome is not None:
-                    # It was over at once, and nobody will tell.
+                    # A task that is over at once is not announced.
                     self._arrived(task.outcome)
-                self._here.deadlines.watch(task_id, task.deadline)
         except InfernoError as exc:
             self._say(reference, {"type": "error", "data": exc.problem()})
         except Exception:
             log.exception("A submit failed")
             self._say(reference, {"type": "error", "data": UNEXPECTED.problem()})
         finally:
-            self._settle_expected(task_id, said)
+            self._said(task_id, accepted)
             self._submitting.release()
 
     def _expect(self, task_id: str) -> None:
-        """Wait for a task that is about to be submitted; its outcome is held back until released.
+        """Await a task that is about to be submitted; its outcome is held back until `_said` runs.
 
         Raises:
-          InvalidRequest: the socket waits for too many.
+          InvalidRequest: the socket awaits too many tasks.
         """
         self._check_room()
         with self._lock:
             if not self._ended:
                 self._unsaid[task_id] = None
-                self._waiting[task_id] = self._here.bridge.expect(task_id, self._arrived)
+                self._awaited[task_id] = self._gateway.bridge.expect(task_id, self._arrived)
 
-    def _settle_expected(self, task_id: str, said: bool) -> None:
-        """Deliver the outcome if it has come; without an acceptance, lose interest in it."""
+    def _said(self, task_id: str, accepted: bool) -> None:
+        """Deliver an outcome that came before its `accepted`; stop waiting if there was none."""
         with self._lock:
             outcome = self._unsaid.pop(task_id, None)
-            subscription = None if said else self._waiting.pop(task_id, None)
+            subscription = None if accepted else self._awaited.pop(task_id, None)
         if subscription is not None:
             subscription.close()
         elif outcome is not None:
@@ -219,40 +155,40 @@ class Conversation:
 
     def _subscribe(self, _: Any, message: dict[str, Any]) -> None:
         for task_id in _task_ids(message):
-            if task_id not in self._waiting and task_id not in self._delivered:
+            if task_id not in self._awaited and task_id not in self._delivered:
                 self._check_room()
                 self._join(task_id)
 
     def _join(self, task_id: str) -> None:
         try:
-            record, outcome = self._here.fetch(task_id)
+            record, outcome = self._gateway.fetch(task_id)
             document = documents.task(task_id, record, outcome)
         except InfernoError as exc:
-            self._peer.put(_error(task_id, exc))
+            self._peer.put(error_envelope(task_id, exc))
             return
         if TaskState(document["status"]).terminal:
             with self._lock:
-                # Who waits for it already is told by the bridge.
-                if task_id in self._delivered or task_id in self._waiting:
+                # A task that is awaited already is delivered by the bridge.
+                if task_id in self._delivered or task_id in self._awaited:
                     return
                 self._remember(task_id)
-            self._peer.put(_envelope(document))
+            self._peer.put(envelope(document))
         else:
             self._wait_for(task_id, None if record is None else record.deadline)
 
     def _unsubscribe(self, _: Any, message: dict[str, Any]) -> None:
         for task_id in _task_ids(message):
             with self._lock:
-                subscription = self._waiting.pop(task_id, None)
+                subscription = self._awaited.pop(task_id, None)
             if subscription is not None:
                 subscription.close()
 
     def _cancel(self, reference: Any, message: dict[str, Any]) -> None:
         for task_id in _task_ids(message):
             try:
-                self._here.control.cancel(task_id)
+                self._gateway.control.cancel(task_id)
             except InfernoError as exc:
-                # Not under the task's id: its outcome may still be on its way.
+                # Without `task_id` at the top, as this is not the task's outcome.
                 problem = {**exc.problem(), "task_id": task_id}
                 self._say(reference, {"type": "error", "data": problem})
             else:
@@ -262,17 +198,17 @@ class Conversation:
         self._say(reference, {"type": "pong"})
 
     def _check_room(self) -> None:
-        if len(self._waiting) >= self._most:
+        if len(self._awaited) >= self._most:
             raise InvalidRequest(f"one socket can wait for at most {self._most} tasks")
 
     def _wait_for(self, task_id: str, deadline: float | None) -> None:
-        # The lock keeps `_arrived` from running before the subscription is noted, and a client that
-        # subscribes to what it has just submitted from being told twice.
+        # The lock keeps `_arrived` from running before the subscription is stored, and it keeps a
+        # client that subscribes to its own new task from getting the outcome twice.
         with self._lock:
-            known = task_id in self._waiting or task_id in self._delivered
+            known = task_id in self._awaited or task_id in self._delivered
             if not self._ended and not known:
-                self._waiting[task_id] = self._here.bridge.subscribe(task_id, self._arrived)
-                self._here.deadlines.watch(task_id, deadline)
+                self._awaited[task_id] = self._gateway.bridge.subscribe(task_id, self._arrived)
+                self._gateway.deadlines.watch(task_id, deadline)
 
     def _arrived(self, outcome: Outcome) -> None:
         task_id = outcome.task_id
@@ -280,21 +216,21 @@ class Conversation:
             if task_id in self._unsaid:
                 self._unsaid[task_id] = outcome
                 return
-            subscription = self._waiting.pop(task_id, None)
+            subscription = self._awaited.pop(task_id, None)
             if subscription is None:
                 return
             self._remember(task_id)
         subscription.close()
-        self._peer.push(self._deliver, _Arrival.of(outcome))
+        self._peer.push(self._deliver, Arrival.of(outcome))
 
-    def _deliver(self, arrivals: Sequence[_Arrival]) -> Iterator[bytes | None]:
+    def _deliver(self, arrivals: Sequence[Arrival]) -> Iterator[bytes | None]:
         left = [arrival.task_id for arrival in arrivals]
         try:
-            for text in _outcomes(self._here, arrivals):
+            for text in envelopes(self._gateway.records, arrivals):
                 del left[0]
                 yield text
         except BrokerUnavailable:
-            # They arrive again when the bridge has its connection back.
+            # The bridge delivers them again once it has reconnected.
             for task_id in left:
                 with self._lock:
                     self._delivered.pop(task_id, None)
@@ -312,44 +248,46 @@ class Conversation:
         self._peer.put(documents.encode(message))
 
 
-class _Arrival(NamedTuple):
+class Arrival(NamedTuple):
     """A task that has just ended."""
 
     task_id: str
-    #: None where it is large, so that what waits to be sent stays small.
+    #: None for a large outcome, so that the queue of messages stays small.
     outcome: Outcome | None
 
     @classmethod
-    def of(cls, outcome: Outcome) -> _Arrival:
-        """Keep an outcome, or what it takes to read it again."""
+    def of(cls, outcome: Outcome) -> Arrival:
+        """Keep an outcome, or only its task's id if it is large."""
         small = memoryview(outcome.result).nbytes <= SMALL_BYTES
         return cls(outcome.task_id, outcome if small else None)
 
 
-def _outcomes(here: Services, arrivals: Sequence[_Arrival]) -> Iterator[bytes]:
-    """Yield the envelopes of tasks that are over.
+def envelopes(records: Records, arrivals: Sequence[Arrival]) -> Iterator[bytes]:
+    """Yield the messages of tasks that are over.
 
-    Their records are read in one round trip; a large result when it is its turn.
+    Their records are read in one round trip, and each large result when its message is sent.
 
     Raises:
       BrokerUnavailable: Redis does not answer.
     """
-    records = here.records.records([arrival.task_id for arrival in arrivals])
-    for (task_id, outcome), record in zip(arrivals, records, strict=True):
+    found = records.records([arrival.task_id for arrival in arrivals])
+    for (task_id, outcome), record in zip(arrivals, found, strict=True):
         if outcome is None:
-            record, outcome = here.records.fetch(task_id)
+            record, outcome = records.fetch(task_id)
         try:
-            yield _envelope(documents.task(task_id, record, outcome))
+            yield envelope(documents.task(task_id, record, outcome))
         except InfernoError as exc:
-            yield _error(task_id, exc)
+            yield error_envelope(task_id, exc)
 
 
-def _envelope(document: TaskView) -> bytes:
+def envelope(document: TaskView) -> bytes:
+    """Return the message of a task that is over."""
     kind = "result" if document["status"] == TaskState.SUCCEEDED else "error"
     return documents.encode({"type": kind, "task_id": document["task_id"], "data": document})
 
 
-def _error(task_id: str, error: InfernoError) -> bytes:
+def error_envelope(task_id: str, error: InfernoError) -> bytes:
+    """Return the message of a task whose outcome cannot be shown."""
     return documents.encode({"type": "error", "task_id": task_id, "data": error.problem()})
 
 
