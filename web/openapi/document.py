@@ -58,7 +58,7 @@ def routes(app: Flask, prefixes: Iterable[str]) -> Iterator[Route]:
     found: dict[tuple[Any, ...], list[Rule]] = {}
     for rule in app.url_map.iter_rules():
         view = app.view_functions[rule.endpoint]
-        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
             if not rule.websocket:
                 found.setdefault((view, method, frozenset(rule.arguments)), []).append(rule)
     for (view, method, _), rules in found.items():
