@@ -1,4 +1,4 @@
-"""The Flask app: every family of routes, on one screen."""
+"""The Flask app, composed of every family of routes."""
 
 from __future__ import annotations
 

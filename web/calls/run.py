@@ -103,11 +103,11 @@ class Ran(NamedTuple):
     outcome: Outcome | None
 
 
-def read(wanted: InferRequest, family: str, body: bytes, default_wait_s: float) -> Call:
+def read(inference: InferRequest, family: str, body: bytes, default_wait_s: float) -> Call:
     """Add what the headers of the current HTTP request ask for.
 
     Args:
-      wanted: what the body asks for.
+      inference: what the body asks for.
       family: the kind of request, for which an Idempotency-Key is valid.
       body: the body of the request.
       default_wait_s: how long to wait without a `Prefer` header, in seconds.
@@ -115,12 +115,12 @@ def read(wanted: InferRequest, family: str, body: bytes, default_wait_s: float) 
       InvalidRequest: a header is malformed, or the body names another version.
     """
     key = idempotency.from_header(family, body)
-    wanted = _with_headers(wanted, request.environ)
+    inference = _with_headers(inference, request.environ)
     preference = prefer(request.headers.get("Prefer"), default_wait_s)
-    return Call(wanted, preference, key, disconnect.socket_of(request.environ))
+    return Call(inference, preference, key, disconnect.socket_of(request.environ))
 
 
-def _with_headers(wanted: InferRequest, environ: Mapping[str, Any]) -> InferRequest:
+def _with_headers(inference: InferRequest, environ: Mapping[str, Any]) -> InferRequest:
     """Apply `Cache-Control`, `Inferno-Version` and `Inferno-Sticky-Key` to a request.
 
     Raises:
@@ -128,18 +128,18 @@ def _with_headers(wanted: InferRequest, environ: Mapping[str, Any]) -> InferRequ
     """
     cache_control = environ.get("HTTP_CACHE_CONTROL", "").lower()
     if "no-cache" in cache_control or "no-store" in cache_control:
-        wanted = msgspec.structs.replace(wanted, cache=False)
+        inference = msgspec.structs.replace(inference, cache=False)
     if (version := environ.get("HTTP_INFERNO_VERSION")) is not None:
         if not _VERSION.fullmatch(version):
             raise InvalidRequest(f"Inferno-Version: expected a number, got {version!r:.80}")
-        if wanted.version not in (None, int(version)):
+        if inference.version not in (None, int(version)):
             raise InvalidRequest(
-                f"Inferno-Version: the body names version {wanted.version}; name only one version"
+                f"Inferno-Version: the body names version {inference.version}; name only one"
             )
-        wanted = msgspec.structs.replace(wanted, version=int(version))
+        inference = msgspec.structs.replace(inference, version=int(version))
     if sticky := environ.get("HTTP_INFERNO_STICKY_KEY"):
-        wanted = msgspec.structs.replace(wanted, sticky=sticky)
-    return wanted
+        inference = msgspec.structs.replace(inference, sticky=sticky)
+    return inference
 
 
 def submit(gateway: Gateway, call: Call) -> Ran:

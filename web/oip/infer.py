@@ -110,10 +110,10 @@ def run_infer(name: str, version: str | None = None) -> Response:
     """Run a model; the call is a durable task like any other."""
     here = services()
     body = compression.read_body(here.settings.limits.max_body_bytes)
-    wanted, form = oip.parse_infer(
+    inference, form = oip.parse_infer(
         body, request.headers.get(oip.HEADER_LENGTH), name, version_number(version)
     )
-    task, result = _run(wanted, body)
+    task, result = _run(inference, body)
     if result is None:
         return documents.respond_accepted(task)
     package = here.repository.model(name).versions.get(task.version or 0)
@@ -177,12 +177,12 @@ def _generate(name: str, version: str | None) -> dict[str, Any] | Accepted:
         raise InvalidField(
             f"{name} takes no parameters, got {', '.join(given.parameters)}", "parameters"
         )
-    wanted = InferRequest({texts[0]: given.text_input}, name, version_number(version))
-    task, result = _run(wanted, body)
+    inference = InferRequest({texts[0]: given.text_input}, name, version_number(version))
+    task, result = _run(inference, body)
     return task if result is None else oip.write_generate(result, task.task_id, given.id)
 
 
-def _run(wanted: InferRequest, body: bytes) -> tuple[Accepted, bytes | None]:
+def _run(inference: InferRequest, body: bytes) -> tuple[Accepted, bytes | None]:
     """Run a model as `:predict` does, but wait for the task of an earlier call as well.
 
     Returns:
@@ -193,7 +193,7 @@ def _run(wanted: InferRequest, body: bytes) -> tuple[Accepted, bytes | None]:
     """
     here = services()
     family = f"{request.path} {request.headers.get(oip.HEADER_LENGTH)}"
-    call = run.read(wanted, family, body, here.settings.server.sync_wait_ms / 1000)
+    call = run.read(inference, family, body, here.settings.server.sync_wait_ms / 1000)
     task, outcome = run.predict(here.gateway, call)
     preference = call.preference
     # Errors are marked as well.

@@ -71,13 +71,13 @@ def infer() -> Response:
     # `get_json` would refuse JSON without its content type, which many clients leave out.
     body = request.get_data()
     if is_binary(request.content_type):
-        wanted = parse_binary(body, request.args.to_dict())
+        inference = parse_binary(body, request.args.to_dict())
         family, members = _binary_family("infer"), _NO_MEMBERS
     else:
         _refuse_parameters(BinarySubmitQuery)
-        wanted = parse_submit(body)
+        inference = parse_submit(body)
         family, members = "infer", body
-    call = run.read(wanted, family, body, default_wait_s=0.0)
+    call = run.read(inference, family, body, default_wait_s=0.0)
     return run.answer_submit(gateway, call, run.submit(gateway, call), members)
 
 
@@ -101,13 +101,13 @@ def predict(model: str) -> Response:
     here = services()
     body = request.get_data()
     if is_binary(request.content_type):
-        wanted = parse_binary(body, request.args.to_dict(), model)
+        inference = parse_binary(body, request.args.to_dict(), model)
         family, members = _binary_family(f"predict {model}"), _NO_MEMBERS
     else:
         _refuse_parameters(BinaryPredictQuery)
-        wanted = parse_predict(body, model)
+        inference = parse_predict(body, model)
         family, members = f"predict {model}", body
-    call = run.read(wanted, family, body, here.settings.server.sync_wait_ms / 1000)
+    call = run.read(inference, family, body, here.settings.server.sync_wait_ms / 1000)
     return run.answer_predict(here.gateway, call, run.predict(here.gateway, call), members)
 
 

@@ -191,14 +191,14 @@ class FastPredict:
         try:
             self._admit(head.head)
             body = exchange.body()
-            wanted = parse_predict(body, head.model)
-            call = run.Call(wanted, self._preference, None, exchange.sock)
+            inference = parse_predict(body, head.model)
+            call = run.Call(inference, self._preference, None, exchange.sock)
             ran = run.predict(self._gateway, call)
         except Exception as exc:
             error = exc
             return self._render(exchange, alive, lambda: self._app.handle_user_exception(error))
         outcome = ran.outcome
-        if outcome is None or outcome.error is not None or wanted.by_instance:
+        if outcome is None or outcome.error is not None or inference.by_instance:
             return self._render(
                 exchange, alive, lambda: run.answer_predict(self._gateway, call, ran, body)
             )
