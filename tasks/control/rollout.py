@@ -59,7 +59,7 @@ class Rollouts:
         chosen = package.version
         fixed = version is not None or model.name in self._settings.active
 
-        def wanted(now: Deployment) -> Deployment:
+        def desired(now: Deployment) -> Deployment:
             return replace(
                 now,
                 loaded=now.loaded | {chosen},
@@ -72,7 +72,7 @@ class Rollouts:
                 return now
             return replace(now, shares={chosen: 1.0}, fixed=fixed, loaded=now.loaded - {chosen})
 
-        self._roll(model.name, [chosen], wanted, switched)
+        self._roll(model.name, [chosen], desired, switched)
         return chosen
 
     def activate(self, model: Model, shares: Mapping[int, float]) -> None:
@@ -87,7 +87,7 @@ class Rollouts:
         for version in shares:
             model.package(version)
 
-        def wanted(now: Deployment) -> Deployment:
+        def desired(now: Deployment) -> Deployment:
             return replace(
                 now, loaded=now.loaded | shares.keys(), withdrawn=now.withdrawn - shares.keys()
             )
@@ -95,7 +95,7 @@ class Rollouts:
         def switched(now: Deployment) -> Deployment:
             return replace(now, shares=dict(shares), fixed=True, loaded=now.loaded - shares.keys())
 
-        self._roll(model.name, shares, wanted, switched)
+        self._roll(model.name, shares, desired, switched)
 
     def unload(self, model: Model, version: int | None = None) -> None:
         """Take a version out of service, and wait until every worker has dropped it.
@@ -135,15 +135,15 @@ class Rollouts:
         self,
         name: str,
         versions: Iterable[int],
-        wanted: Callable[[Deployment], Deployment],
+        desired: Callable[[Deployment], Deployment],
         switched: Callable[[Deployment], Deployment],
     ) -> None:
         if not self._cluster.serving(name, 0.0):
             raise ModelUnavailable(
                 f"no live worker serves {name}; start one with: inferno worker {name}", "model"
             )
-        before = self._deployments.change(name, wanted)
-        during = wanted(before)
+        before = self._deployments.change(name, desired)
+        during = desired(before)
 
         def missing() -> list[str]:
             reports = self._cluster.serving(name, 0.0)
@@ -176,10 +176,12 @@ class Rollouts:
             time.sleep(LOOK_S)
 
 
-def _progress(report: WorkerReport, name: str, version: int, wanted: Deployment) -> tuple[str, str]:
+def _progress(
+    report: WorkerReport, name: str, version: int, desired: Deployment
+) -> tuple[str, str]:
     """Return the state of a version in a worker, and the worker's name or what went wrong."""
     held = report.held.get(name, {}).get(version)
-    if held is None or held.asked < wanted.asked.get(version, 0):
+    if held is None or held.asked < desired.asked.get(version, 0):
         return "waiting", report.worker
     if held.error is not None:
         return "failed", f"{report.worker} cannot load {name} version {version}: {held.error}"

@@ -206,8 +206,8 @@ def answer_submit(gateway: Gateway, call: Call, ran: Ran, body: bytes) -> Respon
 
     Args:
       gateway: finds the task.
-      call: what was asked for.
-      ran: what became of it.
+      call: the call.
+      ran: its task, and the outcome if it is known.
       body: the JSON body, whose member names the 202 follows.
     """
     task, outcome = ran
@@ -226,8 +226,8 @@ def answer_predict(gateway: Gateway, call: Call, ran: Ran, body: bytes) -> Respo
 
     Args:
       gateway: finds an earlier task.
-      call: what was asked for.
-      ran: what became of it.
+      call: the call.
+      ran: its task, and the outcome if it is known.
       body: the JSON body, whose member names the 202 follows.
     Raises:
       ResultExpired: the call repeats an earlier one whose result was deleted.

@@ -189,7 +189,7 @@ def test_purge_cancels_exactly_those_that_wait(
             backlog = control.lanes.backlog("purge")
             assert (backlog.waiting, backlog.held, backlog.delayed) == (0, 3, 0)
         wait_until(lambda: {state(task_id) for task_id in buffered} == {TaskState.SUCCEEDED})
-        with pytest.raises(TaskCancelled, match="its lane was purged"):
+        with pytest.raises(TaskCancelled, match="the lane of the task was purged"):
             foreign.get(timeout=10)
     for task_id in (delayed, *waiting, foreign.id):
         assert_cancelled(records, task_id)
