@@ -66,6 +66,10 @@ _CACHED_HEADS = 1024
 _LONGEST_HEAD = 4096
 
 
+class _NotPlain(Exception):
+    """A head is not that of a plain predict."""
+
+
 @dataclass(frozen=True)
 class PlainHead:
     """What the head of a plain predict asks for. It is cached, so it holds nobody's identity."""
@@ -149,16 +153,30 @@ class FastPredict:
         Args:
           text: from the request line to the empty line.
         """
-        return self._cached(text) if len(text) <= _LONGEST_HEAD else self._parse(text)
-
-    def _parse(self, text: bytes) -> PlainHead | None:
-        # gunicorn's parsers differ in what they make of bare line feeds.
-        if text.count(b"\n") != text.count(b"\r\n"):
+        if not text.startswith(b"POST "):
             return None
         try:
-            return self.plain(Request(self._cfg, IterUnreader([text]), ""))
+            return self._cached(text) if len(text) <= _LONGEST_HEAD else self._parse(text)
+        except _NotPlain:
+            return None
+
+    def _parse(self, text: bytes) -> PlainHead:
+        """Parse a plain head.
+
+        Raises:
+          _NotPlain: the head is not plain. The cache keeps no errors, so it never holds
+            credentials, and plain heads are not displaced.
+        """
+        # gunicorn's parsers differ in what they make of bare line feeds.
+        if text.count(b"\n") != text.count(b"\r\n"):
+            raise _NotPlain
+        try:
+            head = self.plain(Request(self._cfg, IterUnreader([text]), ""))
         except Exception:
-            return None  # gunicorn answers malformed heads.
+            raise _NotPlain from None  # gunicorn answers malformed heads.
+        if head is None:
+            raise _NotPlain
+        return head
 
     def plain(self, req: Request) -> PlainHead | None:
         """Return what a request asks for, or None if it is not plain."""

@@ -108,3 +108,12 @@ def test_heads_are_parsed_once(fast, monkeypatch):
     assert fast.read_head(bytes(text)) is first
     with pytest.raises(dataclasses.FrozenInstanceError):
         first.model = "other"
+
+
+def test_only_plain_heads_are_kept(fast):
+    before = fast._cached.cache_info().currsize
+    assert fast.read_head(head(LINE, "Authorization: Bearer secret", LENGTH)) is None
+    assert fast.read_head(head(LINE, "Idempotency-Key: once", LENGTH)) is None
+    assert fast._cached.cache_info().currsize == before
+    assert fast.read_head(head(LINE, "User-Agent: kept", LENGTH))
+    assert fast._cached.cache_info().currsize == before + 1
