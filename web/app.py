@@ -1,18 +1,22 @@
-"""The Flask app: every family of routes, on one screen."""
+"""The Flask app, composed of every family of routes."""
 
 from __future__ import annotations
 
 from flask import Flask
 
 from inferno.settings import Settings, load
+from web import security
 from web.calls import errors
-from web.oip import infer as oip
+from web.oip import infer as oip_infer
+from web.oip import models as oip_models
+from web.oip import repository as oip_repository
 from web.routes import cache, dead, health, infer, lanes, models, pages, reference, tasks
+from web.security import Admit
 from web.services import Services
 from web.sockets import routes as sockets
 from web.sockets.peer import Peers
 
-#: The families of routes.
+#: The families of routes of our own API.
 API = (
     infer.blueprint,
     tasks.blueprint,
@@ -23,18 +27,21 @@ API = (
     health.blueprint,
     sockets.blueprint,
 )
-#: All of them are found under each of these, so that clients of other servers find what they know.
+#: Prefixes under which each of them exists: clients of other servers expect some of them.
 PREFIXES = ("", "/v1", "/api/v1")
+#: The Open Inference Protocol, under a prefix of its own.
+OIP = (oip_infer.blueprint, oip_models.blueprint, oip_repository.blueprint)
 
-#: A socket that takes no data for this many ping intervals is cut off.
+#: Number of ping intervals after which a socket that takes no data is cut off.
 STALLED_PINGS = 2
 
 
-def create_app(settings: Settings | None = None) -> Flask:
+def create_app(settings: Settings | None = None, admit: Admit = security.admit) -> Flask:
     """Build the app.
 
     Args:
-      settings: by default, those of the environment.
+      settings: the settings; by default from the environment.
+      admit: runs before each call, and raises an error to refuse it.
     Raises:
       ConfigurationError: a setting or the model repository is wrong.
     """
@@ -53,11 +60,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     app.extensions["prefixes"] = PREFIXES
     errors.register(app)
+    security.register(app, admit)
     app.register_blueprint(pages.blueprint)
     for prefix in PREFIXES:
         for blueprint in API:
             name = f"{prefix.lstrip('/').replace('/', '-')}-{blueprint.name}".lstrip("-")
             app.register_blueprint(blueprint, name=name, url_prefix=prefix or None)
-    app.register_blueprint(oip.blueprint)
+    for blueprint in OIP:
+        app.register_blueprint(blueprint)
     app.register_blueprint(reference.blueprint)
     return app

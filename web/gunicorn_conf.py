@@ -1,9 +1,9 @@
-"""gunicorn's settings, filled from ours; used by the `web` line of the Procfile."""
+"""gunicorn's configuration, filled from the platform's settings; see `web` in the Procfile."""
 
 # ruff: noqa: E402
 from gevent import monkey
 
-# Before anything else is imported, or modules keep the blocking originals.
+# Before any other import: modules would keep the blocking originals.
 monkey.patch_all()
 
 import gc
@@ -20,41 +20,41 @@ bind = f"{_settings.server.host}:{_settings.server.port}"
 workers = _settings.server.processes
 worker_class = "web.server.worker.Worker"
 worker_connections = _settings.server.connections
-# In C where gunicorn_h1c could be built, else in Python.
+# The parser in C if gunicorn_h1c is installed, otherwise the one in Python.
 http_parser = "auto"
-# Connections that idle this long are closed, so a stopping process waits no longer for them.
+# Idle connections are closed after this time, in seconds; a stopping process waits as long.
 keepalive = 5
 graceful_timeout = int(_settings.worker.grace_s)
 loglevel = _settings.log.level.lower()
-# Nothing depends on what a proxy says of the client, so nobody is asked whether he may say so.
+# The platform reads no header that a proxy adds, so any peer may send them.
 forwarded_allow_ips = "*"
 secure_scheme_headers: dict[str, str] = {}
 forwarder_headers = ""
-# One line per request would cost more than answering a short one.
+# Logging a line for each request would cost more than answering a short one.
 accesslog = None
-# It would create a socket in the user's home.
+# A control socket would be created in the user's home directory.
 control_socket_disable = True
 
 
 def post_worker_init(worker: Any) -> None:
-    """Prepare a new process: its memory, and how it stops."""
+    """Prepare the memory of a new process, and how it stops."""
     peers = worker.wsgi.extensions["peers"]
-    # The app stays until the end. To look through it again and again for garbage takes 50 ms each
-    # time, in which no request is answered.
+    # The app lives as long as the process. Each garbage collection that looks through it would
+    # take 50 ms, in which no request is answered.
     gc.collect()
     gc.freeze()
 
-    # WebSockets would not end by themselves.
+    # WebSockets do not end by themselves.
     def stop(number: int, frame: Any) -> None:
         worker.handle_exit(number, frame)
-        # Closing takes locks, which a signal's handler must not wait for.
+        # Closing takes locks, for which a signal handler must not wait.
         gevent.spawn(peers.close)
 
     signal.signal(signal.SIGTERM, stop)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Close the sockets and the connections to Redis."""
+    """Close the WebSockets and the connections to Redis."""
     if getattr(worker, "wsgi", None) is not None:
         worker.wsgi.extensions["peers"].close()
         worker.wsgi.extensions["inferno"].close()

@@ -1,1 +1,1 @@
-"""What may be done to a task or a deployment after it was accepted."""
+"""Changes to tasks and deployments after they were accepted: cancel, expire, replay, roll out."""

@@ -1,7 +1,7 @@
-"""The deadlines of tasks that somebody in this process waits for.
+"""Enforces the deadlines of tasks that a caller in this process waits for.
 
-A worker that has a task in hands ends it when its deadline passes. While no worker has it, those
-who wait for it see to that.
+A worker that holds a task ends it when its deadline passes. While no worker holds it, the processes
+whose callers wait for it do so, each on one thread of its own.
 """
 
 from __future__ import annotations
@@ -18,49 +18,49 @@ from tasks.state.records import Record, Records
 
 log = logging.getLogger(__name__)
 
-#: How long after a deadline a worker may still say so itself, in seconds.
+#: Time after a deadline that a worker has to end the task itself, in seconds.
 LATE_S = 0.1
 
 
 def is_late(record: Record) -> bool:
-    """Return whether a task's deadline has passed, and no worker says so."""
+    """Return whether a task's deadline has passed and no worker has ended it."""
     return record.overdue(time.time() - LATE_S)
 
 
 class Deadlines:
-    """One thread that ends late tasks; it starts with the first, and so after gunicorn's fork."""
+    """Ends late tasks on one thread; it starts with the first task, after gunicorn has forked."""
 
     #: Pause before another try when Redis does not answer, in seconds.
     RETRY_S = 1.0
-    #: Shortest pause between two looks, so that deadlines close together cost one, in seconds.
+    #: Shortest pause between two checks, in seconds: deadlines close together cost one check.
     TICK_S = 0.02
-    #: So many are kept before those that nobody waits for any more are looked for.
+    #: Number of watched tasks at which those that nobody awaits any more are dropped.
     KEPT = 1000
 
     def __init__(self, bridge: Bridge, records: Records, control: Control) -> None:
-        """Store who is asked.
+        """Store how to find late tasks and end them.
 
         Args:
-          bridge: knows who waits.
-          records: say whether a task is late.
-          control: ends it.
+          bridge: knows which tasks are awaited.
+          records: the states and deadlines of tasks.
+          control: ends late tasks.
         """
         self._bridge = bridge
         self._records = records
         self._control = control
         self._changed = threading.Condition()
-        #: When to look, in seconds since the epoch, and for which task; a heap.
+        #: Heap of (time of the check in seconds since the epoch, task id).
         self._due: list[tuple[float, str]] = []
         self._most = self.KEPT
         self._thread: threading.Thread | None = None
         self._stopping = False
 
     def watch(self, task_id: str, deadline: float | None) -> None:
-        """End a task after its deadline if somebody waits for it then, and no worker has it.
+        """End a task after its deadline if it is still awaited then and no worker holds it.
 
         Args:
-          task_id: somebody waits for it already.
-          deadline: seconds since the epoch; None for no deadline.
+          task_id: a task that a caller already waits for.
+          deadline: deadline in seconds since the epoch; None for no deadline.
         """
         if deadline is None:
             return
@@ -89,18 +89,18 @@ class Deadlines:
 
     def _run(self) -> None:
         while (task_ids := self._next()) is not None:
-            wanted = [task_id for task_id in task_ids if self._bridge.awaits(task_id)]
+            awaited = [task_id for task_id in task_ids if self._bridge.awaits(task_id)]
             try:
-                self._expire(wanted)
+                self._expire(awaited)
             except BrokerUnavailable:
                 with self._changed:
-                    for task_id in wanted:
+                    for task_id in awaited:
                         self._push(time.time() + self.RETRY_S, task_id)
             except Exception:
-                log.exception("The deadlines of %d tasks could not be enforced", len(wanted))
+                log.exception("The deadlines of %d tasks could not be enforced", len(awaited))
 
     def _next(self) -> list[str] | None:
-        """Wait for deadlines and return whose have passed; None when stopping."""
+        """Wait until deadlines have passed and return their tasks; None when stopping."""
         with self._changed:
             while not self._stopping:
                 now = time.time()
@@ -119,6 +119,6 @@ class Deadlines:
             if record is not None and is_late(record):
                 self._control.expire(record)
             elif record is not None and not record.state.terminal:
-                # It runs; if that attempt fails, nobody may be there for the next one.
+                # The task runs. If this attempt fails, no worker may be there for the next one.
                 with self._changed:
                     self._push(time.time() + self.RETRY_S, record.task_id)

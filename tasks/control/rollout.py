@@ -1,11 +1,11 @@
-"""Loads, switches and unloads versions of models in all their workers, and waits until it is so.
+"""Loads, activates and unloads versions of models in all their workers, and waits for the result.
 
-    load      have every worker load and warm up the version   -> switch: it answers
-    activate  the same for several versions                    -> switch: each has its share
-    unload    switch: it answers nobody                        -> have every worker let go of it
+    load      every worker loads and warms up the version    -> switch: it answers
+    activate  the same for several versions                  -> switch: each gets its share
+    unload    switch: no request goes to the version         -> every worker drops it
 
-To switch is one write in Redis, which holds for every request that is accepted after it. When any
-worker cannot load what it should, what was wanted before is wanted again, and nothing is switched.
+The switch is one write in Redis; it applies to every request that is accepted after it. If any
+worker cannot load a version, the earlier desired state is restored and nothing is switched.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ from tasks.state.deployments import Deployment, Deployments
 
 logger = logging.getLogger(__name__)
 
-#: How often the workers' reports are looked at, in seconds.
+#: Pause between two looks at the workers' reports, in seconds.
 LOOK_S = 0.05
 
 
 class Rollouts:
-    """Changes what is wanted of a model, and sees to it that it comes about."""
+    """Changes the desired state of a model, and waits until its workers have reached it."""
 
     def __init__(
         self, deployments: Deployments, cluster: Cluster, settings: RepositorySettings
     ) -> None:
-        """Store what it works with."""
+        """Store where desired states and reports are, and how long to wait for the workers."""
         self._deployments = deployments
         self._cluster = cluster
         self._settings = settings
 
     def load(self, model: Model, version: int | None, *, activate: bool = True) -> int:
-        """Load a version in every worker of a model, or look again whether its files have changed.
+        """Load a version in every worker of a model; reload it if its files have changed.
 
         Args:
-          model: which.
-          version: by default the newest, and from then on whichever is the newest.
-          activate: let it answer all requests that name no version.
+          model: the model.
+          version: the version; None for the newest, now and whenever a newer one appears.
+          activate: send all requests that name no version to this one.
         Returns:
-          the version.
+          the loaded version.
         Raises:
-          ModelNotFound: there is no such version.
-          ModelUnavailable: no worker is there.
-          LoadFailed: a worker could not load it; nothing has changed.
-          NotInTime: it was not loaded in time; nothing has changed.
+          ModelNotFound: the model has no such version.
+          ModelUnavailable: no worker serves the model.
+          LoadFailed: a worker could not load the version; nothing has changed.
+          NotInTime: the version was not loaded in time; nothing has changed.
           BrokerUnavailable: Redis does not answer.
         """
         package = model.newest if version is None else model.package(version)
         chosen = package.version
         fixed = version is not None or model.name in self._settings.active
 
-        def wanted(now: Deployment) -> Deployment:
+        def desired(now: Deployment) -> Deployment:
             return replace(
                 now,
                 loaded=now.loaded | {chosen},
@@ -73,22 +73,22 @@ class Rollouts:
                 return now
             return replace(now, weights={chosen: 1.0}, pinned=fixed, loaded=now.loaded - {chosen})
 
-        self._roll(model.name, [chosen], wanted, switched)
+        self._roll(model.name, [chosen], desired, switched)
         return chosen
 
     def activate(self, model: Model, shares: Mapping[int, float]) -> None:
-        """Let versions answer the requests that name none.
+        """Share the requests that name no version among some versions.
 
         Args:
-          model: which.
-          shares: what part each version answers, relative to the others'.
+          model: the model.
+          shares: weight of each version, relative to the others.
         Raises:
-          as `load`.
+          ModelNotFound, ModelUnavailable, LoadFailed, NotInTime, BrokerUnavailable: as `load`.
         """
         for version in shares:
             model.package(version)
 
-        def wanted(now: Deployment) -> Deployment:
+        def desired(now: Deployment) -> Deployment:
             return replace(
                 now, loaded=now.loaded | shares.keys(), withdrawn=now.withdrawn - shares.keys()
             )
@@ -98,17 +98,17 @@ class Rollouts:
                 now, weights=dict(shares), pinned=True, loaded=now.loaded - shares.keys()
             )
 
-        self._roll(model.name, shares, wanted, switched)
+        self._roll(model.name, shares, desired, switched)
 
     def unload(self, model: Model, version: int | None = None) -> None:
-        """Take a version out of service, and wait until no worker has it any more.
+        """Take a version out of service, and wait until every worker has dropped it.
 
         Args:
-          model: which.
-          version: by default all of them.
+          model: the model.
+          version: the version; None for all versions.
         Raises:
-          ModelNotFound: there is no such version.
-          NotInTime: a worker still has it; it answers nobody nevertheless.
+          ModelNotFound: the model has no such version.
+          NotInTime: a worker still holds the version; it gets no requests any more.
           BrokerUnavailable: Redis does not answer.
         """
         gone = frozenset(model.versions if version is None else [model.package(version).version])
@@ -138,30 +138,30 @@ class Rollouts:
         self,
         name: str,
         versions: Iterable[int],
-        wanted: Callable[[Deployment], Deployment],
+        desired: Callable[[Deployment], Deployment],
         switched: Callable[[Deployment], Deployment],
     ) -> None:
         if not self._cluster.serving(name, 0.0):
             raise ModelUnavailable(
                 f"no live worker serves {name}; start one with: inferno worker {name}", "model"
             )
-        before = self._deployments.change(name, wanted)
-        during = wanted(before)
+        before = self._deployments.change(name, desired)
+        during = desired(before)
 
         def missing() -> list[str]:
             reports = self._cluster.serving(name, 0.0)
             if not reports:
-                raise ModelUnavailable(f"the last worker of {name} has gone", "model")
-            found = [_of(report, name, v, during) for report in reports for v in versions]
+                raise ModelUnavailable(f"the last worker of {name} has stopped", "model")
+            found = [_progress(report, name, v, during) for report in reports for v in versions]
             failures = [reason for state, reason in found if state == "failed"]
             if failures:
                 raise LoadFailed(
-                    f"{'; '.join(failures)}; what answered before still does", "version"
+                    f"{'; '.join(failures)}; the earlier version still answers", "version"
                 )
             return [reason for state, reason in found if state != "ready"]
 
         try:
-            self._wait(missing, f"{name} is not loaded yet in")
+            self._wait(missing, f"{name} is not loaded in")
         except Exception:
             self._deployments.change(
                 name,
@@ -182,10 +182,12 @@ class Rollouts:
             time.sleep(LOOK_S)
 
 
-def _of(report: WorkerReport, name: str, version: int, wanted: Deployment) -> tuple[str, str]:
-    """Return how far a worker is with a version, and what there is to say of it."""
+def _progress(
+    report: WorkerReport, name: str, version: int, desired: Deployment
+) -> tuple[str, str]:
+    """Return the state of a version in a worker, and the worker's name or what went wrong."""
     held = report.held.get(name, {}).get(version)
-    if held is None or held.load_generation < wanted.load_generations.get(version, 0):
+    if held is None or held.load_generation < desired.load_generations.get(version, 0):
         return "waiting", report.worker
     if held.error is not None:
         return "failed", f"{report.worker} cannot load {name} version {version}: {held.error}"

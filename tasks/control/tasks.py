@@ -1,23 +1,20 @@
-"""What clients and operators may do to tasks that are under way, and to whole lanes."""
+"""Cancels tasks, expires them and purges lanes; runs in web processes and ensemble workers."""
 
 from __future__ import annotations
 
 import base64
 import time
 from dataclasses import dataclass
-from typing import cast
 
 import orjson
 import redis
 from celery import Celery
 from kombu.utils.json import loads
 
-from inferno import names
 from inferno.errors import (
     DeadlineExceeded,
     InfernoError,
     NotConfirmed,
-    PayloadGone,
     TaskCancelled,
     TaskNotFound,
     WrongState,
@@ -27,7 +24,6 @@ from inferno.settings import Settings
 from tasks.broker import webhook_message as notice
 from tasks.broker.connection import translated
 from tasks.broker.lanes import Lanes, TaskMessage, WaitingMessage
-from tasks.intake.submit import Accepted, Submitter
 from tasks.state.commands import Command
 from tasks.state.outcomes import encode_outcome
 from tasks.state.records import Record, Records
@@ -38,107 +34,81 @@ from tasks.state.transitions import Step, Transitions, Verdict
 
 @dataclass(frozen=True)
 class _Target:
-    """A task that is to be ended, and its message."""
+    """A task to end, and its message."""
 
     record: Record
     waiting: WaitingMessage
 
 
 class Control:
-    """Cancels, expires and repeats tasks, and empties lanes."""
+    """Ends tasks before a worker does."""
 
-    #: Tasks that one round trip cancels.
+    #: Number of tasks that are cancelled in one round trip.
     CHUNK = 100
 
     def __init__(self, app: Celery, client: redis.Redis, settings: Settings) -> None:
         """Store where tasks and lanes are.
 
         Args:
-          app: its broker carries the lanes.
-          client: of the Redis that holds the records.
+          app: Celery app whose broker carries the lanes.
+          client: Redis that holds the records.
           settings: lifetimes, and which payloads are kept.
         """
-        self._redis = client
         self._settings = settings
         self._records = Records(client, settings)
         self._transitions = Transitions(client, settings)
-        self._submitter = Submitter(app, client, settings)
         self._sharer = Sharer(settings)
         self._tally = Tally(settings)
         self.lanes = Lanes(app, client, settings)
 
     def cancel(self, task_id: str) -> None:
-        """Take a task back, wherever it is; if it runs, its result is discarded.
+        """Cancel a task, wherever it is; the result of a running task is discarded.
 
-        To cancel a cancelled task does nothing.
+        Cancelling twice is harmless.
 
         Raises:
-          TaskNotFound: there is no such task.
-          WrongState: it has its outcome.
+          TaskNotFound: no task has this id.
+          WrongState: the task is over.
           BrokerUnavailable: Redis does not answer.
         """
         record = self._known(task_id)
-        error = TaskCancelled("it was cancelled")
+        error = TaskCancelled("the task was cancelled")
         if record.state is TaskState.CANCELLED or self._end([self._target(record)], error):
             return
         state = self._known(task_id).state
         if state is not TaskState.CANCELLED:
-            raise WrongState(f"the task is {state}; it can be cancelled only before it is over")
+            raise WrongState(f"the task is {state}; only a task that is not over can be cancelled")
 
     def expire(self, record: Record) -> bool:
-        """End a task whose deadline has passed while nobody had it in hands.
+        """End a task whose deadline has passed before a worker fetched it.
 
         Returns:
-          whether it was still waiting.
+          whether the task was still waiting.
         Raises:
           BrokerUnavailable: Redis does not answer.
         """
-        late = DeadlineExceeded("no worker took it within timeout_ms", "timeout_ms")
+        late = DeadlineExceeded("no worker took the task within timeout_ms", "timeout_ms")
         return bool(self._end([self._target(record)], late))
 
-    def retry(self, task_id: str) -> Accepted:
-        """Run again, as a new task, what a finished one was asked.
-
-        Raises:
-          TaskNotFound: there is no such task.
-          WrongState: it is not over.
-          PayloadGone: what it was asked was not kept; see `INFERNO_TASKS__KEEP_PAYLOADS`.
-          BrokerUnavailable: Redis does not answer.
-        """
-        record = self._known(task_id)
-        if not record.state.terminal:
-            raise WrongState(f"the task is {record.state}; it can be retried when it is over")
-        prefix = self._settings.redis.prefix
-        with translated():
-            payload = self._redis.get(names.payload_key(prefix, task_id)) or self._redis.hget(
-                names.dead_key(prefix, task_id), "payload"
-            )
-        if payload is None:
-            raise PayloadGone(
-                "what the task was asked was deleted when it ended; "
-                "INFERNO_TASKS__KEEP_PAYLOADS=failed keeps it for such tasks"
-            )
-        return self._submitter.repeat(record, loads(cast(bytes, payload)))
-
     def purge(self, model: str, count: int | None) -> int:
-        """Cancel every task that waits in a model's lane, or for its next attempt.
+        """Cancel every task that waits in a model's lane or for its next attempt.
 
-        Those in workers' hands go on.
+        Tasks that a worker has fetched are not affected.
 
         Args:
-          model: whose lane it is.
-          count: how many the caller takes them for.
+          model: the model whose lane is purged.
+          count: number of tasks that the caller expects to cancel.
         Returns:
-          how many were cancelled.
+          number of cancelled tasks.
         Raises:
-          NotConfirmed: there are more or fewer.
-          NotSupported: the lane is no stream.
+          NotConfirmed: the number of waiting tasks is not `count`.
+          NotSupported: the lane is not a Redis stream.
           BrokerUnavailable: Redis does not answer.
         """
-        error = TaskCancelled("its lane was purged")
+        error = TaskCancelled("the lane of the task was purged")
         backlog = self.lanes.backlog(model)
         found = backlog.waiting + backlog.delayed
-        # All of them first: cancelling changes what there is to read.
+        # Read them all before the first is cancelled: cancelling changes the lane.
         waiting = list(self.lanes.waiting(model)) if found == count else []
         if len(waiting) != count:
             raise NotConfirmed(
@@ -156,9 +126,9 @@ class Control:
         return ended
 
     def _unrecorded(self, waiting: WaitingMessage, model: str) -> Record:
-        """Return a record of a task that has none: of another client, or its time is over."""
-        asked = _asked(waiting.message or self.lanes.at(waiting.entry))
-        arguments = orjson.loads(asked) if asked else {}
+        """Return a record for a task without one: another Celery client's, or an expired one."""
+        payload = _payload(waiting.message or self.lanes.at(waiting.entry))
+        arguments = orjson.loads(payload) if payload else {}
         arguments = arguments if isinstance(arguments, dict) else {}
         key, version = arguments.get("cache"), arguments.get("version")
         return Record(
@@ -171,7 +141,7 @@ class Control:
         )
 
     def _target(self, record: Record) -> _Target:
-        """Find the message of a task that is to be ended."""
+        """Find the message of a task to end."""
         if record.state is TaskState.RETRYING and record.retry_at is not None:
             for waiting in self.lanes.postponed(record.model, record.retry_at):
                 if waiting.task_id == record.task_id:
@@ -185,7 +155,7 @@ class Control:
         return record
 
     def _end(self, targets: list[_Target], error: InfernoError) -> int:
-        """Give tasks that are not over this outcome; returns how many there were."""
+        """End those of the tasks that are not over with an error; return their number."""
         state = TaskState.EXPIRED if isinstance(error, DeadlineExceeded) else TaskState.CANCELLED
         calls = [self._webhook(target.record) for target in targets]
         steps = [
@@ -211,12 +181,12 @@ class Control:
         record, waiting = target.record, target.waiting
         payload = encode_outcome(record.task_id, error)
         facts = {"model": record.model, "accepted_at": record.accepted_at}
-        tasks, asked = self._settings.tasks, None
+        tasks, kept = self._settings.tasks, None
         if tasks.keep_payloads != "never":
-            asked = _asked(waiting.message or self.lanes.at(waiting.entry))
-        keep_s = tasks.result_ttl_s if asked else 0
+            kept = _payload(waiting.message or self.lanes.at(waiting.entry))
+        keep_s = tasks.result_ttl_s if kept else 0
         commands = self._transitions.commands.ended(facts, record.task_id, state, payload, keep_s)
-        commands += self._transitions.commands.kept(record.task_id, asked) if asked else []
+        commands += self._transitions.commands.kept(record.task_id, kept) if kept else []
         if record.version is not None:
             commands.append(self._tally.failed(record.model, record.version, record.accepted_at))
         if record.shared is not None:
@@ -240,8 +210,8 @@ class Control:
         )
 
 
-def _asked(text: bytes) -> bytes | None:
-    """Return the keyword arguments of a message as JSON, or None where it has none to be read."""
+def _payload(text: bytes) -> bytes | None:
+    """Return the keyword arguments of a message as JSON, or None if they cannot be read."""
     try:
         envelope = loads(text)
         body = envelope["body"]

@@ -1,1 +1,1 @@
-"""From a stored outcome to those who wait for it."""
+"""How a stored outcome reaches the callers that wait for it, and what they are shown of it."""

@@ -1,18 +1,21 @@
-"""Results from Redis to whoever waits for them in this process.
+"""The last step of a task, deliver: outcomes go from Redis to the callers in this process.
 
-All who wait in a process, be it HTTP calls, sockets or ensembles, share one Redis connection. It is
-subscribed to a channel of the process' own, on which it is told of tasks that it has submitted, of
-a whole batch at once; and to the channels of those other tasks that its clients wait for::
+All waiting callers of a process (HTTP calls, sockets, ensembles) share one Redis connection. It is
+subscribed to a channel of the process itself, which announces the outcomes of the tasks that this
+process submitted, a whole batch at once. It is also subscribed to the channel of each other task
+that somebody waits for::
 
     expect() -----------------------------+        +--> callback
     subscribe() --+                       |        |
     wait() -------+--> writer => Redis => reader --+--> callback
 
 The writer sends many subscriptions in one SUBSCRIBE, followed in the same write by one EXISTS for
-their results: with RESP3 a subscribed connection may also ask. Redis answers in order, so a result
-is either announced to us after the SUBSCRIBE, or was stored before it and is counted by the EXISTS;
-only then it is fetched. That serves those who come late, and costs the others nothing. After a lost
-connection it is done for everyone who still waits.
+their results: RESP3 lets a subscribed connection send other commands. Redis answers in order, so a
+result is either announced after the SUBSCRIBE, or it was stored earlier and the EXISTS counts it.
+Only a positive count leads to a fetch: late callers get their result, and the others pay nothing.
+After a lost connection, everything that is still awaited is subscribed and looked up again.
+
+Callbacks run in the reader's thread.
 """
 
 from __future__ import annotations
@@ -22,14 +25,15 @@ import logging
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import Any
 
+import hiredis
 import redis
 from redis.connection import AbstractConnection
 
 from inferno import names
-from tasks.results.resp import Reply, ReplyReader, pack
 from tasks.state.outcomes import Outcome, decode_outcome, decode_outcomes
 from tasks.state.records import Records
 from tasks.transport import consumer_name
@@ -37,10 +41,14 @@ from tasks.transport import consumer_name
 log = logging.getLogger(__name__)
 
 _CHANNEL_PREFIX = names.result_key("").encode()
+#: Bytes that are read from Redis at once.
+_CHUNK = 65_536
+#: What hiredis returns while a reply is incomplete; Redis itself may send None and False.
+_INCOMPLETE = object()
 
 
 class Subscription:
-    """One client's interest in one task. Its callback is called at most once."""
+    """One caller that waits for one task. Its callback is called at most once."""
 
     __slots__ = ("_bridge", "callback", "channel")
 
@@ -50,7 +58,7 @@ class Subscription:
         self.callback = callback
 
     def close(self) -> None:
-        """Lose interest; the callback is not called any more, unless it is running already."""
+        """Stop waiting; the callback is not called from then on, but one call may be running."""
         self._bridge.unsubscribe(self)
 
 
@@ -63,11 +71,11 @@ class Waiter:
         """Begin to wait.
 
         Args:
-          bridge: brings the outcome.
-          task_id: whose.
-          expected: as `Bridge.expect`; otherwise as `Bridge.subscribe`.
+          bridge: delivers the outcome.
+          task_id: the task.
+          expected: wait as with `Bridge.expect`, otherwise as with `Bridge.subscribe`.
         """
-        # A lock is the cheapest one-shot signal: an Event is made of three of them.
+        # A lock is a cheaper one-shot signal than an Event, which consists of three.
         self._gate = threading.Lock()
         self._gate.acquire()
         self._outcome: Outcome | None = None
@@ -82,7 +90,7 @@ class Waiter:
             self._subscription.close()
 
     def wait(self, timeout_s: float) -> Outcome | None:
-        """Return the outcome, or None when it does not arrive within that many seconds."""
+        """Return the outcome, or None if it does not arrive within `timeout_s` seconds."""
         if self._outcome is None and timeout_s > 0:
             self._gate.acquire(timeout=timeout_s)
         return self._outcome
@@ -95,46 +103,46 @@ class Waiter:
 class Bridge:
     """The subscribed connection of a process.
 
-    It starts with the first subscription, and so after gunicorn has forked.
+    It starts with the first subscription, and therefore after gunicorn has forked.
     """
 
-    #: How long an UNSUBSCRIBE may wait for a SUBSCRIBE to travel with, in seconds.
+    #: Longest time that an UNSUBSCRIBE waits for a SUBSCRIBE to travel with, in seconds.
     LINGER_S = 0.1
-    #: So many of them do not wait.
+    #: Number of channels to leave at which the UNSUBSCRIBE is sent at once.
     LINGER_CHANNELS = 256
-    #: Delay after the first and after later attempts to connect, in seconds.
+    #: Shortest and longest pause between attempts to connect, in seconds.
     BACKOFF_S = (0.05, 2.0)
 
     def __init__(self, client: redis.Redis, records: Records, prefix: str, name: str) -> None:
         """Store where the results come from.
 
         Args:
-          client: knows how to connect; the bridge opens a connection of its own.
-          records: for results that were stored before anyone waited.
-          prefix: of the platform's own keys and channels.
-          name: of the connection, for those who look at Redis.
+          client: its settings are used for the bridge's own connection.
+          records: returns results that were stored before anyone waited.
+          prefix: prefix of the platform's keys and channels.
+          name: name of the connection, as Redis lists it.
         """
         self._name = name
         self._pool = client.connection_pool
         self._prefix = prefix
         self._records = records
-        # With its default lock: under gevent, to notify with a plain one lets others run meanwhile,
-        # so that every subscription travels alone.
+        # The default lock matters: under gevent, notifying with a plain Lock switches to other
+        # greenlets, and every subscription would travel alone.
         self._changed = threading.Condition()
         self._waiting: dict[bytes, list[Subscription]] = {}
-        #: Subscriptions that the writer has not seen yet, and channels that it may leave.
+        #: Subscriptions that the writer has not sent yet, and channels that it may leave.
         self._fresh: list[Subscription] = []
         self._left: list[bytes] = []
-        #: What belongs to the present connection: the channels that it is subscribed to, and those
-        #: of each EXISTS that is not answered yet.
+        #: The current connection, the channels that it is subscribed to, and the channels of each
+        #: EXISTS that Redis has not answered yet.
         self._socket: socket.socket | None = None
         self._channels: set[bytes] = set()
-        self._asked: deque[list[bytes]] = deque()
+        self._looked_up: deque[list[bytes]] = deque()
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
 
     def start(self) -> None:
-        """Start the reader and the writer, unless they run already."""
+        """Start the reader and the writer, unless they already run."""
         with self._changed:
             if self._threads or self._stopping.is_set():
                 return
@@ -146,7 +154,7 @@ class Bridge:
             thread.start()
 
     def stop(self) -> None:
-        """Close the connection and end the threads; what is still waited for never arrives."""
+        """Close the connection and end the threads; what is still awaited never arrives."""
         with self._changed:
             self._stopping.set()
             self._changed.notify()
@@ -156,21 +164,21 @@ class Bridge:
             thread.join()
 
     def wait(self, task_id: str, timeout_s: float) -> Outcome | None:
-        """Return a task's outcome, or None when it does not arrive within that many seconds."""
+        """Return a task's outcome, or None if it does not arrive within `timeout_s` seconds."""
         with Waiter(self, task_id) as waiter:
             return waiter.wait(timeout_s)
 
     @cached_property
     def reply_to(self) -> str:
-        """The channel on which this process is told of the tasks that it has submitted."""
+        """Channel that announces the outcomes of the tasks that this process has submitted."""
         return names.reply_channel(self._prefix, consumer_name())
 
     def expect(self, task_id: str, callback: Callable[[Outcome], None]) -> Subscription:
-        """Have a callback called once with the outcome of a task of our own.
+        """Call a function once with the outcome of a task that this process is about to submit.
 
         Args:
-          task_id: the task is not submitted yet, and will be with our `reply_to`.
-          callback: called in the bridge's thread; must not block.
+          task_id: a task that will be submitted with the bridge's `reply_to`.
+          callback: runs in the reader's thread; must not block.
         """
         if not self._threads:
             self.start()
@@ -180,11 +188,11 @@ class Bridge:
         return subscription
 
     def subscribe(self, task_id: str, callback: Callable[[Outcome], None]) -> Subscription:
-        """Have a callback called once with a task's outcome, also when it was stored long ago.
+        """Call a function once with a task's outcome, even if it was stored long ago.
 
         Args:
-          task_id: the task need not exist yet.
-          callback: called in the bridge's thread; must not block.
+          task_id: a task, which need not exist yet.
+          callback: runs in the reader's thread; must not block.
         """
         if not self._threads:
             self.start()
@@ -197,7 +205,7 @@ class Bridge:
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        """End a subscription; does nothing when its outcome was delivered."""
+        """End a subscription; does nothing if its outcome was delivered."""
         with self._changed:
             subscriptions = self._waiting.get(subscription.channel, [])
             if subscription in subscriptions:
@@ -206,15 +214,15 @@ class Bridge:
                     self._leave(subscription.channel)
 
     def awaits(self, task_id: str) -> bool:
-        """Return whether somebody in this process waits for a task."""
+        """Return whether a caller in this process waits for a task."""
         return names.result_key(task_id).encode() in self._waiting
 
     def _leave(self, channel: bytes) -> None:
         del self._waiting[channel]
         if channel not in self._channels and not self._fresh:
-            return  # It was expected, and has no channel.
+            return  # An expected outcome has no channel.
         self._left.append(channel)
-        # The writer starts its timer with the first, and does not wait for more than so many.
+        # The first channel starts the writer's timer; at LINGER_CHANNELS it stops lingering.
         if len(self._left) in (1, self.LINGER_CHANNELS):
             self._changed.notify()
 
@@ -236,16 +244,16 @@ class Bridge:
         return bool(self._fresh) or len(self._left) >= self.LINGER_CHANNELS
 
     def _next_commands(self) -> bytes:
-        asked = list({s.channel for s in self._fresh if s.channel in self._waiting})
-        joined = [channel for channel in asked if channel not in self._channels]
+        fresh = list({s.channel for s in self._fresh if s.channel in self._waiting})
+        joined = [channel for channel in fresh if channel not in self._channels]
         left = [c for c in set(self._left) if c in self._channels and c not in self._waiting]
         self._fresh, self._left = [], []
         self._channels.update(joined)
         self._channels.difference_update(left)
-        if asked:
-            self._asked.append(asked)
-        commands = ((b"SUBSCRIBE", joined), (b"EXISTS", asked), (b"UNSUBSCRIBE", left))
-        return b"".join(pack(command, channels) for command, channels in commands if channels)
+        if fresh:
+            self._looked_up.append(fresh)
+        commands = ((b"SUBSCRIBE", joined), (b"EXISTS", fresh), (b"UNSUBSCRIBE", left))
+        return b"".join(_command(command, *channels) for command, channels in commands if channels)
 
     def _read(self) -> None:
         delay = self.BACKOFF_S[0]
@@ -259,11 +267,10 @@ class Bridge:
                 continue
             delay = self.BACKOFF_S[0]
             try:
-                replies = self._join(connection)
-                while True:
-                    self._handle(replies.read())
+                for reply in self._join(connection):
+                    self._handle(reply)
             except Exception as exc:
-                # Whatever it was: everyone who still waits is subscribed and looked up again.
+                # Whatever the error was, everything still awaited is subscribed again.
                 if not self._stopping.is_set():
                     log.warning("The connection for results was lost: %s", exc)
                     self._stopping.wait(delay)
@@ -287,19 +294,20 @@ class Bridge:
         connection.connect()  # type: ignore[no-untyped-call]
         return connection
 
-    def _join(self, connection: AbstractConnection) -> ReplyReader:
-        # redis-py only makes the connection; its own ways to use one reconnect behind our back.
+    def _join(self, connection: AbstractConnection) -> Iterator[Any]:
+        """Subscribe a new connection to all that is awaited, and return its replies."""
+        # redis-py only opens the connection; its own readers would reconnect unnoticed.
         sock: socket.socket = connection._sock  # type: ignore[assignment]
-        replies = ReplyReader(sock.recv)
-        # Who expects an outcome from here on relies on this.
-        sock.sendall(pack(b"SUBSCRIBE", [self.reply_to.encode()]))
-        replies.read()
-        # From here silence is no error; keep-alive finds out when the other side is gone.
+        replies = _replies(sock)
+        # Callers of `expect` rely on this subscription.
+        sock.sendall(_command(b"SUBSCRIBE", self.reply_to.encode()))
+        next(replies)
+        # From here silence is normal; TCP keep-alive notices a Redis that is gone.
         sock.settimeout(None)
         with self._changed:
             self._socket = sock
             self._channels.clear()
-            self._asked.clear()
+            self._looked_up.clear()
             self._left = []
             self._fresh = [s for subscriptions in self._waiting.values() for s in subscriptions]
             self._changed.notify()
@@ -307,16 +315,16 @@ class Bridge:
                 _abort(sock)
         return replies
 
-    def _handle(self, reply: Reply) -> None:
+    def _handle(self, reply: Any) -> None:
         match reply:
             case [b"message", bytes(channel), bytes(payload)]:
                 self._announced(channel, payload)
             case int(count):
                 # The answer to an EXISTS.
                 with self._changed:
-                    asked = self._asked.popleft()
+                    channels = self._looked_up.popleft()
                 if count:
-                    self._fetch(asked)
+                    self._fetch(channels)
 
     def _announced(self, channel: bytes, payload: bytes) -> None:
         try:
@@ -326,7 +334,7 @@ class Bridge:
             else:
                 outcomes = decode_outcomes(payload)
         except Exception:
-            log.exception("Something else than a result was published on %r", channel)
+            log.exception("The message on channel %r is not a result", channel)
             return
         for outcome in outcomes:
             self._deliver(outcome)
@@ -347,7 +355,31 @@ class Bridge:
             try:
                 subscription.callback(outcome)
             except Exception:
-                log.exception("A client could not be told that task %s is over", outcome.task_id)
+                log.exception("The outcome of task %s could not be delivered", outcome.task_id)
+
+
+def _replies(sock: socket.socket) -> Iterator[Any]:
+    """Yield the replies and pushed messages of a connection.
+
+    Raises:
+      redis.ConnectionError: Redis has closed the connection.
+      redis.ResponseError: Redis refused a command.
+    """
+    reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+    while True:
+        while (reply := reader.gets()) is not _INCOMPLETE:
+            if isinstance(reply, hiredis.ReplyError):
+                raise redis.ResponseError(str(reply))
+            yield reply
+        data = sock.recv(_CHUNK)
+        if not data:
+            raise redis.ConnectionError("Redis has closed the connection")
+        reader.feed(data)
+
+
+def _command(*words: bytes) -> bytes:
+    packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # Typed for one word.
+    return packed
 
 
 def _send(sock: socket.socket, commands: bytes) -> None:
@@ -358,6 +390,6 @@ def _send(sock: socket.socket, commands: bytes) -> None:
 
 
 def _abort(sock: socket.socket) -> None:
-    # The reader, who may be blocked in `recv`, sees the end of the stream and takes care.
+    # The reader, which may be blocked in `recv`, sees the end of the stream and reconnects.
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""What is known of a task, as the JSON document that clients receive."""
+"""The JSON documents of tasks and dead letters, as clients and webhooks receive them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Time = Annotated[
 
 
 class Links(TypedDict):
-    """Where a task can be asked for."""
+    """URLs of a task."""
 
     self: Annotated[str, Meta(examples=["/tasks/0d4c"])]
     websocket: Annotated[str, Meta(examples=["/ws/0d4c"])]
@@ -35,7 +35,7 @@ ModelName = Annotated[str, Meta(examples=["sentiment"])]
 Version = Annotated[
     int | None,
     Meta(
-        description="Null until a worker has chosen it, for tasks of other Celery clients.",
+        description="Null until a worker has chosen one, for tasks of other Celery clients.",
         examples=[1],
     ),
 ]
@@ -43,16 +43,16 @@ Priority = Annotated[int, Meta(description="Higher is sooner.", examples=[0])]
 Attempts = Annotated[
     int, Meta(description="Forward passes that were started with the task in them.")
 ]
-Retries = Annotated[int, Meta(description="Attempts after a passing error.")]
+Retries = Annotated[int, Meta(description="Attempts after a transient error.")]
 RetryAt = Annotated[Time, Meta(description="When the next attempt may begin, while `retrying`.")]
-BatchId = Annotated[str, Meta(description="The batch that it rode in last.")]
+BatchId = Annotated[str, Meta(description="The batch that the task was in last.")]
 ReplayOf = Annotated[str, Meta(description="The task that this one repeats.")]
 
 Parent = Annotated[str, Meta(description="The task of the ensemble that this one is a stage of.")]
 
 
 class TaskSummary(TypedDict):
-    """What a list says of a task."""
+    """A task in a list."""
 
     task_id: str
     model: ModelName
@@ -73,20 +73,22 @@ class TaskSummary(TypedDict):
 
 
 class StageView(TypedDict):
-    """How far a stage of an ensemble has come."""
+    """A stage of an ensemble's task."""
 
     name: str
     model: ModelName
     version: Version
-    task_id: Annotated[str, Meta(description="Of the stage's own task.")]
-    status: NotRequired[Annotated[TaskState, Meta(description="While there is no result.")]]
+    task_id: Annotated[str, Meta(description="Id of the stage's own task.")]
+    status: NotRequired[Annotated[TaskState, Meta(description="Only while there is no result.")]]
     ms: NotRequired[
-        Annotated[float, Meta(description="From when it could begin until its result was there.")]
+        Annotated[
+            float, Meta(description="Time from when the stage could begin to its result, in ms.")
+        ]
     ]
 
 
 class TaskView(TypedDict):
-    """Everything that is known of a task; of one without a record, its outcome alone."""
+    """A task; without a record, only its outcome is known."""
 
     task_id: str
     model: NotRequired[ModelName]
@@ -102,32 +104,36 @@ class TaskView(TypedDict):
     batch_id: NotRequired[BatchId]
     replay_of: NotRequired[ReplayOf]
     parent: NotRequired[Parent]
-    outputs: NotRequired[Annotated[dict[str, OutputTensor], Meta(description="Once succeeded.")]]
+    outputs: NotRequired[
+        Annotated[dict[str, OutputTensor], Meta(description="Only of a succeeded task.")]
+    ]
     timings: NotRequired[Timings]
     batch: NotRequired[BatchInfo]
     worker: NotRequired[str]
     cached: NotRequired[Cached]
-    stages: NotRequired[Annotated[list[StageView], Meta(description="Of an ensemble.")]]
+    stages: NotRequired[
+        Annotated[list[StageView], Meta(description="Stages of an ensemble's task.")]
+    ]
     error: NotRequired[Problem]
     links: Links
 
 
 class DeadLetterLinks(TypedDict):
-    """Where a dead letter and its task can be asked for."""
+    """URLs of a dead letter and its task."""
 
     self: Annotated[str, Meta(examples=["/dead/0d4c"])]
     task: Annotated[str, Meta(examples=["/tasks/0d4c"])]
 
 
 class LastError(TypedDict):
-    """Why a task was given up."""
+    """The error for which a task was given up."""
 
     code: Annotated[str, Meta(examples=["worker_lost"])]
     detail: str
 
 
 class DeadLetterSummary(TypedDict):
-    """What a list says of a dead letter."""
+    """A dead letter in a list."""
 
     task_id: str
     model: ModelName
@@ -135,14 +141,14 @@ class DeadLetterSummary(TypedDict):
     priority: Priority
     retries: Retries
     accepted_at: Time
-    died_at: Annotated[Time, Meta(description="When it was given up.")]
+    died_at: Annotated[Time, Meta(description="When the task was given up.")]
     batch_id: BatchId
     error: LastError
     links: DeadLetterLinks
 
 
 class _Parts(msgspec.Struct):
-    """A stored result; its parts are passed on as they are, without being decoded."""
+    """A stored result; its parts are passed on without being decoded."""
 
     model: str
     version: int
@@ -151,7 +157,7 @@ class _Parts(msgspec.Struct):
     batch: msgspec.Raw
     worker: msgspec.Raw
     cached: bool = False
-    #: Of an ensemble; empty for others.
+    #: Stages of an ensemble; empty for other models.
     stages: msgspec.Raw = msgspec.Raw()
 
 
@@ -159,14 +165,14 @@ _decode_parts = msgspec.json.Decoder(_Parts).decode
 
 
 def links(task_id: str) -> Links:
-    """Return where a task can be asked for."""
+    """Return the URLs of a task."""
     return {"self": f"/tasks/{task_id}", "websocket": f"/ws/{task_id}"}
 
 
 def _answer(outcome: Outcome) -> Answer:
     parts = _decode_parts(outcome.result)
     answer: Answer = {
-        # Raw JSON from here on.
+        # Raw JSON, which the type does not express.
         "outputs": cast(Any, parts.outputs),
         "task_id": outcome.task_id,
         "model": parts.model,
@@ -183,11 +189,15 @@ def _answer(outcome: Outcome) -> Answer:
 
 
 def task(task_id: str, record: Record | None, outcome: Outcome | None) -> TaskView:
-    """Return everything that is known of a task.
+    """Return the document of a task.
 
+    Args:
+      task_id: the task.
+      record: its record, if there is one.
+      outcome: its outcome, if there is one.
     Raises:
-      TaskNotFound: nothing is.
-      ResultExpired: it is over, and its result was deleted.
+      TaskNotFound: there is neither a record nor an outcome.
+      ResultExpired: the task is over, and its result was deleted.
     """
     if record is None and outcome is None:
         raise TaskNotFound(f"no task has the id {task_id!r}")
@@ -216,7 +226,7 @@ def task(task_id: str, record: Record | None, outcome: Outcome | None) -> TaskVi
 
 
 def summary(record: Record) -> TaskSummary:
-    """Return what a list says of a task."""
+    """Return a task as a list shows it."""
     document: TaskSummary = {
         "task_id": record.task_id,
         "model": record.model,
@@ -244,7 +254,7 @@ def summary(record: Record) -> TaskSummary:
 
 
 def dead_letter(letter: DeadLetter) -> DeadLetterSummary:
-    """Return what a list says of a dead letter."""
+    """Return a dead letter as a list shows it."""
     return {
         "task_id": letter.task_id,
         "model": letter.model,

@@ -287,6 +287,6 @@ def dead(client: redis.Redis, settings: Settings) -> DeadLetters:
 
 
 @pytest.fixture
-def replay(submitter: Submitter, dead: DeadLetters) -> Replay:
-    """What runs dead tasks again."""
-    return Replay(submitter, dead)
+def replay(celery: Celery, client: redis.Redis, settings: Settings) -> Replay:
+    """What runs finished tasks again."""
+    return Replay(Submitter(celery, client, settings), client, settings)

@@ -1,1 +1,1 @@
-"""How any call is read, waited for and answered, whatever route it came by."""
+"""How any call is read, submitted, awaited and answered, whatever route it came by."""

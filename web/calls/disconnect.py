@@ -1,4 +1,4 @@
-"""Callers that hang up while they wait, and what becomes of their tasks."""
+"""Clients that leave while they wait: how that is noticed, and what becomes of their tasks."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import logging
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
-import redis
-
-from inferno import names
 from inferno.errors import TaskNotFound, WrongState
-from tasks.broker.connection import translated
-from tasks.control.tasks import Control
+from tasks.gateway import Gateway
 from tasks.results.bridge import Waiter
 from tasks.state.outcomes import Outcome
 
 log = logging.getLogger(__name__)
 
-#: How often a waiting call looks for its client, in seconds.
+#: Pause between two checks whether the client of a waiting call is there, in seconds.
 LOOK_S = 0.5
-#: How long the channel of a result may take to be left, in seconds.
+#: How long the bridge may take to leave the channel of a result, in seconds.
 LEAVE_S = 2.0
-#: How often that is asked, in seconds.
+#: Pause between two checks whether it has left the channel, in seconds.
 ASK_S = 0.1
 
 #: Where WSGI servers put the connection of a request.
@@ -31,7 +27,7 @@ _SOCKETS = ("gunicorn.socket", "werkzeug.socket")
 
 
 class Disconnected(Exception):
-    """The caller that waited for a task has hung up."""
+    """The client of a waiting call has closed its connection."""
 
     def __init__(self, task_id: str) -> None:
         super().__init__(task_id)
@@ -39,14 +35,14 @@ class Disconnected(Exception):
 
 
 def has_hung_up(sock: socket.socket) -> bool:
-    """Return whether a client has closed its connection; what else it sent stays unread."""
+    """Return whether a client has closed its connection; bytes that it sent stay unread."""
     timeout = sock.gettimeout()
-    # Also gevent's sockets, for which MSG_DONTWAIT means nothing, do not wait then.
+    # A timeout of 0 works for gevent's sockets too; MSG_DONTWAIT does not.
     sock.settimeout(0)
     try:
         return not sock.recv(1, socket.MSG_PEEK)
     except (BlockingIOError, ValueError):
-        # Nothing has come; or it is TLS, which cannot look ahead.
+        # Nothing has come; or the socket uses TLS, which cannot peek.
         return False
     except OSError:
         return True
@@ -55,22 +51,22 @@ def has_hung_up(sock: socket.socket) -> bool:
 
 
 def socket_of(environ: Mapping[str, Any]) -> socket.socket | None:
-    """Return the connection of a WSGI request, where its server tells."""
+    """Return the connection of a WSGI request, if its server reveals it."""
     return next((environ[name] for name in _SOCKETS if name in environ), None)
 
 
 def wait(
     waiter: Waiter, task_id: str, timeout_s: float, sock: socket.socket | None
 ) -> Outcome | None:
-    """Wait for a task as `Waiter.wait` does, and look for the caller meanwhile.
+    """Wait for a task as `Waiter.wait` does, and check meanwhile that the client is there.
 
     Args:
-      waiter: for the task.
-      task_id: which it is.
-      timeout_s: how long, in seconds.
-      sock: the caller's connection; without it, nobody is looked for.
+      waiter: the waiter of the task.
+      task_id: id of the task.
+      timeout_s: longest wait, in seconds.
+      sock: the client's connection; None to check nothing.
     Raises:
-      Disconnected: the caller has hung up.
+      Disconnected: the client has left.
     """
     if sock is None:
         return waiter.wait(timeout_s)
@@ -84,29 +80,24 @@ def wait(
             raise Disconnected(task_id)
 
 
-def cancel_unwanted(task_id: str, client: redis.Redis, control: Control) -> bool:
-    """Cancel a task unless somebody waits for it, in this process or another; says whether.
+def cancel_unwanted(task_id: str, gateway: Gateway) -> bool:
+    """Cancel a task unless a caller in this or another process awaits it; return whether it was.
 
-    Its caller must have stopped waiting: of two that hang up together, neither is then kept by the
-    other. This process leaves the channel of the result a moment after that.
+    The call that gives up must have stopped waiting: if two give up together, neither may keep the
+    task for the other. The bridge leaves the channel of the result a moment later.
 
     Raises:
       BrokerUnavailable: Redis does not answer.
     """
-    channel = names.result_key(task_id)
     end = time.monotonic() + LEAVE_S
-    while True:
-        with translated():
-            counts = cast(list[tuple[bytes, int]], client.pubsub_numsub(channel))
-        if counts[0][1] == 0:
-            break
+    while gateway.listeners(task_id):
         if time.monotonic() > end:
-            log.info("task %s: its caller has hung up, and somebody else waits for it", task_id)
+            log.info("task %s: its client has left, but another caller awaits it", task_id)
             return False
         time.sleep(ASK_S)
     try:
-        control.cancel(task_id)
+        gateway.control.cancel(task_id)
     except (TaskNotFound, WrongState):
-        return False  # It is over already.
-    log.info("task %s: its caller has hung up, and it was cancelled", task_id)
+        return False  # The task is over.
+    log.info("task %s: its client has left, and it was cancelled", task_id)
     return True

@@ -1,4 +1,4 @@
-"""The JSON documents about tasks that clients receive, over HTTP and sockets alike."""
+"""The JSON documents about tasks that clients receive, over HTTP and WebSockets."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tasks.results.views import (
     time,
 )
 from tasks.state.outcomes import Outcome
+from web.openapi.describe import RETRY_AFTER, Header
 
 __all__ = [
     "accepted",
@@ -31,10 +32,17 @@ __all__ = [
     "encode",
     "predictions",
     "respond",
+    "respond_accepted",
     "succeeded",
     "summary",
     "task",
 ]
+
+#: When to ask for a task that is not over, in seconds.
+POLL_AFTER_S = 1
+
+#: Headers of the answer to an accepted task.
+ACCEPTED_HEADERS = (Header("Location", "URL of the task.", example="/tasks/0d4c"), RETRY_AFTER)
 
 
 class _Tensor(msgspec.Struct):
@@ -42,7 +50,7 @@ class _Tensor(msgspec.Struct):
 
 
 class _Rows(msgspec.Struct):
-    """What is needed of a stored result whose numbers are in JSON."""
+    """The members of a stored result that an answer by rows needs."""
 
     model: str
     version: int
@@ -54,7 +62,8 @@ class AcceptedTask(TypedDict):
 
     task_id: str
     status: Annotated[
-        TaskState, Meta(description="`succeeded` if a kept result answered it, else `queued`.")
+        TaskState,
+        Meta(description="`succeeded` if a kept result answered the task, otherwise `queued`."),
     ]
     model: ModelName
     version: Version
@@ -62,11 +71,13 @@ class AcceptedTask(TypedDict):
     links: Links
     cached: NotRequired[Cached]
     replay_of: NotRequired[ReplayOf]
-    job_id: NotRequired[Annotated[str, Meta(description="For bodies with `model_name`.")]]
-    model_name: NotRequired[Annotated[str, Meta(description="For bodies with `model_name`.")]]
-    enqueued_at: NotRequired[Annotated[Time, Meta(description="For bodies with `model_name`.")]]
-    result_ws: NotRequired[Annotated[str, Meta(description="For bodies with `model_name`.")]]
-    request_id: NotRequired[Annotated[str, Meta(description="For bodies with `model_id`.")]]
+    job_id: NotRequired[Annotated[str, Meta(description="Only for bodies with `model_name`.")]]
+    model_name: NotRequired[Annotated[str, Meta(description="Only for bodies with `model_name`.")]]
+    enqueued_at: NotRequired[
+        Annotated[Time, Meta(description="Only for bodies with `model_name`.")]
+    ]
+    result_ws: NotRequired[Annotated[str, Meta(description="Only for bodies with `model_name`.")]]
+    request_id: NotRequired[Annotated[str, Meta(description="Only for bodies with `model_id`.")]]
 
 
 _encode = msgspec.json.Encoder().encode
@@ -74,7 +85,7 @@ _decode_rows = msgspec.json.Decoder(_Rows).decode
 
 
 def encode(document: Any) -> bytes:
-    """Write a document as JSON, with a newline for terminals."""
+    """Write a document as JSON; a newline at the end suits terminals."""
     return _encode(document) + b"\n"
 
 
@@ -83,18 +94,37 @@ def respond(document: Mapping[str, Any], status: int = 200) -> Response:
     return Response(encode(document), status, mimetype="application/json")
 
 
+def respond_accepted(
+    task: Accepted, members: Container[str] = (), replay_of: str | None = None
+) -> Response:
+    """Answer with 202 and a task that was just accepted.
+
+    Args:
+      task: the task.
+      members: names in the client's body; as `accepted`.
+      replay_of: id of the task that this one repeats.
+    """
+    document = accepted(task, members)
+    if replay_of is not None:
+        document["replay_of"] = replay_of
+    response = respond(document, 202)
+    response.headers["Location"] = f"/tasks/{task.task_id}"
+    response.headers["Retry-After"] = str(POLL_AFTER_S)
+    return response
+
+
 def succeeded(outcome: Outcome) -> bytes:
     """Write the document of a synchronous call that succeeded.
 
-    It is the stored result, which is passed on as it is, and the task's id.
+    It is the stored result as it is, with the task's id added.
     """
     return b'%b,"task_id":"%b"}\n' % (bytes(outcome.result)[:-1], outcome.task_id.encode())
 
 
 def predictions(outcome: Outcome) -> Predictions:
-    """Return the document of a synchronous call that is answered by rows: KServe's V1.
+    """Return the document of a synchronous call that is answered by rows, as in KServe's V1.
 
-    Of a model with one output these are its rows, else objects with each output's row.
+    A row is a value if the model has one output, otherwise an object with a value per output.
     """
     result = _decode_rows(outcome.result)
     columns = {name: tensor.data for name, tensor in result.outputs.items()}
@@ -115,8 +145,9 @@ def accepted(task: Accepted, members: Container[str]) -> AcceptedTask:
     """Return the document of a task that was just accepted.
 
     Args:
-      task: what was accepted.
-      members: names in the client's body; it is answered in the names that it speaks.
+      task: the task.
+      members: names in the client's body; the document repeats facts under the names that go
+        with `model_name` and `model_id`.
     """
     at = time(task.accepted_at)
     document: AcceptedTask = {

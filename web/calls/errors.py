@@ -1,4 +1,7 @@
-"""Errors as clients see them: RFC 9457 problems, whatever went wrong."""
+"""Errors as clients see them: RFC 9457 problems, whatever went wrong.
+
+The Open Inference Protocol, under `/v2`, has a form of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +16,32 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from inferno.errors import InfernoError, Overloaded, PayloadTooLarge, RequestInProgress
 from web.calls import documents
+from web.calls.disconnect import Disconnected
 
 log = logging.getLogger(__name__)
 
 #: When a client may try again after a 503, in seconds.
 RETRY_AFTER_S = 2
-#: When a request may be over that is in progress, in seconds.
+#: When a client may ask again for a request that is in progress, in seconds.
 IN_PROGRESS_S = 1
-#: What clients are told of an error that nobody foresaw.
-UNEXPECTED = InfernoError("something went wrong; the log of the server says what")
+#: Status of a call whose client has left, as nginx has it; nobody receives it.
+CLIENT_CLOSED_REQUEST = 499
+#: What clients are told about an unexpected error.
+UNEXPECTED = InfernoError("an unexpected error; the log of the server has the details")
 
 
 class OipError(TypedDict):
-    """What went wrong, in the form of the Open Inference Protocol."""
+    """An error in the form of the Open Inference Protocol."""
 
-    error: Annotated[str, Meta(description="For people: what was expected, and what came.")]
-    code: Annotated[str, Meta(description="For programs; it does not change.")]
+    error: Annotated[str, Meta(description="What was expected, and what came; for people.")]
+    code: Annotated[
+        str, Meta(description="Name of the error, which does not change; for programs.")
+    ]
 
 
 def register(app: Flask) -> None:
-    """Have every error of an app rendered here."""
+    """Render every error of an app here."""
+    app.register_error_handler(Disconnected, _client_left)
     app.register_error_handler(InfernoError, problem)
     app.register_error_handler(HTTPException, _http_problem)
     app.register_error_handler(Exception, _unexpected)
@@ -42,8 +51,8 @@ def problem(error: InfernoError, **extensions: Any) -> Response:
     """Answer with an error.
 
     Args:
-      error: what went wrong; it knows its status.
-      extensions: further members, such as `task_id`.
+      error: the error.
+      extensions: further members of the problem, such as `task_id`.
     """
     if error.status >= 500:
         log.warning("%s %s: %s", request.method, request.path, error)
@@ -75,16 +84,20 @@ def _http_problem(error: HTTPException) -> AnyResponse:
     return response
 
 
+def _client_left(_: Disconnected) -> Response:
+    return Response(status=CLIENT_CLOSED_REQUEST)
+
+
 def _unexpected(error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.path, exc_info=error)
     return _respond(UNEXPECTED.problem())
 
 
 def _respond(body: Mapping[str, Any]) -> Response:
-    """Answer with a problem, in the form that the route's clients read."""
+    """Answer with a problem, or with an error of the Open Inference Protocol on its routes."""
     if request.path == "/v2" or request.path.startswith("/v2/"):
         error = oip_error(body)
-        # The Open Inference Protocol does not tell an invalid field from an invalid body.
+        # The protocol has no separate status for invalid fields.
         status = 400 if body["status"] == 422 else body["status"]
         response = Response(documents.encode(error), status, mimetype="application/json")
     else:

@@ -1,7 +1,7 @@
-"""Idempotency-Key: a request that is sent again is done once.
+"""Idempotency-Key: a request that is sent several times is done once.
 
-See draft-ietf-httpapi-idempotency-key-header. A key belongs to the first request that was accepted
-with it; one that was refused leaves it free.
+See draft-ietf-httpapi-idempotency-key-header. A key belongs to the first accepted request that
+carried it; a refused request leaves its key free.
 """
 
 from __future__ import annotations
@@ -13,37 +13,37 @@ from flask import request
 
 from inferno.errors import InvalidField, InvalidRequest
 from tasks.state.transitions import Idempotency
-from web.openapi.document import Header
+from web.openapi.describe import Header
 
 HEADER = "Idempotency-Key"
-#: Set on the answer to a request that was accepted before.
+#: Header of the answer to a request that was accepted before.
 REPLAYED_HEADER = "Idempotency-Replayed"
 
 KEY = Header(
     HEADER,
-    "Has the request done once, however often it is sent.",
+    "The request is done once, however often it is sent with this key.",
     example='"8e03978e-40d5-43dd"',
 )
 REPLAYED = Header(REPLAYED_HEADER, "`true` if the request was accepted before.", example="true")
 
-#: Most characters of a key.
+#: Maximum length of a key, in characters.
 MAX_LENGTH = 255
 
-#: Whose keys they are: the platform does not tell its clients apart.
+#: Owner of all keys: the platform does not distinguish its clients.
 _SCOPE = "everyone"
 
-#: A string of RFC 8941, and what clients send that leave out its quotes.
+#: A string of RFC 8941, and a string without quotes, as many clients send it.
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])+)"')
 _BARE = re.compile(r"[!#-+\--\[\]-~]+")
 _ESCAPED = re.compile(r"\\(.)")
 
 
 def from_header(family: str, body: bytes) -> Idempotency | None:
-    """Return the key of the current HTTP request, or None when it has none.
+    """Return the key of the current HTTP request, or None if it has none.
 
     Args:
-      family: the route, the same under each prefix, with what of its path is variable.
-      body: of the request.
+      family: the route without its prefix, and the variable parts of its path.
+      body: the body of the request.
     Raises:
       InvalidRequest: the header is malformed.
     """
@@ -54,14 +54,14 @@ def from_header(family: str, body: bytes) -> Idempotency | None:
 
 
 def from_field(value: object, family: str, body: bytes) -> Idempotency | None:
-    """Return the key that a message names, or None when it is null.
+    """Return the key of a WebSocket message, or None if it has none.
 
     Args:
-      value: as the client gave it.
-      family: what kind of message it is.
-      body: what else the message says.
+      value: the key as the client sent it.
+      family: type of the message.
+      body: the rest of the message.
     Raises:
-      InvalidField: it is no key.
+      InvalidField: the value is not a key.
     """
     if value is None:
         return None
@@ -71,10 +71,10 @@ def from_field(value: object, family: str, body: bytes) -> Idempotency | None:
 
 
 def parse(value: str) -> str:
-    """Return the key in a header's value, without its quotes.
+    """Return the key in the value of a header, without quotes.
 
     Raises:
-      InvalidRequest: it is malformed.
+      InvalidRequest: the value is malformed.
     """
     value = value.strip(" ")
     if quoted := _QUOTED.fullmatch(value):
@@ -100,5 +100,5 @@ def _identify(key: str, family: str, body: bytes) -> Idempotency:
 
 
 def _digest(first: bytes, second: bytes) -> str:
-    # A zero byte is in none of the first parts, so that no two pairs look the same.
+    # No first part contains a zero byte, so no two pairs give the same text.
     return hashlib.sha256(first + b"\0" + second).hexdigest()

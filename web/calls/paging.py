@@ -1,4 +1,4 @@
-"""The parameters of lists, `limit` and `cursor`, and of what happens to many: `confirm`."""
+"""Parameters of lists (`limit`, `cursor`) and of operations on many items (`confirm`)."""
 
 from __future__ import annotations
 
@@ -12,36 +12,38 @@ from msgspec import Meta
 from inferno.errors import InvalidRequest
 from tasks.state.listing import Page, Place
 
-#: Items of a page, by default and at most.
+#: Number of items in a page: default and maximum.
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 500
 
 
-Next = Annotated[str | None, Meta(description="The `cursor` of the next page; null at the end.")]
+Next = Annotated[str | None, Meta(description="`cursor` of the next page; null on the last one.")]
 
 
 class Paged(msgspec.Struct):
-    """The parameters of a list."""
+    """Parameters of a list."""
 
-    model: Annotated[str | None, Meta(description="Only of this model.")] = None
-    limit: Annotated[int, Meta(ge=1, le=MAX_LIMIT, description="Items of a page.")] = DEFAULT_LIMIT
-    cursor: Annotated[str | None, Meta(description="`next` of the page before.")] = None
+    model: Annotated[str | None, Meta(description="Only this model.")] = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_LIMIT, description="Number of items in a page.")] = (
+        DEFAULT_LIMIT
+    )
+    cursor: Annotated[str | None, Meta(description="`next` of the previous page.")] = None
 
 
 class Confirmed(msgspec.Struct):
-    """The parameters of what happens to many at once."""
+    """Parameters of an operation on many items."""
 
     confirm: Annotated[
         Annotated[int, Meta(ge=0, le=999_999_999)] | None,
-        Meta(description="To how many it shall happen; nothing does if there are more or fewer."),
+        Meta(description="Expected number of items; nothing happens if there are more or fewer."),
     ] = None
 
 
 def place(given: str | None) -> Place | None:
-    """Return where the page of a cursor begins; None at the beginning.
+    """Return where the page of a cursor begins; None for the first page.
 
     Raises:
-      InvalidRequest: the cursor is none that `cursor` has made.
+      InvalidRequest: the text is not a cursor.
     """
     if given is None:
         return None
@@ -56,7 +58,7 @@ def place(given: str | None) -> Place | None:
 
 
 def cursor(page: Page[Any]) -> str | None:
-    """Return the `cursor` of the page after this one; None at the end."""
+    """Return the `cursor` of the next page; None for the last page."""
     if page.last is None:
         return None
     return base64.urlsafe_b64encode(f"{page.last.at!r} {page.last.task_id}".encode()).decode()

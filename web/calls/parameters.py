@@ -1,4 +1,4 @@
-"""The parameters of URLs, read into structs that say what they may be."""
+"""Reads the parameters of URLs into structs, whose types check them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ T = TypeVar("T")
 
 
 def read(kind: type[T]) -> T:
-    """Return the parameters of the current HTTP request; those that `kind` lacks are ignored.
+    """Return the parameters of the current HTTP request; unknown parameters are ignored.
 
-    A list may be given as one parameter with commas, as several, or both.
+    A list may be given as one parameter with commas, as several parameters, or both.
 
+    Args:
+      kind: struct that names the parameters and their types.
     Raises:
-      InvalidRequest: one is not as `kind` says; names it.
+      InvalidRequest: a parameter does not match its type; names the parameter.
     """
     lists = _lists(kind)  # type: ignore[arg-type]
     given: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What a client prefers: how long it wants to wait for its result (RFC 7240)."""
+"""How long a client prefers to wait for its result (RFC 7240)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from web.openapi.document import Header
+from web.openapi.describe import Header
 
 #: Longest wait that is granted, in seconds.
 MAX_WAIT_S = 60.0
@@ -23,33 +23,38 @@ PREFER = Header(
     "`wait=<seconds>`, at most 60, or `respond-async` (RFC 7240).",
     example="wait=30",
 )
-PREFERENCE_APPLIED = Header("Preference-Applied", "What was granted of it.", example="wait=30")
+PREFERENCE_APPLIED = Header(
+    "Preference-Applied", "The part of `Prefer` that was granted.", example="wait=30"
+)
 
 
 class Wait(msgspec.Struct):
-    """The parameter of a call that may wait for the end of a task."""
+    """Parameter of a call that can wait for the end of a task."""
 
     wait: Annotated[
         Annotated[float, Meta(ge=0)] | None,
-        Meta(description="How long to wait for its end, in seconds; at most 60.", examples=[30]),
+        Meta(
+            description="How long to wait for the end of the task, in seconds; at most 60.",
+            examples=[30],
+        ),
     ] = None
 
 
 @dataclass(frozen=True)
 class Preference:
-    """How long a call waits, and what of the client's preference was granted."""
+    """How long a call waits, and which preference of the client was granted."""
 
     wait_s: float
-    #: Value of `Preference-Applied`, or None when the client has no preference.
+    #: Value of `Preference-Applied`; None if the client has no preference.
     applied: str | None = None
 
 
 def prefer(header: str | None, default_s: float) -> Preference:
-    """Read a `Prefer` header. What cannot be understood is ignored, as the standard demands.
+    """Read a `Prefer` header; unknown preferences are ignored, as the standard requires.
 
     Args:
-      header: its value, or None.
-      default_s: the wait of clients that prefer nothing, in seconds.
+      header: value of the header, or None.
+      default_s: wait without a preference, in seconds.
     """
     if header is None:
         return Preference(default_s)
@@ -62,5 +67,5 @@ def prefer(header: str | None, default_s: float) -> Preference:
 
 
 def granted_s(wait: float | None, default_s: float = 0.0, most_s: float = MAX_WAIT_S) -> float:
-    """Return how long a call may wait that has a `wait` parameter, in seconds."""
+    """Return how long a call with this `wait` parameter may wait, in seconds."""
     return default_s if wait is None else min(wait, most_s)

@@ -1,149 +1,187 @@
-"""What the Open Inference Protocol says of a model: its metadata, and its configuration."""
+"""The server and its models in the Open Inference Protocol: health, metadata, statistics."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Annotated, Any, TypedDict
+from typing import Any, Literal, TypedDict
 
-from msgspec import Meta
+from flask import Blueprint, Response
 
-from inferno.protocol import tensors
-from inferno.protocol.signature import TensorSpec
+from inferno.errors import BrokerUnavailable, ModelNotFound, ModelUnavailable, NotSupported
+from inferno.protocol import oip
 from inferno.repository.package import Package
-from tasks.state.statistics import BatchStatistics, Duration, VersionStatistics
+from inferno.repository.repository import Model
+from inferno.version import inferno_version
+from web.calls import documents
+from web.oip import describe as describing
+from web.oip.describe import ERRORS, ModelMetadata, ModelStatistics
+from web.openapi.describe import describe
+from web.services import Services, services
 
-#: What a server of the protocol calls the runtimes.
-PLATFORMS = {
-    "onnx": "onnx_onnxv1",
-    "torchscript": "pytorch_torchscript",
-    "python": "python",
-}
-
-
-class TensorMetadata(TypedDict):
-    """A declared input or output."""
-
-    name: str
-    datatype: Annotated[str, Meta(examples=["FP32"])]
-    shape: Annotated[list[int], Meta(description="-1 where a size is free.")]
+blueprint = Blueprint("oip-models", __name__, url_prefix="/v2")
 
 
-class ModelMetadata(TypedDict):
-    """The inputs and outputs of a model."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
-
-
-def metadata(package: Package, versions: Iterable[int]) -> ModelMetadata:
-    """Return a model's metadata.
-
-    Args:
-      package: the version that it is described by.
-      versions: all of the model.
-    """
-    return {
-        "name": package.name,
-        "versions": [str(version) for version in sorted(versions)],
-        "platform": PLATFORMS.get(package.manifest.format, package.manifest.format),
-        "inputs": [_spec(spec) for spec in package.signature.inputs],
-        "outputs": [_spec(spec) for spec in package.signature.outputs],
-    }
-
-
-def _spec(spec: TensorSpec) -> TensorMetadata:
-    return {
-        "name": spec.name,
-        "datatype": tensors.DATATYPES[spec.dtype],
-        "shape": [dim if isinstance(dim, int) else -1 for dim in spec.shape],
-    }
-
-
-def config(package: Package, max_batch_size: int, max_batch_delay_ms: float) -> dict[str, Any]:
-    """Return a model's configuration, as far as Triton's has a word for it."""
-    manifest, batched = package.manifest, package.signature.batched
-
-    def tensor(spec: TensorSpec) -> dict[str, Any]:
-        dims = spec.shape[1:] if batched else spec.shape
-        return {
-            "name": spec.name,
-            "data_type": _config_type(spec.dtype),
-            "dims": [dim if isinstance(dim, int) else -1 for dim in dims],
-            **({"optional": True} if spec.optional else {}),
-        }
-
-    return {
-        "name": package.name,
-        "platform": PLATFORMS.get(manifest.format, manifest.format),
-        "backend": manifest.format,
-        "version_policy": {"latest": {"num_versions": 1}},
-        # Of a model that takes no batches, Triton says 0.
-        "max_batch_size": max_batch_size if batched else 0,
-        "input": [tensor(spec) for spec in package.signature.inputs],
-        "output": [tensor(spec) for spec in package.signature.outputs],
-        "dynamic_batching": {
-            "preferred_batch_size": list(manifest.batching.batch_sizes) or [max_batch_size],
-            "max_queue_delay_microseconds": round(max_batch_delay_ms * 1000),
-        },
-        "instance_group": [{"name": package.name, "count": manifest.concurrency.max_concurrency}],
-        "default_model_filename": manifest.artifact or "",
-        "parameters": {
-            name: {"string_value": str(value)} for name, value in manifest.parameters.items()
-        },
-    }
-
-
-def _config_type(dtype: str) -> str:
-    datatype = tensors.DATATYPES[dtype]
-    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
-
-
-class InferenceStatistics(TypedDict):
-    """How often tasks came to what, and how long that took together."""
-
-    success: Duration
-    fail: Duration
-    queue: Duration
-    compute_input: Duration
-    compute_infer: Duration
-    compute_output: Duration
-    cache_hit: Duration
-    cache_miss: Duration
-
-
-class ModelStatistics(TypedDict):
-    """What the tasks of a version have come to."""
+class Server(TypedDict):
+    """The server."""
 
     name: str
     version: str
-    last_inference: int
-    inference_count: int
-    execution_count: int
-    inference_stats: InferenceStatistics
-    batch_stats: tuple[BatchStatistics, ...]
+    extensions: list[str]
 
 
-def statistics(model: str, version: int, found: VersionStatistics) -> ModelStatistics:
-    """Return what the tasks of a version have come to, in Triton's words."""
-    return {
-        "name": model,
-        "version": str(version),
-        "last_inference": found.last_inference,
-        "inference_count": found.inference_count,
-        "execution_count": found.execution_count,
-        "inference_stats": {
-            "success": found.success,
-            "fail": found.fail,
-            "queue": found.queue,
-            "compute_input": found.compute_input,
-            "compute_infer": found.compute_infer,
-            "compute_output": found.compute_output,
-            "cache_hit": found.cache_hit,
-            # What it takes to look in vain is not measured.
-            "cache_miss": Duration(found.misses, 0),
-        },
-        "batch_stats": found.batch_stats,
-    }
+class ServerLive(TypedDict):
+    """The process answers."""
+
+    live: Literal[True]
+
+
+class ServerReady(TypedDict):
+    """Every model is served."""
+
+    ready: Literal[True]
+
+
+class ModelReady(TypedDict):
+    """A model can be used."""
+
+    name: str
+    ready: Literal[True]
+
+
+class Statistics(TypedDict):
+    """Statistics of some versions."""
+
+    model_stats: list[ModelStatistics]
+
+
+@blueprint.get("")
+@describe({200: Server}, problems=ERRORS)
+def server() -> Response:
+    """Name the server, its version and its extensions."""
+    return documents.respond(
+        {"name": "inferno", "version": inferno_version(), "extensions": oip.EXTENSIONS}
+    )
+
+
+@blueprint.get("/health/live")
+@describe({200: ServerLive}, problems=ERRORS)
+def live() -> Response:
+    """Answer, which shows that this process is alive."""
+    return documents.respond({"live": True})
+
+
+@blueprint.get("/health/ready")
+@describe({200: ServerReady}, errors=(ModelUnavailable, BrokerUnavailable), problems=ERRORS)
+def ready() -> Response:
+    """Tell whether every model is served."""
+    if missing := services().missing_models():
+        raise ModelUnavailable(f"no live worker serves {', '.join(missing)}")
+    return documents.respond({"ready": True})
+
+
+@blueprint.get("/models/<name>")
+@blueprint.get("/models/<name>/versions/<version>")
+@describe({200: ModelMetadata}, errors=(ModelNotFound,), problems=ERRORS)
+def metadata(name: str, version: str | None = None) -> Response:
+    """Describe the inputs and outputs of a model."""
+    model, package = find(services(), name, version)
+    versions = model.versions if version is None else [package.version]
+    return documents.respond(describing.metadata(package, versions))
+
+
+@blueprint.get("/models/<name>/ready")
+@blueprint.get("/models/<name>/versions/<version>/ready")
+@describe(
+    {200: ModelReady},
+    errors=(ModelNotFound, ModelUnavailable, BrokerUnavailable),
+    problems=ERRORS,
+)
+def model_ready(name: str, version: str | None = None) -> Response:
+    """Tell whether a model, or one of its versions, can be used."""
+    here = services()
+    model, package = find(here, name, version)
+    workers = here.loaded()
+    loaded = workers.get(name)
+    number = package.version if version is not None else model.active
+    # A worker without loaded versions loads them on first use.
+    if loaded is None or number is None or (loaded and number not in loaded):
+        raise ModelUnavailable(f"version {package.version} of {name} is not loaded")
+    if missing := here.repository.missing(package, workers.__contains__):
+        raise ModelUnavailable(f"no live worker serves {', '.join(missing)}, a stage of {name}")
+    return documents.respond({"name": name, "ready": True})
+
+
+@blueprint.get("/models/<name>/config")
+@blueprint.get("/models/<name>/versions/<version>/config")
+@describe({200: dict[str, Any]}, errors=(ModelNotFound,), problems=ERRORS)
+def config(name: str, version: str | None = None) -> Response:
+    """Show the configuration of a model, in Triton's terms."""
+    here = services()
+    _, package = find(here, name, version)
+    batching = here.settings.batching
+    return documents.respond(
+        describing.config(
+            package,
+            package.max_batch_size(batching.max_batch_size),
+            package.max_batch_delay_ms(batching.max_batch_delay_ms),
+        )
+    )
+
+
+@blueprint.get("/models/stats")
+@describe({200: Statistics}, errors=(BrokerUnavailable,), problems=ERRORS)
+def all_statistics() -> Response:
+    """Show the statistics of every version of every model."""
+    models = services().repository.models.values()
+    return _statistics((model.name, version) for model in models for version in model.versions)
+
+
+@blueprint.get("/models/<name>/stats")
+@blueprint.get("/models/<name>/versions/<version>/stats")
+@describe({200: Statistics}, errors=(ModelNotFound, BrokerUnavailable), problems=ERRORS)
+def statistics(name: str, version: str | None = None) -> Response:
+    """Show the statistics of every version of a model, or of one version."""
+    model, package = find(services(), name, version)
+    versions = model.versions if version is None else [package.version]
+    return _statistics((name, number) for number in versions)
+
+
+def _statistics(versions: Iterable[tuple[str, int]]) -> Response:
+    ordered = sorted(versions)
+    found = services().statistics.read_all(ordered)
+    shown = [describing.statistics(*one, read) for one, read in zip(ordered, found, strict=True)]
+    return documents.respond({"model_stats": shown})
+
+
+@blueprint.route("/systemsharedmemory", defaults={"rest": ""}, methods=["GET", "POST"])
+@blueprint.route("/systemsharedmemory/<path:rest>", methods=["GET", "POST"])
+@blueprint.route("/cudasharedmemory", defaults={"rest": ""}, methods=["GET", "POST"])
+@blueprint.route("/cudasharedmemory/<path:rest>", methods=["GET", "POST"])
+def shared_memory(rest: str) -> Response:
+    """Refuse: a task outlives the memory of its client."""
+    raise NotSupported("shared memory is not supported; send tensors in the request")
+
+
+def find(here: Services, name: str, version: str | None) -> tuple[Model, Package]:
+    """Return a model, and the version that a path names.
+
+    Raises:
+      ModelNotFound: no such model or version.
+    """
+    model = here.repository.model(name)
+    number = version_number(version)
+    return model, model.described if number is None else model.package(number)
+
+
+def version_number(version: str | None) -> int | None:
+    """Return the version of a path as a number; None if the path has no version.
+
+    Raises:
+      ModelNotFound: the version is not a number.
+    """
+    if version is None:
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", version):
+        raise ModelNotFound(f"no version {version!r:.40}; versions are numbers", "version")
+    return int(version)

@@ -1,1 +1,1 @@
-"""The OpenAPI document, and the decorators that it is made of."""
+"""The OpenAPI document: what each view declares about itself, and the document made of it."""

@@ -1,13 +1,7 @@
-"""What the OpenAPI document says of each route, declared beside its view, and the document.
+"""The OpenAPI document, made of the routes of an app and what their views declare.
 
-    @blueprint.get("/lanes/<model>")
-    @describe({200: Lane}, errors=(ModelNotFound, NotSupported, BrokerUnavailable))
-    def show(model: str) -> Response:
-        \"\"\"Say how much is in one lane.\"\"\"
-
-The docstring is the summary, the module's is that of its routes. Bodies, parameters and answers are
-the types by which msgspec reads and mypy checks them. A route that is found at several places is
-described once, at the uppermost of them.
+A route that exists under several paths is described once, at the uppermost of them. The tag of a
+view is its module, or its package if that is not `web.routes`; their docstrings describe the tags.
 """
 
 from __future__ import annotations
@@ -16,173 +10,42 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import msgspec
 from flask import Flask
 from werkzeug.routing import Rule
 
-from inferno.errors import InfernoError, PayloadTooLarge, Problem, RequestInProgress
+from inferno.errors import InfernoError, Problem, RequestInProgress
 from inferno.protocol.schema import schema_of
 from inferno.repository.package import Package
 from inferno.version import inferno_version
+from web.openapi.describe import OPERATIONS, RETRY_AFTER, Header, Operation
 
-#: The media type object of a body that is no JSON.
+#: Media type object of a body that is not JSON.
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 _REF = "#/components/schemas/{name}"
 
-#: Of the parts of a path.
+#: Descriptions of the variable parts of paths.
 PATH_PARAMETERS = {
-    "model": "The model's name.",
-    "name": "The model's name.",
-    "task_id": "The task's id.",
-    "version": "Of the model.",
+    "model": "Name of the model.",
+    "name": "Name of the model.",
+    "task_id": "Id of the task.",
+    "version": "Version of the model.",
 }
 
 DESCRIPTION = """\
 Every call is a durable job, and every job rides in a well-formed batch.
 
-Every route is found at the root, under `/v1` and under `/api/v1`; each is described once here.
-Bodies need no `Content-Type`. Errors are problems (RFC 9457) whose `code` is for programs.
+Every route exists at the root, under `/v1` and under `/api/v1`; each is described once here.
+Bodies need no `Content-Type`. Errors are problems (RFC 9457); programs read their `code`.
 WebSockets (`/ws`, `/ws/{task_id}`) are described in the documentation of the API."""
 
 
-@dataclass(frozen=True)
-class Header:
-    """A header of requests or answers."""
-
-    name: str
-    description: str
-    kind: Any = str
-    example: Any = None
-
-
-RETRY_AFTER = Header("Retry-After", "When to try or ask again, in seconds.", int, 1)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer that is no problem."""
-
-    #: Type of its JSON document, or several; for other media types, None.
-    kind: Any
-    description: str = ""
-    headers: tuple[Header, ...] = ()
-    media_type: str = "application/json"
-    #: Other content types, which are bytes.
-    binary: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ErrorForm:
-    """How errors are answered."""
-
-    kind: Any = Problem
-    media_type: str = "application/problem+json"
-    #: Status of errors that would be a 422.
-    invalid: int = 422
-    #: Returns an error's document.
-    write: Callable[[InfernoError], Mapping[str, Any]] = InfernoError.problem
-
-    def status(self, error: type[InfernoError]) -> int:
-        """Return the status by which an error is answered."""
-        return self.invalid if error.status == 422 else error.status
-
-
-class ModelSchemas(TypedDict):
-    """JSON Schemas of one version of a model."""
-
-    request: dict[str, Any]
-    response: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What a view says of itself."""
-
-    answers: Mapping[int, Answer]
-    errors: tuple[type[InfernoError], ...]
-    body: Any
-    #: Other content types of the body, which are bytes.
-    binary: tuple[str, ...]
-    #: Structs of the parameters in the URL.
-    query: tuple[type, ...]
-    headers: tuple[Header, ...]
-    problems: ErrorForm
-    #: Of every answer, also of problems.
-    always: tuple[Header, ...]
-    #: In front of the path in the document, where the route is found under several.
-    prefix: str
-    #: Returns bodies by what they show.
-    examples: Callable[[Iterable[Package]], Mapping[str, Any]] | None
-    #: Returns the schemas by which one model is asked and answers.
-    of_model: Callable[[Package], ModelSchemas] | None
-
-
-#: By their view.
-OPERATIONS: dict[Callable[..., Any], Operation] = {}
-
-View = TypeVar("View", bound=Callable[..., Any])
-
-
-def describe(
-    answers: Mapping[int, Any],
-    *,
-    errors: Iterable[type[InfernoError]] = (),
-    body: Any = None,
-    binary: Iterable[str] = (),
-    query: Iterable[type] = (),
-    headers: Iterable[Header] = (),
-    problems: ErrorForm = ErrorForm(),
-    always: Iterable[Header] = (),
-    prefix: str = "",
-    examples: Callable[[Iterable[Package]], Mapping[str, Any]] | None = None,
-    of_model: Callable[[Package], ModelSchemas] | None = None,
-) -> Callable[[View], View]:
-    """Declare what a view takes and answers.
-
-    Args:
-      answers: by status, the type of the JSON document, or an `Answer` that says more.
-      errors: what it may be answered with besides; 500 is added, and 413 to what has a body.
-      body: type of the JSON body.
-      binary: other content types of the body.
-      query: structs of the URL's parameters.
-      headers: of the request.
-      problems: how errors are answered.
-      always: headers that every answer may have, also problems.
-      prefix: one of the prefixes, if clients expect the route there.
-      examples: returns, for the served models, bodies by what they show.
-      of_model: if each model has a path of its own in the document, its schemas.
-    """
-
-    def declared(view: View) -> View:
-        said = {
-            status: one if isinstance(one, Answer) else Answer(one)
-            for status, one in answers.items()
-        }
-        also = (InfernoError, *((PayloadTooLarge,) if body is not None else ()))
-        OPERATIONS[view] = Operation(
-            answers=said,
-            errors=(*errors, *also),
-            body=body,
-            binary=tuple(binary),
-            query=tuple(query),
-            headers=tuple(headers),
-            problems=problems,
-            always=tuple(always),
-            prefix=prefix,
-            examples=examples,
-            of_model=of_model,
-        )
-        return view
-
-    return declared
-
-
 class Route(NamedTuple):
-    """One operation of the document, and all the rules by which its view is found."""
+    """One operation of the document, and every rule that leads to its view."""
 
     path: str
     method: str
@@ -191,23 +54,23 @@ class Route(NamedTuple):
 
 
 def routes(app: Flask, prefixes: Iterable[str]) -> Iterator[Route]:
-    """Yield every route of an app, described or not, but for WebSockets."""
+    """Yield every route of an app except WebSockets, described or not."""
     found: dict[tuple[Any, ...], list[Rule]] = {}
     for rule in app.url_map.iter_rules():
         view = app.view_functions[rule.endpoint]
-        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
             if not rule.websocket:
                 found.setdefault((view, method, frozenset(rule.arguments)), []).append(rule)
     for (view, method, _), rules in found.items():
         operation = OPERATIONS.get(view)
-        # Decorators are applied from below.
+        # Decorators apply from the bottom up, so the last rule is the uppermost one.
         uppermost = _at_root(rules, prefixes)[-1]
         prefix = "" if operation is None else operation.prefix
         yield Route(prefix + _path(uppermost), method.lower(), view, rules)
 
 
 def _at_root(rules: list[Rule], prefixes: Iterable[str]) -> list[Rule]:
-    """Leave out what is another rule with a prefix before it."""
+    """Leave out the rules that repeat another rule under a prefix."""
     known = {rule.rule for rule in rules}
     return [
         rule
@@ -224,9 +87,9 @@ def document(app: Flask, prefixes: tuple[str, ...], models: Iterable[Package]) -
     """Return the OpenAPI document of an app.
 
     Args:
-      app: whose routes are described.
-      prefixes: under each of which its routes are found.
-      models: the versions that answer those who name none.
+      app: the app whose routes are described.
+      prefixes: prefixes under which its routes exist.
+      models: versions that answer requests without a version.
     """
     described = [route for route in routes(app, prefixes) if route.view in OPERATIONS]
     schemas = _Schemas(described)
@@ -265,7 +128,7 @@ def document(app: Flask, prefixes: tuple[str, ...], models: Iterable[Package]) -
 
 
 def _of_model(general: Mapping[str, Any], package: Package) -> dict[str, Any]:
-    """Return the operation of one model's own path."""
+    """Return the operation of the path that one model has for itself."""
     name = package.name
     media: dict[str, Any] = {"schema": {"$ref": _REF.format(name=f"{name}.request")}}
     if sample := package.manifest.warm_up.inputs:
@@ -285,7 +148,7 @@ def _of_model(general: Mapping[str, Any], package: Package) -> dict[str, Any]:
 
 
 class _Schemas:
-    """The JSON Schemas of every type that the described routes name."""
+    """JSON Schemas of every type that the described routes name."""
 
     def __init__(self, described: Iterable[Route]) -> None:
         kinds: list[Any] = [Problem]
@@ -298,7 +161,7 @@ class _Schemas:
         self._by_identity = {id(kind): one for kind, one in zip(kinds, schemas, strict=True)}
 
     def of(self, kind: Any) -> dict[str, Any]:
-        """Return the schema of one of these types, which refers to the components."""
+        """Return the schema of one of these types; it refers to the components."""
         if isinstance(kind, tuple):
             return {"anyOf": [self.of(one) for one in kind]}
         return self._by_identity[id(kind)]
@@ -309,7 +172,7 @@ def _operation(
 ) -> dict[str, Any]:
     declared = OPERATIONS[route.view]
     summary, _, more = inspect.cleandoc(route.view.__doc__ or "").partition("\n")
-    tag = _tag(route.view)
+    tag = _tag(_family(route.view))
     others = sorted({_path(rule) for rule in _at_root(route.rules, prefixes)} - {route.path})
     others = [other for other in others if declared.prefix + other != route.path]
     also = f"Also `{'`, `'.join(others)}`." if others else ""
@@ -330,14 +193,19 @@ def _operation(
         "responses": _responses(declared, schemas),
     }
     if declared.body is not None:
-        media: dict[str, Any] = {"schema": schemas.of(declared.body)}
-        if declared.examples is not None:
-            examples = declared.examples(models)
-            media["examples"] = {name: {"value": value} for name, value in examples.items()}
-        content = {"application/json": media}
-        content |= {kind: _BYTES for kind in declared.binary}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = _request_body(declared, schemas, models)
     return operation
+
+
+def _request_body(
+    declared: Operation, schemas: _Schemas, models: Iterable[Package]
+) -> dict[str, Any]:
+    media: dict[str, Any] = {"schema": schemas.of(declared.body)}
+    if declared.examples is not None:
+        examples = declared.examples(models)
+        media["examples"] = {name: {"value": value} for name, value in examples.items()}
+    content = {"application/json": media} | {kind: _BYTES for kind in declared.binary}
+    return {"required": True, "content": content}
 
 
 def _responses(declared: Operation, schemas: _Schemas) -> dict[str, Any]:
@@ -349,23 +217,11 @@ def _responses(declared: Operation, schemas: _Schemas) -> dict[str, Any]:
             **_headers((*answer.headers, *declared.always)),
             "content": {answer.media_type: schema} | {kind: _BYTES for kind in answer.binary},
         }
-    form = declared.problems
     problems: dict[int, list[type[InfernoError]]] = {}
     for error in dict.fromkeys(declared.errors):
         problems.setdefault(declared.problems.status(error), []).append(error)
     for status, errors in sorted(problems.items()):
-        waits = status in (429, 503) or RequestInProgress in errors
-        response = {
-            "description": "\n".join(f"- `{one.code}`: {_meaning(one)}" for one in errors),
-            **_headers((*((RETRY_AFTER,) if waits else ()), *declared.always)),
-            "content": {
-                form.media_type: {
-                    "schema": schemas.of(form.kind)
-                    | {"properties": {"code": {"enum": [one.code for one in errors]}}},
-                    "example": form.write(errors[0]("What was expected, and what came.")),
-                }
-            },
-        }
+        response = _problem(declared, status, errors, schemas)
         if known := responses.get(str(status)):
             response["content"] |= known["content"]
             response["description"] = f"{known['description']}\n{response['description']}"
@@ -373,9 +229,28 @@ def _responses(declared: Operation, schemas: _Schemas) -> dict[str, Any]:
     return responses
 
 
+def _problem(
+    declared: Operation, status: int, errors: list[type[InfernoError]], schemas: _Schemas
+) -> dict[str, Any]:
+    """Return the response object of the errors that share a status."""
+    form = declared.problems
+    waits = status in (429, 503) or RequestInProgress in errors
+    return {
+        "description": "\n".join(f"- `{one.code}`: {_meaning(one)}" for one in errors),
+        **_headers((*((RETRY_AFTER,) if waits else ()), *declared.always)),
+        "content": {
+            form.media_type: {
+                "schema": schemas.of(form.kind)
+                | {"properties": {"code": {"enum": [one.code for one in errors]}}},
+                "example": form.write(errors[0]("What was expected, and what came.")),
+            }
+        },
+    }
+
+
 def _meaning(error: type[InfernoError]) -> str:
     if error is InfernoError:
-        return "Something went wrong that nobody foresaw."
+        return "An unexpected error; the log of the server has the details."
     return inspect.cleandoc(error.__doc__ or "").splitlines()[0]
 
 
@@ -406,7 +281,7 @@ def _query_parameters(kind: type, of_bytes: bool) -> Iterator[dict[str, Any]]:
             "in": "query",
             "required": name in schema.get("required", ()),
             "description": _such_as(one.pop("description", ""), *one.pop("examples", ()))
-            + (" Only with a body that is no JSON." if of_bytes else ""),
+            + (" Only with a body that is not JSON." if of_bytes else ""),
         }
         if of_bytes:
             parameter["required"] = False
@@ -414,13 +289,13 @@ def _query_parameters(kind: type, of_bytes: bool) -> Iterator[dict[str, Any]]:
 
 
 def _such_as(description: str, *examples: Any) -> str:
-    """Add examples in words: forms would be filled in with those of the document."""
+    """Add examples in words: a field for them would prefill the forms of Swagger UI."""
     shown = "".join(f" Such as `{one}`." for one in examples if one is not None)
     return description + shown
 
 
 def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a parameter may be, which is left out rather than null."""
+    """Return the schema of a parameter without null: such a parameter is left out."""
     choices = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
     rest = {key: value for key, value in schema.items() if key != "anyOf"}
     if rest.get("default", ...) is None:
@@ -440,16 +315,22 @@ def _header_parameter(header: Header) -> dict[str, Any]:
     }
 
 
-def _tag(view: Callable[..., Any]) -> str:
-    return view.__module__.rpartition(".")[2]
+def _family(view: Callable[..., Any]) -> ModuleType:
+    """Return the module or package whose views share a tag with this one."""
+    package = view.__module__.rpartition(".")[0]
+    return sys.modules[view.__module__ if package == "web.routes" else package]
+
+
+def _tag(family: ModuleType) -> str:
+    return family.__name__.rpartition(".")[2]
 
 
 def _tags(described: Iterable[Route]) -> list[dict[str, str]]:
-    modules = dict.fromkeys(route.view.__module__ for route in described)
+    families = dict.fromkeys(_family(route.view) for route in described)
     return [
         {
-            "name": module.rpartition(".")[2],
-            "description": (sys.modules[module].__doc__ or "").strip().splitlines()[0],
+            "name": _tag(family),
+            "description": (family.__doc__ or "").strip().splitlines()[0],
         }
-        for module in modules
+        for family in families
     ]

@@ -1,1 +1,1 @@
-"""The HTTP routes of the API and the pages."""
+"""The HTTP API, one module for each family of routes."""

@@ -1,4 +1,4 @@
-"""The kept results, for operators."""
+"""Kept results, for operators."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from msgspec import Meta
 from inferno.errors import BrokerUnavailable
 from web.calls import documents
 from web.calls.parameters import read
-from web.openapi.document import describe
+from web.openapi.describe import describe
 from web.services import services
 
 blueprint = Blueprint("cache", __name__)
 
-#: What is shown of each model; names of `VersionStatistics`.
+#: The counters of each model that are shown; names of `VersionStatistics`.
 COUNTED = ("hits", "misses", "coalesced", "deduplicated")
 
 
 class ClearQuery(msgspec.Struct):
-    """What is forgotten."""
+    """Which results are deleted."""
 
-    model: Annotated[str | None, Meta(description="Only results of this model.")] = None
+    model: Annotated[str | None, Meta(description="Only this model's results.")] = None
 
 
 class ModelCounts(TypedDict):
-    """Tasks of a model, since Redis was empty."""
+    """Numbers of a model's tasks since Redis was empty."""
 
     model: Annotated[str, Meta(examples=["sentiment"])]
-    hits: Annotated[int, Meta(description="Answered with a kept result.")]
-    misses: Annotated[int, Meta(description="That were to be computed.")]
-    coalesced: Annotated[int, Meta(description="Answered together with one under way.")]
-    deduplicated: Annotated[int, Meta(description="Computed once for several in one batch.")]
+    hits: Annotated[int, Meta(description="Tasks answered with a kept result.")]
+    misses: Annotated[int, Meta(description="Tasks that had to be computed.")]
+    coalesced: Annotated[
+        int, Meta(description="Tasks answered with the result of an equal task in flight.")
+    ]
+    deduplicated: Annotated[int, Meta(description="Tasks that shared one computation in a batch.")]
 
 
 class Kept(TypedDict):
-    """How many results are kept, and what they have saved."""
+    """Number and size of the kept results, and what they have saved."""
 
     entries: int
     bytes: int
@@ -47,15 +49,15 @@ class Kept(TypedDict):
 
 
 class Cleared(TypedDict):
-    """What was forgotten."""
+    """What was deleted."""
 
-    cleared: Annotated[int, Meta(description="How many results.")]
+    cleared: Annotated[int, Meta(description="Number of deleted results.")]
 
 
 @blueprint.get("/cache")
 @describe({200: Kept}, errors=(BrokerUnavailable,))
 def show() -> Response:
-    """Say how much is kept, and what it has saved."""
+    """Show how much is kept, and what it has saved."""
     here = services()
     settings = here.settings.cache
     entries, size = here.cache.size()
@@ -78,5 +80,5 @@ def show() -> Response:
 @blueprint.delete("/cache")
 @describe({200: Cleared}, errors=(BrokerUnavailable,), query=(ClearQuery,))
 def clear() -> Response:
-    """Forget what is kept, of all models or of one."""
+    """Delete the kept results of all models or of one."""
     return documents.respond({"cleared": services().cache.clear(read(ClearQuery).model)})

@@ -23,59 +23,61 @@ from tasks.results.views import DeadLetterSummary, ReplayOf
 from tasks.state.dead import DeadLetter
 from web.calls import documents, paging
 from web.calls.parameters import read
-from web.openapi.document import describe
-from web.routes.tasks import REPEATED, repeated
+from web.openapi.describe import describe
+from web.routes.tasks import REPEATED
 from web.services import services
 
 blueprint = Blueprint("dead", __name__)
 
 
 class OfModel(msgspec.Struct):
-    """Which dead letters are meant."""
+    """Which dead letters are replayed."""
 
-    model: Annotated[str | None, Meta(description="Only those of this model.")] = None
+    model: Annotated[str | None, Meta(description="Only this model's letters.")] = None
 
 
 class DiscardQuery(paging.Confirmed):
-    """Which are discarded."""
+    """Which dead letters are discarded."""
 
-    model: Annotated[str | None, Meta(description="Only those of this model.")] = None
+    model: Annotated[str | None, Meta(description="Only this model's letters.")] = None
 
 
 class DeadLetterList(TypedDict):
     """Dead letters, newest first."""
 
     dead: list[DeadLetterSummary]
-    count: Annotated[int, Meta(description="How many there are in all.")]
+    count: Annotated[int, Meta(description="Total number of dead letters.")]
     next: paging.Next
 
 
 class DeadLetterView(DeadLetterSummary):
-    """Everything that is known of a dead letter."""
+    """A dead letter with its traceback and payload."""
 
-    traceback: Annotated[str, Meta(description="Where its last error was raised.")]
-    payload: Annotated[dict[str, Any], Meta(description="What the task was asked.")]
+    traceback: Annotated[str, Meta(description="Where the last error was raised.")]
+    payload: Annotated[dict[str, Any], Meta(description="Arguments of the task.")]
 
 
 class Replay(TypedDict):
-    """One that was run again."""
+    """A dead task that was run again."""
 
-    task_id: Annotated[str, Meta(description="The new task's.")]
+    task_id: Annotated[str, Meta(description="Id of the new task.")]
     replay_of: ReplayOf
 
 
 class Replayed(TypedDict):
     """What was run again."""
 
-    replayed: Annotated[int, Meta(description="How many.")]
-    left: Annotated[int, Meta(description="Letters whose model or inputs are gone.")]
+    replayed: Annotated[int, Meta(description="Number of new tasks.")]
+    left: Annotated[
+        int, Meta(description="Number of letters that stay because their model or inputs are gone.")
+    ]
     tasks: list[Replay]
 
 
 class Discarded(TypedDict):
     """What was deleted."""
 
-    discarded: Annotated[int, Meta(description="How many.")]
+    discarded: Annotated[int, Meta(description="Number of deleted letters.")]
 
 
 @blueprint.get("/dead")
@@ -94,12 +96,12 @@ def index() -> Response:
 @blueprint.get("/dead/<task_id>")
 @describe({200: DeadLetterView}, errors=(TaskNotFound, PayloadGone, BrokerUnavailable))
 def show(task_id: str) -> Response:
-    """Show one with its traceback and what the task was asked."""
+    """Show a dead letter with its traceback and the arguments of its task."""
     here = services()
     letter = here.dead.show(task_id)
     payload = here.dead.asked(letter)
     if "webhook" in payload:
-        # Its path may hold a token.
+        # The path of a webhook may hold a token.
         url = str(parse_address(payload["webhook"]["url"]))
         payload = payload | {"webhook": payload["webhook"] | {"url": url}}
     more = {"traceback": letter.traceback, "payload": payload}
@@ -112,18 +114,18 @@ def show(task_id: str) -> Response:
     errors=(TaskNotFound, ModelNotFound, PayloadGone, BrokerUnavailable, FateUnknown),
 )
 def replay(task_id: str) -> Response:
-    """Run one again, as a new task, and discard its letter."""
+    """Run a dead task again, as a new task, and discard its letter."""
     here = services()
     letter = here.dead.show(task_id)
     # Without its model, the new task would wait for ever.
     here.repository.model(letter.model)
-    return repeated(here.replay.replay(letter), task_id)
+    return documents.respond_accepted(here.replay.replay(letter), replay_of=task_id)
 
 
 @blueprint.post("/dead/replay")
 @describe({202: Replayed}, errors=(BrokerUnavailable, FateUnknown), query=(OfModel,))
 def replay_all() -> Response:
-    """Run all again, or those of one model; those whose model or inputs are gone stay there."""
+    """Run all dead tasks again, or one model's; letters without model or inputs stay."""
     here = services()
     tasks, left = [], 0
     for letter in filter(_of(read(OfModel).model), here.dead.all()):
@@ -142,7 +144,7 @@ def replay_all() -> Response:
 @blueprint.delete("/dead/<task_id>")
 @describe({200: Discarded}, errors=(TaskNotFound, BrokerUnavailable))
 def discard(task_id: str) -> Response:
-    """Delete one."""
+    """Delete a dead letter."""
     services().dead.discard(task_id)
     return documents.respond({"discarded": 1})
 
@@ -154,7 +156,7 @@ def discard(task_id: str) -> Response:
     query=(DiscardQuery,),
 )
 def discard_all() -> Response:
-    """Delete all, or those of one model, if there are as many as the client thinks."""
+    """Delete all dead letters, or one model's, if the number is the expected one."""
     query = read(DiscardQuery)
     discarded = services().dead.discard_all(query.confirm, query.model)
     return documents.respond({"discarded": discarded})

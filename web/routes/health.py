@@ -9,21 +9,21 @@ from msgspec import Meta
 
 from inferno.errors import BrokerUnavailable
 from web.calls import documents
-from web.openapi.document import Answer, describe
-from web.services import Services, services
+from web.openapi.describe import Success, describe
+from web.services import services
 
 blueprint = Blueprint("health", __name__)
 
 
 class Health(TypedDict):
-    """How the platform is."""
+    """The state of the platform."""
 
     status: Literal["ok", "degraded"]
     redis: Literal["ok", "down"]
     models: NotRequired[
         Annotated[
             dict[str, bool],
-            Meta(description="Whether ready workers serve each, and its stages."),
+            Meta(description="Whether ready workers serve each model, stages included."),
         ]
     ]
     workers_active: NotRequired[Annotated[int, Meta(examples=[5])]]
@@ -53,13 +53,13 @@ class Ready(TypedDict):
 
 
 @blueprint.get("/health")
-@describe({200: Health, 503: Answer(Health, "Nothing can be accepted.")})
+@describe({200: Health, 503: Success(Health, "Nothing can be accepted.")})
 def health() -> Response:
-    """Summarise the platform: 503 only when nothing can be accepted."""
+    """Summarise the platform; 503 only if nothing can be accepted."""
     here = services()
     try:
         workers = len(here.cluster.workers())
-        missing = missing_models(here)
+        missing = here.missing_models()
     except BrokerUnavailable as exc:
         return documents.respond({"status": "degraded", "redis": "down", "detail": exc.detail}, 503)
     document = {
@@ -74,17 +74,17 @@ def health() -> Response:
 @blueprint.get("/health/live")
 @describe({200: Live})
 def live() -> Response:
-    """Say that this process answers."""
+    """Answer, which shows that this process is alive."""
     return documents.respond({"status": "live"})
 
 
 @blueprint.get("/health/ready")
-@describe({200: Ready, 503: Answer(Ready, "A model is not served, or Redis does not answer.")})
+@describe({200: Ready, 503: Success(Ready, "A model is not served, or Redis does not answer.")})
 def ready() -> Response:
-    """Say whether every model of the repository is served."""
+    """Tell whether every model of the repository is served."""
     here = services()
     try:
-        missing = missing_models(here)
+        missing = here.missing_models()
     except BrokerUnavailable as exc:
         return documents.respond(
             {"status": "not ready", "redis": "down", "detail": exc.detail}, 503
@@ -93,13 +93,3 @@ def ready() -> Response:
         detail = f"no live worker serves {', '.join(missing)}"
         return documents.respond({"status": "not ready", "missing": missing, "detail": detail}, 503)
     return documents.respond({"status": "ready"})
-
-
-def missing_models(here: Services) -> list[str]:
-    """Return the models that no ready worker serves, or a stage of theirs.
-
-    Raises:
-      BrokerUnavailable: Redis does not answer.
-    """
-    served = here.repository.ready(here.loaded().__contains__)
-    return [name for name in here.repository.models if name not in served]

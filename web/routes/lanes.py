@@ -1,4 +1,4 @@
-"""The lanes of the models, for operators."""
+"""The lanes of models, for operators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inferno.errors import (
 )
 from web.calls import documents, paging
 from web.calls.parameters import read
-from web.openapi.document import describe
+from web.openapi.describe import describe
 from web.services import Services, services
 
 blueprint = Blueprint("lanes", __name__)
@@ -25,13 +25,13 @@ blueprint = Blueprint("lanes", __name__)
 class Lane(TypedDict):
     """How much is in a lane."""
 
-    model: Annotated[str, Meta(description="Whose lane it is.", examples=["sentiment"])]
-    waiting: Annotated[int, Meta(description="Tasks that no worker has taken yet.")]
+    model: Annotated[str, Meta(description="Model of the lane.", examples=["sentiment"])]
+    waiting: Annotated[int, Meta(description="Tasks that no worker has fetched yet.")]
     held: Annotated[
-        int, Meta(description="Tasks in workers' hands: buffered, or in a forward pass.")
+        int, Meta(description="Tasks that workers have fetched: buffered, or in a forward pass.")
     ]
     delayed: Annotated[int, Meta(description="Tasks that wait for their next attempt.")]
-    paused: Annotated[bool, Meta(description="Whether workers are given nothing more.")]
+    paused: Annotated[bool, Meta(description="Whether workers get no further tasks.")]
 
 
 class LaneList(TypedDict):
@@ -41,10 +41,10 @@ class LaneList(TypedDict):
 
 
 class Purged(TypedDict):
-    """What was cancelled in a lane."""
+    """The tasks that were cancelled in a lane."""
 
     model: Annotated[str, Meta(examples=["sentiment"])]
-    cancelled: Annotated[int, Meta(description="How many tasks.")]
+    cancelled: Annotated[int, Meta(description="Number of cancelled tasks.")]
 
 
 _ERRORS = (ModelNotFound, NotSupported, BrokerUnavailable)
@@ -53,7 +53,7 @@ _ERRORS = (ModelNotFound, NotSupported, BrokerUnavailable)
 @blueprint.get("/lanes")
 @describe({200: LaneList}, errors=(NotSupported, BrokerUnavailable))
 def index() -> Response:
-    """Say of every model how much is in its lane."""
+    """Show how much is in the lane of each model."""
     here = services()
     return documents.respond({"lanes": [_lane(here, name) for name in here.repository.models]})
 
@@ -61,7 +61,7 @@ def index() -> Response:
 @blueprint.get("/lanes/<model>")
 @describe({200: Lane}, errors=_ERRORS)
 def show(model: str) -> Response:
-    """Say how much is in one lane."""
+    """Show how much is in one lane."""
     here = services()
     here.repository.model(model)
     return documents.respond(_lane(here, model))
@@ -70,7 +70,7 @@ def show(model: str) -> Response:
 @blueprint.post("/lanes/<model>/pause")
 @describe({200: Lane}, errors=_ERRORS)
 def pause(model: str) -> Response:
-    """Hand out nothing more of a lane; tasks are still accepted."""
+    """Stop giving tasks of a lane to workers; tasks are still accepted."""
     here = services()
     here.repository.model(model)
     here.control.lanes.pause(model)
@@ -80,7 +80,7 @@ def pause(model: str) -> Response:
 @blueprint.post("/lanes/<model>/resume")
 @describe({200: Lane}, errors=_ERRORS)
 def resume(model: str) -> Response:
-    """Hand out a paused lane again."""
+    """Give tasks of a paused lane to workers again."""
     here = services()
     here.repository.model(model)
     here.control.lanes.resume(model)
@@ -90,7 +90,7 @@ def resume(model: str) -> Response:
 @blueprint.post("/lanes/<model>/purge")
 @describe({200: Purged}, errors=(InvalidRequest, NotConfirmed, *_ERRORS), query=(paging.Confirmed,))
 def purge(model: str) -> Response:
-    """Cancel what waits in a lane, if it is as much as the client thinks."""
+    """Cancel the tasks that wait in a lane, if their number is the expected one."""
     here = services()
     here.repository.model(model)
     cancelled = here.control.purge(model, read(paging.Confirmed).confirm)

@@ -1,4 +1,4 @@
-"""What can be served, and what is ready."""
+"""Models: what can be served, what is ready, and rollouts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from inferno.settings import BatchingSettings
 from tasks.state.cluster import WorkerReport
 from web.calls import documents
 from web.calls.parameters import read
-from web.openapi.document import ModelSchemas, describe
+from web.openapi.describe import ModelSchemas, describe
 from web.routes.schemas import predict_schemas
 from web.services import Services, services
 
@@ -43,47 +43,49 @@ blueprint = Blueprint("models", __name__)
 
 
 class ModelSummary(TypedDict):
-    """What a list says of a model."""
+    """A model in a list."""
 
     id: Annotated[str, Meta(examples=["sentiment"])]
     object: Literal["model"]
-    created: Annotated[int, Meta(description="In seconds since 1970.")]
+    created: Annotated[int, Meta(description="Seconds since 1970.")]
     owned_by: str
     name: Annotated[str, Meta(examples=["sentiment"])]
     description: str
     task: Annotated[str, Meta(examples=["classification"])]
-    version: Annotated[int | None, Meta(description="Answers those who name none.")]
+    version: Annotated[int | None, Meta(description="Version that answers requests without one.")]
     active: Annotated[int | None, Meta(description="The same as `version`.")]
-    versions: Annotated[list[int], Meta(description="Those of the repository.")]
-    loaded_versions: Annotated[list[int], Meta(description="Those in a ready worker's memory.")]
-    failed_versions: Annotated[
-        dict[str, str], Meta(description="Why a worker could not load a version.")
+    versions: Annotated[list[int], Meta(description="Versions in the repository.")]
+    loaded_versions: Annotated[
+        list[int], Meta(description="Versions that a ready worker has loaded.")
     ]
-    ready: Annotated[bool, Meta(description="Whether ready workers serve it, and its stages.")]
+    failed_versions: Annotated[
+        dict[str, str], Meta(description="Versions that a worker could not load, and why.")
+    ]
+    ready: Annotated[bool, Meta(description="Whether ready workers serve it, stages included.")]
 
 
 class ModelList(TypedDict):
-    """All models, twice, in the shapes that different clients expect."""
+    """All models, twice, under the names that different clients expect."""
 
     object: Literal["list"]
     data: list[ModelSummary]
     models: list[ModelSummary]
-    broken: Annotated[dict[str, str], Meta(description="What cannot be served, and why.")]
+    broken: Annotated[dict[str, str], Meta(description="Models that cannot be served, and why.")]
 
 
 class HeldView(TypedDict):
-    """What a worker has of one version."""
+    """One version in one worker."""
 
     worker: str
     device: str
     version: int
     state: Annotated[str, Meta(description="`loading`, `ready` or `failed`.")]
-    digest: NotRequired[Annotated[str, Meta(description="Of the package that it has loaded.")]]
+    digest: NotRequired[Annotated[str, Meta(description="Digest of the loaded package.")]]
     asked: NotRequired[int]
-    error: NotRequired[Annotated[str, Meta(description="Why it could not be loaded.")]]
-    load_s: NotRequired[Annotated[float, Meta(description="How long loading it took.")]]
+    error: NotRequired[Annotated[str, Meta(description="Why the version could not be loaded.")]]
+    load_s: NotRequired[Annotated[float, Meta(description="How long it took to load, in seconds.")]]
     memory_bytes: NotRequired[
-        Annotated[int, Meta(description="What it takes, as far as it can be known.")]
+        Annotated[int, Meta(description="Memory of the version, as far as it can be measured.")]
     ]
 
 
@@ -96,9 +98,9 @@ class BatchingView(TypedDict):
 
 
 class ModelView(ModelSummary):
-    """Everything that a client may want to know of a model."""
+    """A model with its signature and its workers."""
 
-    format: Annotated[str, Meta(description="The runtime.", examples=["onnx"])]
+    format: Annotated[str, Meta(description="Runtime of the model.", examples=["onnx"])]
     signature: Annotated[
         dict[str, Any], Meta(description="Declared `inputs` and `outputs`, and `one_of`.")
     ]
@@ -111,12 +113,12 @@ class ModelView(ModelSummary):
 
 
 class ActiveView(TypedDict):
-    """Which versions answer those who name none."""
+    """The versions that answer requests without one."""
 
     name: str
-    version: Annotated[int | None, Meta(description="The one with the largest share.")]
-    loaded: Annotated[bool, Meta(description="Whether ready workers have all of them.")]
-    shares: Annotated[dict[str, float], Meta(description="Of the requests, by version.")]
+    version: Annotated[int | None, Meta(description="Version with the largest share.")]
+    loaded: Annotated[bool, Meta(description="Whether ready workers have loaded all of them.")]
+    shares: Annotated[dict[str, float], Meta(description="Share of the requests, by version.")]
     follows_latest: bool
 
 
@@ -135,14 +137,14 @@ class UnloadedView(TypedDict):
 
     unloaded: Literal[True]
     name: str
-    version: Annotated[int | None, Meta(description="Null for all.")]
+    version: Annotated[int | None, Meta(description="Null for all versions.")]
     active: int | None
 
 
 class SchemaQuery(msgspec.Struct):
-    """Which version is meant."""
+    """Which version is described."""
 
-    version: Annotated[int | None, Meta(description="The active one by default.")] = None
+    version: Annotated[int | None, Meta(description="Version; the active one by default.")] = None
 
 
 _CHANGES = (
@@ -161,7 +163,7 @@ _CHANGES = (
 @blueprint.get("/models")
 @describe({200: ModelList}, errors=(BrokerUnavailable,), prefix="/v1")
 def index() -> Response:
-    """List the models in the shapes that OpenAI's clients and others expect, in one document."""
+    """List the models, under the names that OpenAI's clients and others expect."""
     here = services()
     repository, loaded, failed = here.catalog.refresh(), here.loaded(), here.failed()
     served = repository.ready(loaded.__contains__)
@@ -178,7 +180,7 @@ def index() -> Response:
 @blueprint.get("/models/<name>")
 @describe({200: ModelView}, errors=(ModelNotFound, BrokerUnavailable), prefix="/v1")
 def show(name: str) -> Response:
-    """Describe one model with its full signature; its first use may begin to load it."""
+    """Describe a model with its signature; a model that loads on first use begins to load."""
     here = services()
     repository, loaded = here.catalog.refresh(), here.loaded()
     model = repository.model(name)
@@ -199,7 +201,7 @@ def show(name: str) -> Response:
     prefix="/v1",
 )
 def schema(name: str) -> Response:
-    """Give the JSON Schemas of what a model's predict takes and answers."""
+    """Return the JSON Schemas of the body and the answer of a model's predict."""
     package = services().catalog.refresh().model(name).package(read(SchemaQuery).version)
     return documents.respond(predict_schemas(package))
 
@@ -207,7 +209,7 @@ def schema(name: str) -> Response:
 @blueprint.get("/models/<name>/active")
 @describe({200: ActiveView}, errors=(ModelNotFound, BrokerUnavailable), prefix="/v1")
 def active(name: str) -> Response:
-    """Say which versions answer those who name none, and whether they are loaded."""
+    """Show which versions answer requests without one, and whether they are loaded."""
     here = services()
     return documents.respond(_active(here, here.catalog.refresh().model(name)))
 
@@ -215,7 +217,7 @@ def active(name: str) -> Response:
 @blueprint.route("/models/<name>/active", methods=["POST", "PUT"])
 @describe({200: ActiveView}, errors=_CHANGES, body=Activate, prefix="/v1")
 def activate(name: str) -> Response:
-    """Let other versions answer those who name none, as soon as all workers have loaded them."""
+    """Load versions in every worker, then send them the requests without a version."""
     here = services()
     model = here.catalog.refresh().model(name)
     body = parse_activate(request.get_data())
@@ -229,7 +231,7 @@ def activate(name: str) -> Response:
 @blueprint.post("/models:load")
 @describe({200: LoadedView}, errors=_CHANGES, body=Load, prefix="/v1")
 def load() -> Response:
-    """Load a version in all workers; unless the body says otherwise, it answers from then on."""
+    """Load a version in every worker, then send it traffic unless the body says otherwise."""
     here = services()
     body = parse_load(request.get_data())
     model = here.catalog.refresh().model(body.name)
@@ -244,7 +246,7 @@ def load() -> Response:
 @blueprint.post("/models:unload")
 @describe({200: UnloadedView}, errors=_CHANGES, body=Unload, prefix="/v1")
 def unload() -> Response:
-    """Take a version, or all of a model, out of service and out of the workers' memory."""
+    """Take one or all versions of a model out of service, and drop them in every worker."""
     here = services()
     body = parse_unload(request.get_data())
     here.rollouts.unload(here.catalog.refresh().model(body.name), body.version)
@@ -270,7 +272,7 @@ def _active(here: Services, model: Model) -> dict[str, Any]:
 def _workers(
     reports: list[WorkerReport], name: str, version: int | None = None
 ) -> list[dict[str, Any]]:
-    """Return what each worker has of a model, or of one version of it."""
+    """Return the versions of a model in each worker, or only one version."""
     return [
         {"worker": report.worker, "device": report.device, "version": held_version}
         | msgspec.to_builtins(held)
@@ -286,11 +288,11 @@ def summary(
     failed: dict[str, dict[int, str]],
     served: Set[str],
 ) -> dict[str, Any]:
-    """Return what a list says of a model.
+    """Return a model as a list shows it.
 
     Args:
-      model: from the repository.
-      loaded: versions by model that ready workers have loaded.
+      model: the model.
+      loaded: versions that ready workers have loaded, by model.
       failed: why a worker could not load a version, by model and version.
       served: models that can answer.
     """
@@ -319,7 +321,7 @@ def detail(
     served: Set[str],
     defaults: BatchingSettings,
 ) -> dict[str, Any]:
-    """Return everything that a client may want to know of a model."""
+    """Return a model with its signature; arguments as `summary`."""
     manifest = model.described.manifest
     return summary(model, loaded, failed, served) | {
         "format": manifest.format,

@@ -1,4 +1,4 @@
-"""The front page: what is served, and a form to try each model with."""
+"""The front page: the served models, each with a form to try it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from web.services import Services, services
 
 blueprint = Blueprint("pages", __name__)
 
-#: The page brings everything itself: no other host, nothing inline.
+#: The page loads nothing from other hosts and has nothing inline.
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -31,7 +31,7 @@ SECURITY_HEADERS = {
 #: Labels of a model whose images can be drawn by hand.
 DIGITS = tuple("0123456789")
 
-#: Size of a free dimension in a sample, and the largest sample that is written out.
+#: Size of a free dimension in a sample, and the most numbers that a sample may have.
 FREE_SIZE, LARGEST_SAMPLE = 3, 256
 
 
@@ -44,7 +44,7 @@ class Field:
     kind: str
     description: str
     sample: str
-    #: Whether an image can be drawn.
+    #: Whether the page offers to draw the image.
     drawable: bool
 
 
@@ -85,7 +85,7 @@ def front() -> Response:
 
 
 def card(model: Model, here: Services, loaded: dict[str, set[int]], served: Set[str]) -> Card:
-    """Return what the page shows of a model."""
+    """Return the card of a model."""
     package = model.described
     return Card(
         model=model,
@@ -98,7 +98,7 @@ def card(model: Model, here: Services, loaded: dict[str, set[int]], served: Set[
 
 
 def field(spec: TensorSpec, manifest: Manifest) -> Field:
-    """Return how an input is asked for, filled in with the warm-up sample if there is one."""
+    """Return the form field of an input, filled in with the warm-up sample if there is one."""
     given = (manifest.warm_up.inputs or {}).get(spec.name)
     kind = {"string": "text", "bytes": "image"}.get(spec.dtype, "json")
     if kind == "text":
@@ -112,7 +112,7 @@ def field(spec: TensorSpec, manifest: Manifest) -> Field:
 
 
 def _zeros(spec: TensorSpec) -> Any:
-    # One row, so without the batch dimension.
+    # The sample is one row, without the batch dimension.
     sizes = spec.shape[1:] if spec.batched else spec.shape
     value: Any = 0
     count = 1

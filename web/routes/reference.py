@@ -1,4 +1,4 @@
-"""The description of this API: a document for programs, and a page that shows it to people."""
+"""The reference of this API: the OpenAPI document, and a page that shows it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from flask import Blueprint, Response, current_app, make_response, render_templa
 from inferno.errors import BrokerUnavailable
 from web.calls import documents
 from web.openapi import document as openapi
-from web.openapi.document import describe
+from web.openapi.describe import describe
 from web.routes.pages import SECURITY_HEADERS
 from web.services import services
 
-#: Swagger UI, whose files come with a package: the page needs no other host.
+#: Files of Swagger UI, from a package: the page loads nothing from other hosts.
 _SWAGGER_UI = importlib.resources.files("flask_swagger_ui") / "dist"
 
 blueprint = Blueprint(
@@ -26,10 +26,10 @@ blueprint = Blueprint(
 @blueprint.get("/openapi.json")
 @describe({200: dict[str, Any]})
 def document() -> Response:
-    """Describe every route, and the predict of every model that is served (OpenAPI 3.1)."""
+    """Describe every route, and the predict of every served model (OpenAPI 3.1)."""
     app = current_app._get_current_object()  # type: ignore[attr-defined]
     catalog = services().catalog
-    # Without Redis, the models are those that were known last.
+    # Without Redis, the document shows the models that were read last.
     with suppress(BrokerUnavailable):
         catalog.refresh()
     models = [model.described for model in catalog.repository.models.values()]

@@ -1,9 +1,8 @@
-"""WebSocket clients, bounded in both directions.
+"""WebSocket clients, with bounded queues in both directions.
 
-simple-websocket writes with `send`, which may take only a part of a large frame, from whatever
-thread has something to say, and reads as fast as messages come. Here each client has one writer
-with a bounded queue, every write goes through one lock and `sendall`, and reading pauses while too
-many messages wait to be handled.
+simple-websocket writes from any thread with `send`, which may take only a part of a large frame,
+and reads as fast as messages come. Here each client has one writer thread with a bounded queue,
+every write goes through one lock and `sendall`, and reading pauses while too many messages wait.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ log = logging.getLogger(__name__)
 #: Close codes of RFC 6455.
 NORMAL, GOING_AWAY, INTERNAL_ERROR, TRY_AGAIN_LATER = 1000, 1001, 1011, 1013
 
-#: Writes messages: returns the JSON text of each item in its order, or None for nothing after all.
+#: Writes messages: returns the JSON text of each item in order, or None to send nothing for it.
 Write = Callable[[Sequence[Any]], Iterable[bytes | None]]
 
 
 class Peer:
-    """One client. Messages to it are sent in order, by a thread of its own."""
+    """One client. A thread of its own sends its messages in order."""
 
-    #: How long a client may take to answer a close, in seconds.
+    #: Longest wait for a client to answer a close, in seconds.
     CLOSE_S = 2.0
 
     def __init__(self, ws: Server, limit: int) -> None:
@@ -40,34 +39,34 @@ class Peer:
 
         Args:
           ws: the socket.
-          limit: messages that may wait in each direction; a client that reads too slowly for it is
-            closed, one that writes too fast is read later.
+          limit: messages that may wait in each direction. A client that reads too slowly is closed;
+            a client that writes too fast is read more slowly.
         """
         ws.sock = _Wire(ws.sock, lambda: len(ws.input_buffer) < limit)
         self._ws = ws
         self._limit = limit
         self._changed = threading.Condition()
-        #: What is not sent yet; a message stays until it is.
+        #: Messages that are not sent; each stays until it is.
         self._queue: deque[tuple[Write, Any]] = deque()
         self._close: tuple[int, str] | None = None
         self._thread = threading.Thread(target=self._run, name="peer-writer", daemon=True)
         self._thread.start()
 
     def receive(self, timeout_s: float | None = None) -> str | bytes | None:
-        """Return the client's next message, or None when none comes within that many seconds.
+        """Return the client's next message, or None if none comes within `timeout_s` seconds.
 
         Raises:
-          ConnectionClosed: by either side.
+          ConnectionClosed: one side has closed the connection.
         """
         message: str | bytes | None = self._ws.receive(timeout_s)
         self._ws.sock.resume()
         return message
 
     def put(self, text: bytes) -> None:
-        """Have an answer sent; waits for room. What comes after a close is dropped.
+        """Queue an answer, and wait while the queue is full. After a close it is dropped.
 
         Args:
-          text: of the message, as JSON.
+          text: the message, as JSON.
         """
         with self._changed:
             self._changed.wait_for(lambda: len(self._queue) < self._limit or self._close)
@@ -76,12 +75,12 @@ class Peer:
                 self._changed.notify_all()
 
     def push(self, write: Write, item: Any) -> None:
-        """Have sent what nobody can wait for; without room, the client is closed instead.
+        """Queue a message without waiting; if the queue is full, close the client instead.
 
         Args:
-          write: writes the message when it is its turn, together with those that wait behind it
-            and are written by the same; it may do so lazily, so that few large texts are held.
-          item: what it writes.
+          write: writes the message when its turn comes, together with the messages behind it that
+            have the same writer. A lazy writer keeps few large texts in memory.
+          item: what the message is written from.
         """
         with self._changed:
             if self._close is None:
@@ -93,16 +92,16 @@ class Peer:
                 self._changed.notify_all()
 
     def close(self, code: int = NORMAL, reason: str = "") -> None:
-        """Close the socket when everything queued is sent; does not wait for that."""
+        """Close the socket once the queue is sent; does not wait for that."""
         with self._changed:
             if self._close is None:
                 self._close = (code, reason)
                 self._changed.notify_all()
 
     def join(self) -> None:
-        """Wait until everything is sent and the client has answered the close."""
+        """Wait until the queue is sent and the client has answered the close."""
         self._thread.join()
-        # Hanging up earlier could make the client's system discard what it has not read yet.
+        # Hanging up earlier could make the client's system discard messages it has not read.
         self._ws.thread.join(self.CLOSE_S)
 
     def _run(self) -> None:
@@ -118,10 +117,10 @@ class Peer:
             code, reason = self._close or (NORMAL, "")
             self._ws.close(code, reason)
         except (ConnectionClosed, LocalProtocolError, OSError):
-            # It is closed already, by the client or for want of a pong; the receiver notices too.
+            # The client has closed the socket or answered no ping; the receiver notices too.
             self._ws.connected = False
         except Exception:
-            log.exception("A message could not be made")
+            log.exception("A WebSocket message could not be written")
             with contextlib.suppress(ConnectionClosed, LocalProtocolError, OSError):
                 self._ws.close(INTERNAL_ERROR)
         self.close()
@@ -129,7 +128,7 @@ class Peer:
         self._ws.sock.resume()
 
     def _next(self) -> list[tuple[Write, Any]]:
-        """Wait for messages; return the first ones that are written together, none at the end."""
+        """Wait for messages; return the first ones with the same writer, or none at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._close)
             if not self._queue:
@@ -138,7 +137,7 @@ class Peer:
             return list(takewhile(lambda message: message[0] == write, self._queue))
 
     def _sent(self, message: tuple[Write, Any]) -> bool:
-        """Make room; returns whether those behind it are still to be sent."""
+        """Remove a message from the queue; return whether the next ones are still to be sent."""
         with self._changed:
             if not self._queue or self._queue[0] is not message:
                 return False
@@ -159,7 +158,7 @@ class Peers:
 
         Args:
           limit: messages that may wait in each direction of each socket.
-          stall_s: a client that takes nothing at all for so long is cut off, in seconds.
+          stall_s: time without progress after which a client is cut off, in seconds.
         """
         self._limit = limit
         self._stall_s = stall_s
@@ -170,7 +169,7 @@ class Peers:
 
     @contextlib.contextmanager
     def open(self, ws: Server) -> Iterator[Peer]:
-        """Take over a socket; at the end everything is sent and the socket is closed."""
+        """Take over a socket; at the end of the block its queue is sent and it is closed."""
         _limit_stall(ws.sock, self._stall_s)
         peer = Peer(ws, self._limit)
         self._open.add(peer)
@@ -187,13 +186,13 @@ class Peers:
             self._open.discard(peer)
 
     def close(self) -> None:
-        """Tell every client that this process goes away."""
+        """Tell every client that this process stops."""
         for peer in list(self._open):
             peer.close(GOING_AWAY, "the server is stopping")
 
 
 class _Wire:
-    """A socket whose `send` takes everything, one caller at a time, and whose `recv` may pause."""
+    """A socket whose `send` sends everything, one caller at a time, and whose `recv` may pause."""
 
     def __init__(self, sock: socket.socket, has_room: Callable[[], bool]) -> None:
         self._sock = sock
@@ -220,7 +219,7 @@ class _Wire:
 
 
 def _limit_stall(sock: socket.socket, stall_s: float) -> None:
-    # The kernel's own limit for data that the peer does not take; only Linux has it.
+    # The kernel's limit for data that the peer does not acknowledge; only Linux has it.
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
     if option is not None:
         with contextlib.suppress(OSError):

@@ -246,7 +246,7 @@ def test_they_are_there_for_the_replay_of_a_dead_letter(
         dead.discard(second)
         assert not claimed(second)
         healed.touch()
-        retried = control.retry(first).task_id
+        retried = replay.retry(first).task_id
         assert texts(result(retried)) == asked
         replayed = replay.replay(letter).task_id
         assert texts(result(replayed)) == asked
@@ -326,7 +326,7 @@ def test_they_go_when_a_running_task_is_cancelled(
 
 
 def test_they_are_kept_where_the_settings_say_so(
-    repository, start_worker, celery, client, settings, submit, claimed, result, env
+    repository, start_worker, celery, client, settings, submit, claimed, result, env, replay
 ):
     repository.add("kept")
     env["INFERNO_TASKS__KEEP_PAYLOADS"] = "always"
@@ -339,14 +339,14 @@ def test_they_are_kept_where_the_settings_say_so(
         result(done)
         key = names.claim_key(settings.redis.prefix, done)
         assert client.ttl(key) <= settings.tasks.result_ttl_s
-        again = [keeping.retry(task_id).task_id for task_id in (cancelled, done)]
+        again = [replay.retry(task_id).task_id for task_id in (cancelled, done)]
         assert [texts(result(task_id)) for task_id in again] == [
             large("cancelled"),
             large("done"),
         ]
         client.delete(key)
         with pytest.raises(PayloadGone):
-            keeping.retry(done)
+            replay.retry(done)
 
 
 def test_a_task_whose_inputs_are_lost_fails_alone(

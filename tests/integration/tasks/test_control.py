@@ -106,13 +106,13 @@ def test_result_of_a_running_task_that_is_cancelled_is_discarded(
 
 
 def test_payload_of_a_cancelled_task_can_be_kept(
-    repository, start_worker, celery, client, settings, control, submit, state
+    repository, start_worker, celery, client, settings, control, replay, submit, state
 ):
     repository.add("kept", retries=LONG_PAUSE)
     lost = submit("kept", "lost")
     control.cancel(lost)
     with pytest.raises(PayloadGone):
-        control.retry(lost)
+        replay.retry(lost)
     tasks = settings.tasks.model_copy(update={"keep_payloads": "failed"})
     keeping = Control(celery, client, settings.model_copy(update={"tasks": tasks}))
     waiting = submit("kept", "waiting")
@@ -121,7 +121,7 @@ def test_payload_of_a_cancelled_task_can_be_kept(
         retrying = submit("kept", "once:k")
         wait_until(lambda: state(retrying) is TaskState.RETRYING)
         keeping.cancel(retrying)
-        again = [keeping.retry(waiting).task_id, keeping.retry(retrying).task_id]
+        again = [replay.retry(waiting).task_id, replay.retry(retrying).task_id]
         wait_until(lambda: {state(task_id) for task_id in again} == {TaskState.SUCCEEDED})
     assert sorted(repository.ran()) == ["once:k", "once:k", "waiting"]
 
@@ -149,7 +149,7 @@ def test_task_that_is_given_up_leaves_a_letter_and_is_replayed(
         assert str(healed) in json.dumps(letter.payload)
 
         # It can be retried as any task that is over, because its letter holds what it was asked.
-        retried = control.retry(task_id).task_id
+        retried = replay.retry(task_id).task_id
         wait_until(lambda: state(retried) is TaskState.FAILED)
         assert dead.show(retried).error == letter.error
 
@@ -189,7 +189,7 @@ def test_purge_cancels_exactly_those_that_wait(
             backlog = control.lanes.backlog("purge")
             assert (backlog.waiting, backlog.held, backlog.delayed) == (0, 3, 0)
         wait_until(lambda: {state(task_id) for task_id in buffered} == {TaskState.SUCCEEDED})
-        with pytest.raises(TaskCancelled, match="its lane was purged"):
+        with pytest.raises(TaskCancelled, match="the lane of the task was purged"):
             foreign.get(timeout=10)
     for task_id in (delayed, *waiting, foreign.id):
         assert_cancelled(records, task_id)

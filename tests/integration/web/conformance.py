@@ -15,6 +15,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.test import TestResponse
 
 from web.openapi import document as openapi
+from web.openapi.describe import OPERATIONS
 
 #: Nobody receives this one: its client has left.
 UNSEEN = {499}
@@ -36,7 +37,7 @@ class Conformance:
         self._operations = {
             (route.view, route.method): self._document["paths"][route.path][route.method]
             for route in openapi.routes(app, app.extensions["prefixes"])
-            if route.view in openapi.OPERATIONS
+            if route.view in OPERATIONS
         }
         self._of_models = of_models
         self._validators: dict[int, Any] = {}

@@ -218,6 +218,13 @@ class FakeWorker:
             self.settle(task)
 
 
+def with_gateway(app: Flask, **parts: Any) -> None:
+    """Replace parts of an app's gateway."""
+    services = app.extensions["inferno"]
+    gateway = dataclasses.replace(services.gateway, **parts)
+    app.extensions["inferno"] = dataclasses.replace(services, gateway=gateway)
+
+
 @contextmanager
 def announcing_app(
     settings: Settings, store: redis.Redis, worker: FakeWorker, broker: Celery
@@ -227,7 +234,7 @@ def announcing_app(
     services = app.extensions["inferno"]
     submitter = AnnouncingSubmitter(broker, store, settings)
     submitter.published = worker.published
-    app.extensions["inferno"] = dataclasses.replace(services, submitter=submitter)
+    with_gateway(app, submitter=submitter)
     yield app
     services.close()
 

@@ -17,7 +17,7 @@ LATE = {"model": "sentiment", "inputs": {"text": "Late."}, "timeout_ms": 1}
 
 @pytest.fixture
 def here(app):
-    return app.extensions["inferno"]
+    return app.extensions["inferno"].gateway
 
 
 def test_deadline_is_enforced_when_redis_is_back(client, here, monkeypatch):

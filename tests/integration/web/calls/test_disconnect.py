@@ -72,7 +72,7 @@ def gunicorn(redis_url, repository, log):
 def werkzeug(settings, app):
     tasks = settings.tasks.model_copy(update={"cancel_on_disconnect": True})
     object.__setattr__(
-        app.extensions["inferno"], "settings", settings.model_copy(update={"tasks": tasks})
+        app.extensions["inferno"].gateway, "settings", settings.model_copy(update={"tasks": tasks})
     )
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -156,18 +156,18 @@ def times_asked(store):
 
 def test_second_waiter_in_the_same_process_counts(app, client, worker, until, monkeypatch):
     monkeypatch.setattr(disconnect, "LEAVE_S", 0.2)
-    here = app.extensions["inferno"]
+    here = app.extensions["inferno"].gateway
     task_id = client.post("/infer", json=NATIVE).json["task_id"]
     with Waiter(here.bridge, task_id):
         until(lambda: awaited(worker.client))
-        assert not disconnect.cancel_unwanted(task_id, here.client, here.control)
+        assert not disconnect.cancel_unwanted(task_id, here)
         assert here.fetch(task_id)[0].state is TaskState.QUEUED
     monkeypatch.undo()
-    assert disconnect.cancel_unwanted(task_id, here.client, here.control)
+    assert disconnect.cancel_unwanted(task_id, here)
     assert here.fetch(task_id)[0].state is TaskState.CANCELLED
     done = client.post("/infer", json=NATIVE).json["task_id"]
     worker.succeed(done)
-    assert not disconnect.cancel_unwanted(done, here.client, here.control)
+    assert not disconnect.cancel_unwanted(done, here)
 
 
 def test_two_callers_who_hang_up_together_do_not_keep_each_other_s_task(

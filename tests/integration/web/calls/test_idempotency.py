@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from inferno import names
 from inferno.errors import BrokerUnavailable, ForwardFailed, InvalidRequest
 from tasks.intake.submit import Submitter
+from tests.integration.web.conftest import with_gateway
 from web.calls.idempotency import MAX_LENGTH, parse
 
 NATIVE = {"model": "sentiment", "inputs": {"text": "Good."}}
@@ -195,8 +195,7 @@ def test_broker_that_takes_nothing_leaves_the_key_free(
         update={"broker": settings.broker.model_copy(update={"url": settings.redis_url})}
     )
     submitter = Submitter(broker, store, lists)
-    here = app.extensions["inferno"]
-    app.extensions["inferno"] = dataclasses.replace(here, submitter=submitter)
+    with_gateway(app, submitter=submitter)
 
     def refuse(message):
         raise BrokerUnavailable("it is away")

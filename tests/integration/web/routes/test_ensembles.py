@@ -89,7 +89,7 @@ def test_an_ensemble_s_task_shows_its_stages_and_they_show_it(app, client, worke
     stage_id = stage_task_id(task_id, "loud")
     submission = Submission(request, package, inputs, stage_id, task_id)
     for _ in range(2):
-        (accepted,) = services.submitter.submit_all([submission], "nobody")
+        (accepted,) = services.gateway.submitter.submit_all([submission], "nobody")
         assert accepted.task_id == stage_id
     assert services.control.lanes.backlog("loud").total == 1, "known tasks stay as they are"
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 
 import pytest
 
 from inferno.errors import DeadlineExceeded, ForwardFailed
+from tests.integration.web.conftest import with_gateway
 
 NATIVE = {"model": "sentiment", "inputs": {"text": "Good."}}
 
@@ -193,7 +193,7 @@ def test_a_webhook_may_be_private_where_the_settings_say_so(client, app):
     here = app.extensions["inferno"]
     webhooks = here.settings.webhooks.model_copy(update={"allow_private": True})
     settings = here.settings.model_copy(update={"webhooks": webhooks})
-    app.extensions["inferno"] = dataclasses.replace(here, settings=settings)
+    with_gateway(app, settings=settings)
     assert client.post("/infer", json=body | {"model": "sentiment"}).status_code == 202
 
 

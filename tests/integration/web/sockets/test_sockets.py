@@ -15,6 +15,7 @@ from inferno import names
 from inferno.errors import BrokerUnavailable, DeadlineExceeded, ForwardFailed
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
+from tasks.gateway import Gateway
 
 NATIVE = {"model": "sentiment", "inputs": {"text": "Good."}}
 
@@ -177,7 +178,7 @@ def test_flood_of_messages_is_read_as_it_is_handled(connect, app, monkeypatch, u
         go_on.wait(10)
         self._say(reference, {"type": "pong"})
 
-    monkeypatch.setattr("web.sockets.routes.Conversation._ping", slow)
+    monkeypatch.setattr("web.sockets.conversation.Conversation._ping", slow)
     ws = connect("/ws")
     for reference in range(200):
         say(ws, type="ping", id=reference)
@@ -201,7 +202,7 @@ def test_each_result_arrives_once_however_often_it_is_subscribed(connect, worker
 
 @pytest.mark.parametrize("settings", [100], indirect=True)
 def test_results_that_arrive_together_cost_one_round_trip(app, connect, worker, monkeypatch, until):
-    here, arrived, asked = app.extensions["inferno"], threading.Event(), []
+    here, arrived, asked = app.extensions["inferno"].gateway, threading.Event(), []
     here.bridge.start()
     until(lambda: worker.client.pubsub_channels(here.bridge.reply_to))
     ws = connect("/ws")
@@ -232,7 +233,7 @@ def test_results_that_arrive_together_cost_one_round_trip(app, connect, worker, 
 
 @pytest.mark.usefixtures("answering")
 def test_result_that_comes_before_its_acceptance_waits_for_it(app, connect, monkeypatch, until):
-    publish = type(app.extensions["inferno"]).publish
+    publish = Gateway.publish
     over = []
 
     def slow(self, valid, task_id=None, idempotency=None):
@@ -241,7 +242,7 @@ def test_result_that_comes_before_its_acceptance_waits_for_it(app, connect, monk
         over.append(task_id)
         return task
 
-    monkeypatch.setattr("web.services.Services.publish", slow)
+    monkeypatch.setattr(Gateway, "publish", slow)
     ws = connect("/ws")
     say(ws, type="submit", id=1, **NATIVE)
     accepted, result = hear(ws), hear(ws)
