@@ -44,6 +44,12 @@ def test_an_included_module_stands_once_and_before_its_users(tmp_path, monkeypat
         source("sample", "missing")
 
 
+def test_python_holds_no_lua():
+    places = ("bench", "inferno", "monitoring", "tasks", "web", "workers")
+    files = [path for place in places for path in (ROOT / place).rglob("*.py")]
+    assert [str(path) for path in files if "redis.call" in path.read_text()] == []
+
+
 def test_lua_files_are_clean():
     luacheck = shutil.which("luacheck")
     if luacheck is None:
