@@ -399,3 +399,39 @@ def test_documented_verification_of_webhooks(change: dict[str, Any], reason: str
 
     with pytest.raises(ValueError, match=reason):
         verify(message["key"], headers, message["body"])
+
+
+#: Folder that the file names of a page are relative to; others are paths from the root.
+ROOMS = {
+    "web": "web",
+    "core": "inferno",
+    "intake-and-control": "tasks",
+    "transport": "tasks",
+    "state": "tasks/state",
+    "batching": "inferno/batching",
+    "batches": "workers/batches",
+    "engine": "inferno",
+    "results": "tasks/results",
+    "workers": "workers",
+    "operate": "inferno/operate",
+}
+
+
+def named_files(document: Path) -> Iterator[str]:
+    """Yield the Python and Lua files that a document names; `{a,b}` stands for several."""
+    for name in re.findall(r"`([\w/.{},-]+\.(?:py|lua))`", document.read_text()):
+        head, brace, rest = name.partition("{")
+        middle, _, tail = rest.partition("}")
+        yield from (f"{head}{one}{tail}" for one in middle.split(",")) if brace else [name]
+
+
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "docs" / "architecture").glob("*.md")), ids=lambda path: path.stem
+)
+def test_pages_of_rooms_name_files_that_exist(page: Path) -> None:
+    room = ROOT / ROOMS.get(page.stem, "")
+    assert [
+        name
+        for name in named_files(page)
+        if not (room / name).exists() and not (ROOT / name).exists()
+    ] == []

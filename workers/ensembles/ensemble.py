@@ -21,7 +21,6 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from celery import Celery
 from celery.worker import state as worker_state
 
 from inferno.errors import BrokerUnavailable, InfernoError, ResultExpired, TaskCancelled
@@ -30,16 +29,10 @@ from inferno.protocol.tasks import BatchInfo
 from inferno.protocol.tensors import Tensors
 from inferno.repository.graph import Stage
 from inferno.repository.package import Package
-from inferno.settings import Settings
-from tasks.broker.connection import connect
-from tasks.control.deadlines import Deadlines
-from tasks.control.tasks import Control
-from tasks.intake.catalog import Catalog
-from tasks.intake.submit import Submission, Submitter
-from tasks.results.bridge import Bridge, Subscription
-from tasks.state.deployments import Deployments, Outdated
+from tasks.gateway import Gateway
+from tasks.intake.submit import Submission
+from tasks.results.bridge import Subscription
 from tasks.state.outcomes import Outcome
-from tasks.state.records import Records
 from workers.batches.forward import Answer
 from workers.batches.member import Batch, Member
 from workers.ensembles.course import Course, StageTask
@@ -61,34 +54,16 @@ class _Stopped(Exception):
     """This worker stops, and others continue."""
 
 
-class Services:
-    """What all ensembles of a worker share to submit, cancel and await tasks of stages."""
-
-    def __init__(self, app: Celery, settings: Settings) -> None:
-        """Connect to Redis, and read which models there are.
-
-        Raises:
-          PackageError: the model repository cannot be read.
-        """
-        client = connect(settings)
-        self.records = Records(client, settings)
-        self.control = Control(app, client, settings)
-        self.submitter = Submitter(app, client, settings)
-        self.catalog = Catalog(Deployments(client, settings), settings)
-        self.bridge = Bridge(client, self.records, settings.redis.prefix, "inferno-ensembles")
-        self.deadlines = Deadlines(self.bridge, self.records, self.control)
-
-
 class Ensemble:
     """One loaded ensemble; it takes the place of an engine and computes nothing itself."""
 
     #: An ensemble has no weights.
     memory_bytes = 0
 
-    def __init__(self, package: Package, services: Services) -> None:
+    def __init__(self, package: Package, gateway: Gateway) -> None:
         """Store the package; an ensemble has nothing to load."""
         self.package = package
-        self._services = services
+        self._gateway = gateway
 
     def predict(self, rows: int) -> float:
         """Return 0 for unknown: the time depends on the other tasks in the stages' lanes."""
@@ -106,7 +81,7 @@ class Ensemble:
           members: all members of the batch, or fewer.
           resumed: ids of tasks that a worker has begun before.
         """
-        courses = _Courses(self._services, batch, members)
+        courses = _Courses(self._gateway, batch, members)
         try:
             courses.resume(resumed)
             while courses.by_task:
@@ -124,8 +99,8 @@ class Ensemble:
 class _Courses:
     """The courses of one batch; they belong to one thread."""
 
-    def __init__(self, services: Services, batch: Batch, members: Sequence[Member]) -> None:
-        self._services = services
+    def __init__(self, gateway: Gateway, batch: Batch, members: Sequence[Member]) -> None:
+        self._gateway = gateway
         self._batch = batch
         self._rows = sum(member.rows for member in members)
         self._size = len(members)
@@ -148,8 +123,8 @@ class _Courses:
         }
         if not begun:
             return
-        records = self._persist(lambda: self._services.records.records(list(begun)))
-        outcomes = self._persist(lambda: self._services.records.outcomes(list(begun)))
+        records = self._persist(lambda: self._gateway.records.records(list(begun)))
+        outcomes = self._persist(lambda: self._gateway.records.outcomes(list(begun)))
         for (task_id, (course, stage)), record in zip(begun.items(), records, strict=True):
             if record is None:
                 continue
@@ -158,7 +133,7 @@ class _Courses:
                 course.fail(stage, ResultExpired("its result was deleted before it was used"))
                 continue
             # The outcome is announced to the worker that submitted the stage, so subscribe to it.
-            self._join(course, stage, task_id, self._services.bridge.subscribe)
+            self._join(course, stage, task_id, self._gateway.bridge.subscribe)
             if outcome is not None:
                 self._outcomes.put(outcome)
 
@@ -170,16 +145,16 @@ class _Courses:
             if course.error is None
             for stage in course.ready()
         ]
-        while ready:
-            submissions: list[Submission] = []
-            submitted: list[tuple[Course, Stage]] = []
-            for course, stage in ready:
-                try:
-                    submissions.append(self._submission(course, stage))
-                    submitted.append((course, stage))
-                except InfernoError as error:
-                    course.fail(stage, error)
-            ready = self._submit(submissions, submitted) if submissions else []
+        submissions: list[Submission] = []
+        submitted: list[tuple[Course, Stage]] = []
+        for course, stage in ready:
+            try:
+                submissions.append(self._submission(course, stage))
+                submitted.append((course, stage))
+            except InfernoError as error:
+                course.fail(stage, error)
+        if submissions:
+            self._submit(submissions, submitted)
 
     def _submission(self, course: Course, stage: Stage) -> Submission:
         """Return the submission of a stage.
@@ -189,36 +164,23 @@ class _Courses:
           ModelNotFound: the stage's model is gone.
         """
         request, inputs = course.request(stage)
-        package, generation = self._services.catalog.choose(stage.model, stage.version)
+        package, generation = self._gateway.catalog.choose(stage.model, stage.version)
         task_id = stage_task_id(course.task_id, stage.name)
         return Submission(request, package, inputs, task_id, course.task_id, generation)
 
-    def _submit(
-        self, submissions: list[Submission], ready: list[tuple[Course, Stage]]
-    ) -> list[tuple[Course, Stage]]:
-        """Submit stages; return those that must be submitted again, with another version."""
+    def _submit(self, submissions: list[Submission], ready: list[tuple[Course, Stage]]) -> None:
+        """Submit stages together."""
         for one, (course, stage) in zip(submissions, ready, strict=True):
-            self._join(course, stage, one.task_id, self._services.bridge.expect)
-        reply_to = self._services.bridge.reply_to
-        answers = self._persist(lambda: self._services.submitter.submit_all(submissions, reply_to))
-        outdated = []
+            self._join(course, stage, one.task_id, self._gateway.bridge.expect)
+        answers = self._persist(lambda: self._gateway.submit_all(submissions))
         for one, (course, stage), answer in zip(submissions, ready, answers, strict=True):
-            if isinstance(answer, Outdated):
-                self._part(course, one.task_id)
-                course.left.append(stage)
-                outdated.append((course, stage))
-            elif isinstance(answer, InfernoError):
+            if isinstance(answer, InfernoError):
                 self._part(course, one.task_id)
                 course.fail(stage, answer)
             elif isinstance(answer, Exception):
                 raise answer
             elif answer.outcome is not None:
                 self._outcomes.put(answer.outcome)
-            else:
-                self._services.deadlines.watch(one.task_id, answer.deadline)
-        if outdated:
-            self._persist(lambda: self._services.catalog.refresh(packages=False))
-        return outdated
 
     def _join(
         self,
@@ -265,7 +227,7 @@ class _Courses:
 
     def _look(self) -> None:
         """Search Redis for stages that Celery itself has ended, and for cancelled members."""
-        over = self._services.records.outcomes([*self._by_stage_task, *self.by_task])
+        over = self._gateway.records.outcomes([*self._by_stage_task, *self.by_task])
         for task_id, outcome in over.items():
             if task_id in self.by_task:
                 # The member is settled already, so its answer will be dropped.
@@ -287,7 +249,7 @@ class _Courses:
             if task_id in self._by_stage_task:
                 self._part(course, task_id)
             with suppress(InfernoError):
-                self._services.control.cancel(task_id)
+                self._gateway.control.cancel(task_id)
 
     def _answer(self, course: Course) -> Answer:
         ended_at = time.time()

@@ -19,7 +19,8 @@ from inferno.engine.engine import Engine
 from inferno.errors import PackageError
 from inferno.repository.package import Package, Stamp
 from inferno.settings import Settings
-from workers.ensembles.ensemble import Ensemble, Services
+from tasks.gateway import Gateway
+from workers.ensembles.ensemble import Ensemble
 
 #: Added to the nice value of a thread that loads beside a version that answers, see nice(1). Where
 #: both want the same core, the loading thread gets a tenth of it.
@@ -66,17 +67,17 @@ class Failure:
 class Loader:
     """Loads versions for all models of a worker."""
 
-    def __init__(self, settings: Settings, cores: Cores, services: Callable[[], Services]) -> None:
+    def __init__(self, settings: Settings, cores: Cores, gateway: Callable[[], Gateway]) -> None:
         """Store what engines and ensembles need.
 
         Args:
           settings: batching and inference.
           cores: cores that passes run on.
-          services: returns what the ensembles of this process share.
+          gateway: returns the gateway through which all ensembles submit their stages.
         """
         self._settings = settings
         self._cores = cores
-        self._services = services
+        self._gateway = gateway
 
     def load(self, package: Package, *, beside: bool) -> Engine | Ensemble:
         """Load a version and warm it up.
@@ -88,7 +89,7 @@ class Loader:
           PackageError: it cannot be loaded.
         """
         if package.is_ensemble:
-            return Ensemble(package, self._services())
+            return Ensemble(package, self._gateway())
         if not beside:
             with self._cores.taken():
                 return self._warm_engine(package, Engine.MEASUREMENTS)

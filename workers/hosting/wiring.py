@@ -14,13 +14,14 @@ from inferno.engine.cores import Cores
 from inferno.errors import ConfigurationError, PackageError
 from inferno.repository.repository import Repository
 from inferno.settings import Settings
+from tasks.broker.connection import connect
 from tasks.broker.lanes import Lanes
+from tasks.gateway import Gateway
 from workers.batches.consumer import InferenceTask
 from workers.batches.execution import Execution
 from workers.batches.member import Batch, Member
 from workers.batches.settle import Settler
 from workers.batches.turns import Turns
-from workers.ensembles.ensemble import Services
 from workers.hosting.loading import Loader
 from workers.hosting.model import HostedModel
 from workers.hosting.watchdog import Watchdog
@@ -41,7 +42,11 @@ def host(
       ConfigurationError: a lane has no model, or its package is broken.
     """
     repository = Repository.read(settings.repository)
-    loader = Loader(settings, cores, cache(lambda: Services(app, settings)))
+    loader = Loader(
+        settings,
+        cores,
+        cache(lambda: Gateway.build(app, connect(settings), settings, "inferno-ensembles")),
+    )
     hosted = []
     for lane in queues:
         if lane in repository.errors:
