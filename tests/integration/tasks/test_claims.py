@@ -139,7 +139,7 @@ def test_a_model_is_given_the_same_whichever_way_they_came(
     assert (len(fields[b"message"]) < 2000) == (claim_bytes > 0)
     inline = {"image": [base64.b64encode(image).decode()], "x": [[0.0, 1.0, 2.0]]}
     with start_worker("large"):
-        # Of a client that knows nothing of claims.
+        # Sent by a client that knows nothing of claims.
         other = celery.send_task("infer.large", kwargs={"inputs": inline}, queue="large")
         outputs = json.loads(bytes(result(task_id).result))["outputs"]
         assert other.get(timeout=20)["outputs"] == outputs

@@ -169,7 +169,7 @@ def test_what_another_consumer_has_cannot_be_settled(
 def test_of_a_batch_each_entry_is_asked_for_that_another_consumer_may_have(
     transitions, client, lane, monkeypatch
 ):
-    """A stream's order is not that of its entries as text, and others' stand between."""
+    """Entry ids do not sort as text does, and entries of another consumer stand between."""
     as_consumer(monkeypatch, "mine")
     stream = f"{lane}:3"
     client.xgroup_create(stream, "workers", "0", mkstream=True)
