@@ -175,7 +175,7 @@ def test_numbers_are_given_as_json(page):
     digits.get_by_label("pixels", exact=True).check()
     expect(run(digits).locator(".verdict")).to_have_text("0")
     digits.get_by_label("pixels as JSON").fill("[1, 2")
-    expect(run(digits)).to_contain_text("pixels is no valid JSON")
+    expect(run(digits)).to_contain_text("pixels is not valid JSON")
     digits.get_by_label("pixels as JSON").fill("[1, 2]")
     expect(run(digits)).to_contain_text("shape")
 

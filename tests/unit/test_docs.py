@@ -351,6 +351,11 @@ def test_lines_and_paragraphs_are_short(document: Path) -> None:
     assert [lines[0] for lines in found if len(lines) > LONGEST_PARAGRAPH] == []
 
 
+def test_lines_of_the_changelog_are_short() -> None:
+    lines = (ROOT / "CHANGELOG.md").read_text().splitlines()
+    assert [line for line in lines if len(line) > LONGEST_LINE] == []
+
+
 def test_commands_that_are_not_run_have_blocks_of_their_own() -> None:
     found = set()
     for document in DOCUMENTS:

@@ -134,7 +134,7 @@ async function valueOf(field) {
   try {
     return JSON.parse(text);
   } catch (error) {
-    throw new Error(`${name} is no valid JSON: ${error.message}`);
+    throw new Error(`${name} is not valid JSON: ${error.message}`);
   }
 }
 
