@@ -285,6 +285,8 @@ def _query_parameters(kind: type, of_bytes: bool) -> Iterator[dict[str, Any]]:
         }
         if of_bytes:
             parameter["required"] = False
+            # Swagger UI sends defaults, and with a JSON body every parameter is refused.
+            one.pop("default", None)
         yield parameter | {"schema": one}
 
 
