@@ -173,13 +173,6 @@ def poisson(rate: float, until: float, seed: int = 0) -> Iterator[tuple[float, i
         at, client = at + source.expovariate(rate), client + 1
 
 
-def bursts(size: int, every: float, until: float) -> Iterator[tuple[float, int]]:
-    """Yield calls that come `size` at a time, as (time, client)."""
-    for number in range(int(until / every)):
-        for client in range(size):
-            yield number * every, number * size + client
-
-
 def recorded(times: Iterable[float]) -> Iterator[tuple[float, int]]:
     """Yield calls at recorded times, shifted so that the first is at 0, as (time, client)."""
     ordered = sorted(times)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from inferno.batching.arrivals import Arrivals
 from inferno.batching.former import BatchFormer, Flush, FlushReason, WaitingTask, batch_key
-from inferno.batching.simulation import Call, Report, Simulation, bursts, crowd, poisson
+from inferno.batching.simulation import Call, Report, Simulation, crowd, poisson
+from tests.unit.inferno.traffic import bursts
 
 WINDOW_S = 0.010
 MAX_ROWS = 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inferno.batching.former import FlushReason
-from inferno.batching.simulation import bursts, crowd, poisson, recorded
+from inferno.batching.simulation import crowd, poisson, recorded
 from inferno.packaging.tuning import (
     FRONT_END_S,
     Choice,
@@ -16,6 +16,7 @@ from inferno.packaging.tuning import (
     recommend,
     simulate,
 )
+from tests.unit.inferno.traffic import bursts
 
 #: An accelerator: 5 ms a pass, and 0.05 ms for each row.
 MOCK = Measured("mock", 1, "cpu", 1, 2, {n: 0.005 + 0.00005 * n for n in (1, 2, 4, 8, 16, 32)})
