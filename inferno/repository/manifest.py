@@ -23,6 +23,8 @@ from inferno.repository.graph import Stage
 
 MANIFEST = "model.yaml"
 
+#: Longest time that a result may be kept, in seconds: ten years.
+MAX_TTL_S = 315_360_000
 #: Default for the concurrent batches of an ensemble in one worker. High, because they only wait.
 ENSEMBLE_EXECUTORS = 16
 
@@ -186,7 +188,10 @@ class Cache(_Section):
         default=None, description="Whether results are kept to answer later tasks."
     )
     ttl_s: float | None = Field(
-        default=None, gt=0, description="How long a result is kept, in seconds."
+        default=None,
+        gt=0,
+        le=MAX_TTL_S,
+        description="How long a result is kept, in seconds; at most ten years.",
     )
     coalesce: bool | None = Field(
         default=None, description="Whether equal tasks in flight share one computation."

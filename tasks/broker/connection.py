@@ -65,7 +65,9 @@ def translated() -> Iterator[None]:
     except redis.ResponseError as exc:
         if not is_refusal(exc):
             raise
-        raise BrokerUnavailable(f"Redis refuses writes: {exc}") from exc
+        # Redis adds which script was refused, which means nothing to clients.
+        reason = str(exc).partition(" script: ")[0]
+        raise BrokerUnavailable(f"Redis refuses writes: {reason}") from exc
 
 
 def never_sent(exc: Exception) -> bool:

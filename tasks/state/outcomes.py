@@ -95,10 +95,20 @@ def encode_outcome(task_id: str, result: bytes | InfernoError) -> bytes:
     if isinstance(result, InfernoError):
         status = "REVOKED" if isinstance(result, TaskCancelled) else "FAILURE"
         result = msgspec.json.encode(
-            _Failure(type(result).__name__, list(result.args), type(result).__module__)
+            _Failure(type(result).__name__, _arguments(result), type(result).__module__)
         )
     done = datetime.now(UTC).isoformat()
     return _encode(_Written(task_id, status, msgspec.Raw(result), None, [], done))
+
+
+def _arguments(error: InfernoError) -> list[Any]:
+    """Return the arguments of an error as JSON can hold them: a model may raise it with any."""
+    return [arg if arg is None else writable(str(arg)) for arg in error.args]
+
+
+def writable(text: str) -> str:
+    """Return a text with lone surrogates escaped, so that UTF-8 can hold it."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _rebuild(failure: _Failure) -> InfernoError:

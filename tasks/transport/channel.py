@@ -37,6 +37,9 @@ LISTS = re.compile(r".*\.pidbox|celeryev\..*|[0-9a-f]{8}-[0-9a-f-]{27}")
 #: Maximum messages of one fetch when there is no prefetch count.
 UNLIMITED_FETCH = 100
 
+#: Pause before another BRPOP on a Redis that refuses writes, in seconds.
+REFUSED_PAUSE_S = 0.5
+
 #: Takes the new messages of one fetch; returns those that go to the queue's consumer.
 Taker = Callable[[list[virtual.Message]], list[virtual.Message]]
 
@@ -78,6 +81,8 @@ class Channel(lists.Channel):  # type: ignore[misc]
         self._opened: set[str] = set()
         #: By queue. A taker gets the new messages of a fetch together, before kombu handles each.
         self.takers: dict[str, Taker] = {}
+        #: Monotonic time at which Redis last refused a BRPOP, in seconds.
+        self._refused_at = float("-inf")
         super().__init__(*args, **kwargs)
         # The transport options are set by now.
         self._liveness = Liveness(self.heartbeat_interval, self.grace)
@@ -310,7 +315,7 @@ class Channel(lists.Channel):  # type: ignore[misc]
             self._beat()
             for queue, lane in fresh.items():
                 self._open(queue, lane)
-        if not self.qos.can_consume():
+        if not self.qos.can_consume() or monotonic() - self._refused_at < REFUSED_PAUSE_S:
             return
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
@@ -357,6 +362,12 @@ class Channel(lists.Channel):  # type: ignore[misc]
         except self.connection_errors:
             self.client.connection.disconnect()
             raise
+        except redis.ResponseError as exc:
+            if not is_refusal(exc):
+                raise
+            # BRPOP is a write, and is refused at once; without a pause it would be sent in a loop.
+            self._refused_at = monotonic()
+            return None
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()

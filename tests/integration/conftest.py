@@ -44,6 +44,10 @@ import ctypes, os, pathlib, signal, time
 class Transient(RuntimeError):
     transient = True
 
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
 def build(context):
     ledger = pathlib.Path(context.parameters["ledger"])
     def model(inputs):
@@ -53,6 +57,12 @@ def build(context):
         for text in texts:
             if text.startswith("poison"):
                 raise RuntimeError("poisonous")
+            if text == "exit":
+                raise SystemExit(3)
+            if text == "unwritable":
+                raise RuntimeError("half of a pair: \\ud800")
+            if text == "mute":
+                raise Mute
             if text.startswith("sleep:"):
                 time.sleep(float(text.split(":")[1]))
             if text.startswith("kill"):

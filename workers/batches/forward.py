@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -98,7 +98,8 @@ def prepare(engine: Engine, batch: Batch, members: Sequence[Member], watch: Watc
         for member in prepared.twins:
             began = time.perf_counter_ns()
             try:
-                prepared.inputs.append((member, engine.prepare(member.inputs)))
+                with _contained():
+                    prepared.inputs.append((member, engine.prepare(member.inputs)))
             except Exception as exc:
                 prepared.errors[member] = _explain(exc, member)
             prepared.took_ns[member] = time.perf_counter_ns() - began
@@ -218,7 +219,7 @@ class _Passes:
                 # Preprocessing happened once, so it counts for the member's first pass only.
                 took.input_ns += self._prepared.took_ns.pop(members[place], 0)
 
-        with self._watch(self._prepared.batch):
+        with self._watch(self._prepared.batch), _contained():
             return self._engine.forward(inputs, began)
 
 
@@ -226,10 +227,28 @@ def _joined(pieces: Sequence[Tensors]) -> Tensors:
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
+@contextmanager
+def _contained() -> Iterator[None]:
+    """Turn an attempt of a model's code to end its thread into an error of its task."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt, GeneratorExit) as exc:
+        raise RuntimeError(f"its code raised {type(exc).__name__}") from exc
+
+
 def _explain(exc: Exception, member: Member) -> Exception:
     if isinstance(exc, InfernoError):
         return exc
     logger.warning("task %s: %s failed", member.request.id, member.package.name, exc_info=exc)
-    explained = ForwardFailed(f"{member.package.name} failed: {type(exc).__name__}: {exc}")
+    text = f"{type(exc).__name__}: {_text(exc)}"
+    explained = ForwardFailed(f"{member.package.name} failed: {text}")
     explained.__cause__ = exc
     return explained
+
+
+def _text(exc: Exception) -> str:
+    # A model's exception may fail to say what it is, and must not fail the batch mates with it.
+    try:
+        return str(exc)
+    except Exception as broken:
+        return f"(its text cannot be read: {type(broken).__name__})"

@@ -25,7 +25,7 @@ from inferno.settings import RetrySettings, Settings
 from tasks.broker import webhook_message
 from tasks.broker.lanes import Lanes, TaskMessage
 from tasks.state.commands import Command
-from tasks.state.outcomes import encode_outcome
+from tasks.state.outcomes import encode_outcome, writable
 from tasks.state.sharing import Sharer
 from tasks.state.statistics import Tally
 from tasks.state.transitions import Step, Transitions
@@ -279,8 +279,8 @@ def _dead_letter(member: Member, error: InfernoError, batch_id: str) -> dict[str
         "version": member.package.version,
         "priority": member.priority,
         "code": error.code,
-        "error": str(error),
-        "traceback": "".join(traceback.format_exception(cause)),
+        "error": writable(str(error)),
+        "traceback": writable("".join(traceback.format_exception(cause))),
         "batch_id": batch_id,
         "retries": member.request.request_dict.get("retries") or 0,
         "accepted_at": member.accepted_at,

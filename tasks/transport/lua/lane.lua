@@ -109,11 +109,17 @@ function M.collect(by_stream, stream, entry)
   entries[#entries + 1] = entry
 end
 
--- Acknowledge and delete entries, with two commands for each stream.
+-- `unpack` returns at most about 8,000 values.
+local MOST_AT_ONCE = 1000
+
+-- Acknowledge and delete entries, many of a stream with each command.
 function M.release_all(by_stream)
   for stream, entries in pairs(by_stream) do
-    redis.pcall('XACK', stream, GROUP, unpack(entries))
-    redis.call('XDEL', stream, unpack(entries))
+    for first = 1, #entries, MOST_AT_ONCE do
+      local last = math.min(first + MOST_AT_ONCE - 1, #entries)
+      redis.pcall('XACK', stream, GROUP, unpack(entries, first, last))
+      redis.call('XDEL', stream, unpack(entries, first, last))
+    end
   end
 end
 

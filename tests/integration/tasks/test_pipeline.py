@@ -100,6 +100,24 @@ def test_a_bad_member_fails_alone(repository, start_worker, celery):
     assert answers == [text for text in texts if text != "poison"]
 
 
+def test_members_with_odd_errors_fail_alone(repository, start_worker, celery):
+    """One ends its thread, the text of one cannot be written, and one has no text at all."""
+    repository.add("odd", batching={"max_batch_size": 8})
+    with start_worker("odd"):
+        texts = ["good", "exit", "fine", "unwritable", "mute", "well"]
+        with occupied(celery, "odd", repository) as wait_for:
+            tasks = [send(celery, "odd", text) for text in texts]
+            wait_for(len(tasks))
+        outcomes = [task.get(timeout=20, propagate=False) for task in tasks]
+    assert [str(outcome) for outcome in outcomes if isinstance(outcome, ForwardFailed)] == [
+        "odd failed: RuntimeError: its code raised SystemExit",
+        "odd failed: RuntimeError: half of a pair: \\ud800",
+        "odd failed: Mute: (its text cannot be read: ValueError)",
+    ]
+    answers = [outcome["outputs"]["text"]["data"][0] for outcome in outcomes[::2][:2]]
+    assert [*answers, outcomes[5]["outputs"]["text"]["data"][0]] == ["good", "fine", "well"]
+
+
 def test_a_batch_too_large_for_memory_is_halved(repository, start_worker, celery):
     repository.add(
         "memory",

@@ -172,22 +172,27 @@ def test_a_task_out_of_retries_is_a_dead_letter(repository, start_worker, celery
         dead.discard(task.id)
 
 
-def test_outcomes_wait_for_a_redis_that_is_full(repository, start_worker, celery, client):
-    repository.add("full")
+@pytest.mark.parametrize("setting", ["maxmemory", "min-replicas-to-write"])
+def test_outcomes_wait_for_a_redis_that_refuses_writes(
+    repository, start_worker, celery, client, setting
+):
+    repository.add("patient")
     gate = repository.root.parent / "gate"
     with ExitStack() as stack:
-        stack.enter_context(start_worker("full"))
-        task = send(celery, "full", f"hold:{gate}")
+        worker = stack.enter_context(start_worker("patient"))
+        task = send(celery, "patient", f"hold:{gate}")
         wait_until(lambda: repository.ran())
-        client.config_set("maxmemory", 1)
-        stack.callback(client.config_set, "maxmemory", 0)
+        client.config_set(setting, 1)
+        stack.callback(client.config_set, setting, 0)
         gate.touch()
         log = repository.root.parent / "process.log"
         wait_until(lambda: "Redis does not accept outcomes" in log.read_text())
         assert not task.ready()
-        client.config_set("maxmemory", 0)
+        client.config_set(setting, 0)
         task.get(timeout=30)
-    assert len(repository.ran()) == 1
+        assert send(celery, "patient", "next").get(timeout=30)
+        assert worker.poll() is None
+    assert repository.ran() == [f"hold:{gate}", "next"]
 
 
 def test_a_hanging_forward_pass_ends_its_worker_and_is_a_suspect(

@@ -50,9 +50,9 @@ def new_record(**fields: Any) -> Record:
     )
 
 
-def take(client: redis.Redis, lane: str, consumer: str) -> list[Held]:
-    """Fetch everything that waits in a lane, as a consumer."""
-    fields = {"lane": lane, "consumer": consumer, "lease_ms": 60_000, "limit": 100}
+def take(client: redis.Redis, lane: str, consumer: str, limit: int = 100) -> list[Held]:
+    """Fetch what waits in a lane, as a consumer."""
+    fields = {"lane": lane, "consumer": consumer, "lease_ms": 60_000, "limit": limit}
     fetched = Script("tasks.transport", "fetch").run(client, fields)
     return [Held(stream.decode(), entry.decode()) for stream, entry, _ in fetched]
 
@@ -143,6 +143,18 @@ def test_a_full_redis_takes_all_of_it_or_nothing(transitions, records, client, l
     assert records.fetch(record.task_id) == (None, None)
     assert not client.exists(f"{lane}:3")
     assert not client.exists(names.idempotency_key("inferno:", "k" + lane))
+
+
+def test_more_messages_are_settled_at_once_than_lua_unpacks(transitions, client, lane, monkeypatch):
+    as_consumer(monkeypatch, "me")
+    with client.pipeline() as pipe:
+        for _ in range(8100):
+            pipe.xadd(f"{lane}:3", {"message": "{}"})
+        pipe.execute()
+    held = take(client, lane, "me", limit=9000)
+    steps = [Step(str(number), entry) for number, entry in enumerate(held)]
+    assert transitions.finish(steps) == [Verdict.DONE] * 8100
+    assert client.xlen(f"{lane}:3") == 0
 
 
 def test_what_another_consumer_has_cannot_be_settled(

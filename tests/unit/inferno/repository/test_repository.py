@@ -93,6 +93,7 @@ def with_input(**changes: Any) -> dict[str, Any]:
         ({"typo": 1}, "typo", None, "extra inputs are not permitted"),
         ({"batching": {"typo": 1}}, "batching.typo", None, "extra inputs are not permitted"),
         ({"batching": {"max_batch_size": 0}}, "batching.max_batch_size", "0", "greater than or"),
+        ({"cache": {"ttl_s": float("inf")}}, "cache.ttl_s", "inf", "less than or equal to"),
         (
             {"batching": {"max_batch_delay_ms": -1}},
             "batching.max_batch_delay_ms",
