@@ -36,7 +36,7 @@ def list_lanes(as_json: bool, url: str | None) -> None:
     if as_json:
         print_lines(found)
         return
-    table = new_table("Model", "Waiting", "In hand", "Delayed", "")
+    table = new_table("Model", "Waiting", "Held", "Delayed", "")
     for lane in found:
         counts = (str(lane[name]) for name in ("waiting", "held", "delayed"))
         table.add_row(escape(lane["model"]), *counts, "[yellow]paused[/]" if lane["paused"] else "")

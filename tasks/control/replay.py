@@ -56,7 +56,7 @@ class Replay:
         if payload is None:
             raise PayloadGone(
                 "the task's inputs were deleted when it ended; "
-                "INFERNO_TASKS__KEEP_PAYLOADS=failed keeps the inputs of failed tasks"
+                "INFERNO_TASKS__KEEP_PAYLOADS=failed keeps the inputs of tasks that did not succeed"
             )
         return self._submitter.repeat(record, loads(cast(bytes, payload)))
 

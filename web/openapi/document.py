@@ -37,7 +37,7 @@ PATH_PARAMETERS = {
 }
 
 DESCRIPTION = """\
-Every call is a durable job, and every job rides in a well-formed batch.
+Every call is a durable job, and every job runs in a well-formed batch.
 
 Every route exists at the root, under `/v1` and under `/api/v1`; each is described once here.
 Bodies need no `Content-Type`. Errors are problems (RFC 9457); programs read their `code`.
