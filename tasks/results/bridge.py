@@ -65,7 +65,7 @@ class Subscription:
 class Waiter:
     """Waits for one task's outcome."""
 
-    __slots__ = ("_gate", "_outcome", "_subscription")
+    __slots__ = ("_arrival", "_outcome", "_subscription")
 
     def __init__(self, bridge: Bridge, task_id: str, *, expected: bool = False) -> None:
         """Begin to wait.
@@ -75,9 +75,7 @@ class Waiter:
           task_id: the task.
           expected: wait as with `Bridge.expect`, otherwise as with `Bridge.subscribe`.
         """
-        # A lock is a cheaper one-shot signal than an Event, which consists of three.
-        self._gate = threading.Lock()
-        self._gate.acquire()
+        self._arrival = threading.Event()
         self._outcome: Outcome | None = None
         begin = bridge.expect if expected else bridge.subscribe
         self._subscription = begin(task_id, self._arrived)
@@ -92,12 +90,12 @@ class Waiter:
     def wait(self, timeout_s: float) -> Outcome | None:
         """Return the outcome, or None if it does not arrive within `timeout_s` seconds."""
         if self._outcome is None and timeout_s > 0:
-            self._gate.acquire(timeout=timeout_s)
+            self._arrival.wait(timeout_s)
         return self._outcome
 
     def _arrived(self, outcome: Outcome) -> None:
         self._outcome = outcome
-        self._gate.release()
+        self._arrival.set()
 
 
 class Bridge:
