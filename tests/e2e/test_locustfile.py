@@ -57,7 +57,9 @@ def _named(csv: Path) -> set[str]:
     if not path.exists():
         return set()
     with path.open(newline="") as file:
-        return {line["Name"] for line in DictReader(file) if int(line["Request Count"] or 0)}
+        # Locust may be writing the file: a row that is not complete yet does not count.
+        counts = {line["Name"]: line["Request Count"] or "" for line in DictReader(file)}
+    return {name for name, count in counts.items() if count.isdigit() and int(count)}
 
 
 @pytest.mark.parametrize("model", ["sentiment", "digits"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
+from collections.abc import Iterator
 
 import pytest
 from celery import Celery
 from celery.exceptions import Reject
 
 from inferno import names
-from inferno.operate.ports import free_port
 from inferno.settings import Settings
 from tasks.broker.connection import connect
 from tasks.broker.webhook_message import message
@@ -28,8 +29,16 @@ def test_webhooks_go_to_a_queue_of_their_own() -> None:
     assert json.loads(json.dumps(sent.kwargs)) == sent.kwargs
 
 
-def test_a_next_try_that_the_broker_does_not_take_is_not_dropped() -> None:
-    settings = Settings(redis={"url": f"redis://127.0.0.1:{free_port()}/0"})
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port on which nothing listens, and that no other test can take meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+def test_a_next_try_that_the_broker_does_not_take_is_not_dropped(closed_port: int) -> None:
+    settings = Settings(redis={"url": f"redis://127.0.0.1:{closed_port}/0"})
     app = Celery("test", broker=settings.redis.url)
     app.conf.task_publish_retry = False
     records = Records(connect(settings), settings)
