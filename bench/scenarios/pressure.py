@@ -73,13 +73,19 @@ def rate_per_s(at_s: float, phases_s: tuple[float, float, float, float]) -> floa
     return LOW_PER_S + (HIGH_PER_S - LOW_PER_S) * min((at_s - before) / rise, 1.0)
 
 
+#: The front end closes connections that idle for 5 s, as httpx does by default. A client must be
+#: the first to do so, or it sends a call on a connection that is being closed.
+_LIMITS = httpx.Limits(keepalive_expiry=2.0)
+
+
 async def _press(
     url: str, phases_s: tuple[float, float, float, float]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     # One TLS context for all: creating one takes longer than a call.
     tls = ssl.create_default_context()
     clients = [
-        httpx.AsyncClient(base_url=url, verify=tls, timeout=PATIENCE_S) for _ in range(CLIENTS)
+        httpx.AsyncClient(base_url=url, verify=tls, timeout=PATIENCE_S, limits=_LIMITS)
+        for _ in range(CLIENTS)
     ]
     turns = cycle(clients)
     draws = random.Random(0)

@@ -19,6 +19,9 @@ from inferno.errors import PlatformUnreachable, ServingError
 
 #: Time limit of an answer in seconds, without the time that the platform was told to wait.
 ANSWER_S = 30.0
+#: How long an idle connection is kept, in seconds: less than the 5 s for which the front end keeps
+#: it, or a call could be sent on a connection that is being closed.
+KEEPALIVE_S = 2.0
 #: A socket that is silent for this many seconds is dead: the server pings more often.
 SILENCE_S = 60.0
 
@@ -39,7 +42,8 @@ class Connection:
     def __init__(self, url: str) -> None:
         """Store the platform's URL; nothing is sent yet."""
         self.url = url
-        self._http = httpx.Client(base_url=url, timeout=ANSWER_S)
+        limits = httpx.Limits(keepalive_expiry=KEEPALIVE_S)
+        self._http = httpx.Client(base_url=url, timeout=ANSWER_S, limits=limits)
 
     def close(self) -> None:
         """Close all HTTP connections."""
