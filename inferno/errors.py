@@ -24,6 +24,7 @@
     │   ├── NotSupported         501  the chosen broker cannot do this
     │   ├── ModelUnavailable     503  no live worker serves the model
     │   ├── NotLoaded            503  the task's worker cannot load its version
+    │   ├── ServerBusy           503  the web process holds too many large requests
     │   ├── BrokerUnavailable    503  Redis does not answer
     │   │   └── FateUnknown      503  the task may or may not have been accepted
     │   ├── PlatformUnreachable  503  the client cannot connect to the platform
@@ -281,6 +282,14 @@ class NotLoaded(ServingError):
     code = "not_loaded"
     title = "Version not loaded"
     transient = True
+
+
+class ServerBusy(ServingError):
+    """The web process holds too many large requests and answers to take one more."""
+
+    status = 503
+    code = "server_busy"
+    title = "Server busy"
 
 
 class BrokerUnavailable(ServingError):

@@ -49,7 +49,43 @@ class ServerSettings(Group):
         default=2, ge=1, description="Number of web processes (gunicorn workers)."
     )
     connections: int = Field(
-        default=2000, ge=1, description="Open connections that one web process accepts."
+        default=2000,
+        ge=1,
+        description="Open connections of one web process. At more, the slowest one is closed.",
+    )
+    connections_per_address: int = Field(
+        default=1000,
+        ge=1,
+        description="Open connections of one address in one web process. At more, its slowest one "
+        "is closed. Behind a proxy, all clients share the proxy's address.",
+    )
+    max_held_bytes: int = Field(
+        default=268_435_456,
+        ge=1,
+        description="Memory that the request bodies and unread answers of one web process may "
+        "take, in bytes. At more, the slowest connection is closed.",
+    )
+    idle_timeout_s: float = Field(
+        default=65.0,
+        gt=0,
+        description="How long a connection may stay open without a request, in seconds.",
+    )
+    head_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="Time limit for receiving a request line and its headers, in seconds.",
+    )
+    stall_timeout_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="A client that sends nothing of a body, or takes nothing of an answer, for "
+        "this long is cut off, in seconds.",
+    )
+    min_bytes_per_s: int = Field(
+        default=4096,
+        ge=1,
+        description="Lowest average rate of a body or an answer, in bytes per second. It counts "
+        "once stall_timeout_s has passed.",
     )
     sync_wait_ms: int = Field(
         default=30_000,
@@ -460,6 +496,11 @@ class LimitSettings(Group):
 
     max_body_bytes: int = Field(
         default=12_000_000, ge=1, description="Maximum size of a request body, in bytes."
+    )
+    max_header_bytes: int = Field(
+        default=32_768,
+        ge=256,
+        description="Maximum size of a request line and its headers, in bytes.",
     )
     max_text_bytes: int = Field(
         default=1_000_000, ge=1, description="Maximum size of one text input, in bytes of UTF-8."

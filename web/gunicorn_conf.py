@@ -19,11 +19,13 @@ _settings = load()
 bind = f"{_settings.server.host}:{_settings.server.port}"
 workers = _settings.server.processes
 worker_class = "web.server.worker.Worker"
-worker_connections = _settings.server.connections
+# The worker counts connections itself, so that a full process can replace slow ones.
+worker_connections = _settings.server.connections + 100
 # The parser in C if gunicorn_h1c is installed, otherwise the one in Python.
 http_parser = "auto"
-# Idle connections are closed after this time, in seconds; a stopping process waits as long.
-keepalive = 5
+# The worker has its own time limits for connections.
+keepalive = int(_settings.server.idle_timeout_s) or 1
+limit_request_line = 8190
 graceful_timeout = int(_settings.worker.grace_s)
 loglevel = _settings.log.level.lower()
 # The platform reads no header that a proxy adds, so any peer may send them.

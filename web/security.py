@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from flask import Flask, request
+from flask import Flask, Response, request
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Head:
     #: Values by lower-case name.
     headers: Mapping[str, str]
 
+
+#: Headers of every answer.
+HEADERS = {"X-Content-Type-Options": "nosniff"}
 
 #: Returns if a call is admitted; raises an `InfernoError` to refuse it.
 Admit = Callable[[Head], None]
@@ -39,3 +42,8 @@ def register(app: Flask, admit: Admit) -> None:
     def check() -> None:
         headers = {name.lower(): value for name, value in request.headers}
         admit(Head(request.method, request.path, headers))
+
+    @app.after_request
+    def protect(response: Response) -> Response:
+        response.headers.update(HEADERS)
+        return response

@@ -13,7 +13,6 @@ requests are alike and parsing one costs as much as checking its body.
 from __future__ import annotations
 
 import re
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,10 +25,15 @@ from gunicorn.http import wsgi
 from gunicorn.http.message import Request
 from gunicorn.http.unreader import IterUnreader
 
+from inferno.errors import InvalidRequest
 from inferno.protocol.requests import parse_predict
 from web.calls import documents, run
 from web.calls.preference import Preference
-from web.security import Head
+from web.security import HEADERS, Head
+from web.server.answer import Answer
+from web.server.body import Body
+from web.server.connection import Connection, Phase
+from web.server.head import parse
 
 #: Headers that Flask ignores on a predict, and those that `plain` checks itself. A request with
 #: any other header is not plain: it may change the answer, now or for a hook of `web.security`.
@@ -58,7 +62,9 @@ _JSON = re.compile(r"application/json(?:\s*;\s*charset=\"?utf-8\"?)?", re.IGNORE
 
 _HEAD = (
     b"HTTP/1.1 200 OK\r\nServer: gunicorn\r\nDate: %b\r\nConnection: %b\r\n"
-    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n"
+    + "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items()).encode()
+    + b"\r\n%b"
 )
 
 #: Number of heads that are cached, and the size of the longest, in bytes.
@@ -84,44 +90,47 @@ class PlainHead:
 class Exchange:
     """One plain predict on a connection."""
 
-    __slots__ = ("_body", "_read_body", "_request", "addr", "head", "listener_name", "sock")
+    __slots__ = ("_body", "connection", "head", "listener_name", "peer", "reader", "text")
 
     def __init__(
         self,
         head: PlainHead,
-        sock: socket.socket,
-        addr: Any,
+        text: bytes,
+        connection: Connection,
+        peer: Any,
         listener_name: Any,
-        request: Callable[[bytes], Request],
-        read_body: Callable[[], bytes],
     ) -> None:
         """Store the exchange; the body is not read yet.
 
         Args:
           head: the head of the request.
-          sock: the client's connection.
-          addr: the client's address.
+          text: the same, in bytes.
+          connection: the client's connection.
+          peer: the client's address.
           listener_name: the server's address.
-          request: returns gunicorn's request, from the body as far as it was read.
-          read_body: reads the body; it is shorter than the head says if the client has left.
         """
         self.head = head
-        self.sock = sock
-        self.addr = addr
+        self.text = text
+        self.connection = connection
+        self.peer = peer
         self.listener_name = listener_name
-        self._request = request
-        self._read_body = read_body
-        self._body: bytes | None = None
+        self.reader = Body(connection, head.body_bytes)
+        self._body = b""
 
     def body(self) -> bytes:
-        """Return the body, which is read by the first call."""
-        if self._body is None:
-            self._body = self._read_body()
+        """Read the body.
+
+        Raises:
+          InvalidRequest: it ends early.
+          ServerBusy: the process holds too many large bodies.
+        """
+        self._body = self.reader.whole()
+        self.connection.phase = Phase.SERVING
         return self._body
 
-    def request(self) -> Request:
+    def request(self, cfg: Any) -> Request:
         """Return gunicorn's request, for Flask."""
-        return self._request(self._body or b"")
+        return Request(cfg, IterUnreader([self.text, self._body]), self.peer)
 
 
 class FastPredict:
@@ -167,19 +176,15 @@ class FastPredict:
           _NotPlain: the head is not plain. The cache keeps no errors, so it never holds
             credentials, and plain heads are not displaced.
         """
-        # gunicorn's parsers differ in what they make of bare line feeds.
-        if text.count(b"\n") != text.count(b"\r\n"):
-            raise _NotPlain
         try:
-            head = self.plain(Request(self._cfg, IterUnreader([text]), ""))
-        except Exception:
-            raise _NotPlain from None  # gunicorn answers malformed heads.
+            head = self._plain(parse(self._cfg, text, ""))
+        except InvalidRequest:
+            raise _NotPlain from None  # The worker refuses malformed heads.
         if head is None:
             raise _NotPlain
         return head
 
-    def plain(self, req: Request) -> PlainHead | None:
-        """Return what a request asks for, or None if it is not plain."""
+    def _plain(self, req: Request) -> PlainHead | None:
         path = self._path.fullmatch(req.uri)
         if path is None or req.method != "POST" or req.version != (1, 1):
             return None
@@ -210,7 +215,7 @@ class FastPredict:
             self._admit(head.head)
             body = exchange.body()
             inference = parse_predict(body, head.model)
-            call = run.Call(inference, self._preference, None, exchange.sock)
+            call = run.Call(inference, self._preference, None, exchange.connection.sock)
             ran = run.predict(self._gateway, call)
         except Exception as exc:
             error = exc
@@ -223,13 +228,19 @@ class FastPredict:
         document = documents.succeeded(outcome)
         goes_on = alive and not head.closes
         connection = b"keep-alive" if goes_on else b"close"
-        exchange.sock.sendall(_HEAD % (self._date(), connection, len(document), document))
+        exchange.connection.sendall(_HEAD % (self._date(), connection, len(document), document))
         return goes_on
 
     def _render(self, exchange: Exchange, alive: bool, respond: Callable[[], Any]) -> bool:
         """Answer as Flask does after a view; return whether the connection goes on."""
         response, environ = wsgi.create(
-            exchange.request(), exchange.sock, exchange.addr, exchange.listener_name, self._cfg
+            exchange.request(self._cfg),
+            exchange.connection,
+            exchange.peer,
+            exchange.listener_name,
+            self._cfg,
+            Answer,
+            (exchange.reader,),
         )
         if not alive:
             response.force_close()
@@ -238,6 +249,8 @@ class FastPredict:
             for chunk in answer(environ, response.start_response):
                 response.write(chunk)
         response.close()
+        # Nothing of this may have waited, so nobody else may have had a turn.
+        exchange.connection.rest()
         return not response.should_close()
 
     def _date(self) -> bytes:

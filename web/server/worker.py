@@ -1,4 +1,8 @@
-"""gunicorn's gevent worker: serves plain predicts the short way, and all else through Flask."""
+"""gunicorn's gevent worker: serves plain predicts the short way, and all else through Flask.
+
+gunicorn accepts connections and parses heads. Reading from clients and writing to them is done
+here, because its own loops know no limits: see `web.server.connection`.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,20 @@ import socket
 import ssl
 from typing import Any
 
+from gevent import GreenletExit
 from gunicorn import util
-from gunicorn.http.message import Request
-from gunicorn.http.unreader import IterUnreader
+from gunicorn.http import wsgi
 from gunicorn.workers.ggevent import GeventWorker
 
+from inferno.errors import InfernoError, ServerBusy
+from web.server import head
+from web.server.answer import Answer, refusal
+from web.server.body import Body
+from web.server.connection import Connection, Connections, Limits, address_of
 from web.server.fast_predict import Exchange, FastPredict
 
-#: Bytes of a request that are peeked at before it is read.
-_PEEK_BYTES = 65_536
-_HEAD_END = b"\r\n\r\n"
+#: Errors of a connection whose client has left.
+_LEFT = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
@@ -26,87 +34,90 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Load the app and prepare the short way."""
         super().load_wsgi()
         self._fast = FastPredict(self.wsgi, self.cfg)
+        self._connections = Connections(Limits.of(self.wsgi.extensions["inferno"].settings))
 
-    def handle(self, listener: socket.socket, client: socket.socket, addr: Any) -> None:
-        """Serve a connection: the short way until a request is not a plain predict."""
-        particular = (
-            isinstance(client, ssl.SSLSocket)
-            or self.cfg.proxy_protocol != "off"
-            or not self.cfg.keepalive
-        )
-        if particular or self._serve_predicts(listener, client, addr):
-            super().handle(listener, client, addr)
-        else:
-            util.close(client)
+    def notify(self) -> None:
+        """Tell the parent once a second that this process lives; also end slow connections."""
+        super().notify()
+        self._connections.reap(stopping=not self.alive)
 
-    def handle_request(
-        self, listener_name: Any, req: Request, sock: socket.socket, addr: Any
-    ) -> None:
-        """Answer one request of a connection that gunicorn reads."""
-        head = self._fast.plain(req)
-        if head is None or not self._may_answer():
-            super().handle_request(listener_name, req, sock, addr)
-            return
-        exchange = Exchange(head, sock, addr, listener_name, lambda _: req, req.body.read)
-        if not self._predict(exchange):
-            raise StopIteration
-
-    def _serve_predicts(self, listener: socket.socket, client: socket.socket, addr: Any) -> bool:
-        """Answer plain predicts; return whether gunicorn is to read what follows them."""
-        listener_name = listener.getsockname()
+    def handle(self, listener: socket.socket, client: socket.socket, peer: Any) -> None:
+        """Serve a connection until one side ends it."""
         client.setblocking(True)
+        connection = self._connections.admit(client, address_of(peer))
+        if connection is None:
+            util.write_nonblock(client, refusal(ServerBusy("too many connections; try again")))
+            util.close(client)
+            return
         try:
-            while True:
-                seen = b""
-                with self.timeout_ctx():
-                    seen = client.recv(_PEEK_BYTES, socket.MSG_PEEK)
-                end = seen.find(_HEAD_END) + len(_HEAD_END)
-                if end < len(_HEAD_END):
-                    return bool(seen)
-                text = seen[:end]
-                head = self._fast.read_head(text)
-                if head is None or not self._may_answer():
-                    return True
-                exchange = self._exchange(text, head, listener_name, client, addr)
-                if not self._predict(exchange):
-                    return False
-                # A refused request leaves its body in the socket.
-                exchange.body()
+            if isinstance(client, ssl.SSLSocket) and not self.cfg.do_handshake_on_connect:
+                client.do_handshake()
+            name = listener.getsockname()
+            while self._serve_one(connection, name, peer):
+                connection.end_exchange()
         except OSError as exc:
-            if exc.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+            if not isinstance(exc, ssl.SSLError) and exc.errno not in _LEFT:
                 self.log.exception("Socket error processing request.")
-            return False
+        except (GreenletExit, SystemExit):
+            pass
         except Exception:
             self.log.exception("Error handling request")
+        finally:
+            self._connections.leave(connection)
+            util.close(client)
+
+    def _serve_one(self, connection: Connection, name: Any, peer: Any) -> bool:
+        """Serve the next request of a connection; return whether there may be another one."""
+        try:
+            text = connection.read_head()
+            if text is None:
+                return False
+            plain = self._fast.read_head(text)
+            request = None if plain is not None else head.parse(self.cfg, text, peer)
+        except InfernoError as exc:
+            # What follows a malformed head on its connection is not a request.
+            connection.sendall(refusal(exc))
+            connection.linger()
             return False
-
-    def _exchange(
-        self, text: bytes, head: Any, listener_name: Any, client: socket.socket, addr: Any
-    ) -> Exchange:
-        def request(body: bytes) -> Request:
-            return Request(self.cfg, IterUnreader([text, body]), addr)
-
-        def read_body() -> bytes:
-            return _receive(client, len(text) + head.body_bytes)[len(text) :]
-
-        return Exchange(head, client, addr, listener_name, request, read_body)
-
-    def _may_answer(self) -> bool:
-        """Return whether this process may answer one more request before gunicorn recycles it."""
-        return bool(self.nr + 1 < self.max_requests)
-
-    def _predict(self, exchange: Exchange) -> bool:
         self.nr += 1
-        return self._fast.answer(exchange, self.alive)
+        if self.nr >= self.max_requests:
+            self.alive = False
+        if plain is not None:
+            exchange = Exchange(plain, text, connection, peer, name)
+            goes_on, body = self._fast.answer(exchange, self.alive), exchange.reader
+        else:
+            body = Body(connection, head.body_size(request))
+            goes_on = self._answer(request, body, connection, peer, name)
+            # Flask may have answered without a wait in which others have their turn.
+            connection.rest()
+        if goes_on:
+            body.skip()
+        if not body.finished:
+            connection.linger()
+        return goes_on and body.finished
 
-
-def _receive(sock: socket.socket, size: int) -> bytes:
-    """Return `size` bytes, or fewer if the client ends the connection."""
-    received = sock.recv(size)
-    if len(received) == size or not received:
-        return received
-    chunks, missing = [received], size - len(received)
-    while missing and (chunk := sock.recv(missing)):
-        chunks.append(chunk)
-        missing -= len(chunk)
-    return b"".join(chunks)
+    def _answer(
+        self, request: Any, body: Body, connection: Connection, peer: Any, name: Any
+    ) -> bool:
+        """Answer a request through Flask; return whether the connection goes on."""
+        request.body = body
+        response, environ = wsgi.create(request, connection, peer, name, self.cfg, Answer, (body,))
+        environ["wsgi.multithread"] = True
+        # WebSockets take the connection over.
+        environ["gunicorn.socket"] = connection.sock
+        connection.serve()
+        if not self.alive:
+            response.force_close()
+        try:
+            parts = self.wsgi(environ, response.start_response)
+            try:
+                for part in parts:
+                    response.write(part)
+                response.close()
+            finally:
+                if hasattr(parts, "close"):
+                    parts.close()
+        except StopIteration:
+            # A WebSocket has ended.
+            return False
+        return not response.should_close()

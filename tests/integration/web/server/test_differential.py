@@ -1,7 +1,7 @@
 """Plain predicts are answered the short way as Flask answers them, byte for byte.
 
-The same bytes go to two gunicorn processes: one as it is deployed, and one whose worker class is
-gunicorn's own, so that Flask answers everything. Their answers may differ in ids and times only.
+The same bytes go to two gunicorn processes: one as it is deployed, and one without the short way,
+so that Flask answers everything. Their answers may differ in ids and times only.
 """
 
 from __future__ import annotations
@@ -371,7 +371,8 @@ def both(env: dict[str, str], folder: Path, app: str) -> Iterator[tuple[int, int
     """Run an app with the short way and without; yields their ports."""
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         own = gunicorn(env, folder / "own.log", app)
-        plain = gunicorn(env, folder / "plain.log", app, "--worker-class", "gevent")
+        worker = "tests.integration.web.server.flask_only.FlaskOnly"
+        plain = gunicorn(env, folder / "plain.log", app, "--worker-class", worker)
         short, flask = pool.map(stack.enter_context, (own, plain))
         yield short, flask
 

@@ -24,8 +24,9 @@ def fast(repository):
     app.extensions["inferno"].close()
 
 
-def head(*lines):
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+def head(line, *headers):
+    host = [] if "Host: here" in headers else ["Host: here"]
+    return "\r\n".join([line, *host, *headers, "", ""]).encode("latin-1")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_a_hook_sees_the_same_head_on_both_ways(repository):
 def test_heads_are_parsed_once(fast, monkeypatch):
     text = head(LINE, "User-Agent: once", LENGTH)
     first = fast.read_head(text)
-    monkeypatch.setattr("web.server.fast_predict.Request", SimpleNamespace)
+    monkeypatch.setattr("web.server.fast_predict.parse", SimpleNamespace)
     assert fast.read_head(bytes(text)) is first
     with pytest.raises(dataclasses.FrozenInstanceError):
         first.model = "other"
