@@ -13,6 +13,7 @@ from typing import Any
 import gevent
 
 from inferno.settings import load
+from web.server import memory
 
 _settings = load()
 
@@ -45,6 +46,7 @@ def post_worker_init(worker: Any) -> None:
     # take 50 ms, in which no request is answered.
     gc.collect()
     gc.freeze()
+    memory.prepare()
 
     # WebSockets do not end by themselves.
     def stop(number: int, frame: Any) -> None:

@@ -20,12 +20,15 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum, auto
+from heapq import nsmallest
 from typing import Any
 
 import gevent
+from gevent import GreenletExit
 
 from inferno.errors import InvalidRequest, ServerBusy
 from inferno.settings import Settings
+from web.server import memory
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ TURN_S = 0.005
 LINGER_S = 2.0
 #: Bytes that such a client may still send.
 LINGER_BYTES = 64_000_000
+#: Bytes of bodies and answers after which the process gives memory back to the system.
+MUCH_BYTES = 8_000_000
 #: Pause between two log lines about connections that were cut off, in seconds.
 LOG_PAUSE_S = 10.0
 
@@ -115,6 +120,7 @@ class Connection:
         "address",
         "buffer",
         "cut",
+        "dropped",
         "held",
         "moved",
         "phase",
@@ -147,8 +153,10 @@ class Connection:
         self.moved = 0
         #: Bytes of bodies and answers that this connection keeps in memory.
         self.held = 0
-        #: Whether the process has ended the connection.
+        #: Whether the process has ended the connection: it was too slow, and is told so.
         self.cut = False
+        #: Whether others needed its place: it ends without a word.
+        self.dropped = False
         self.turn = self.since
 
     def enter(self, phase: Phase) -> None:
@@ -164,6 +172,8 @@ class Connection:
     def fill(self) -> bool:
         """Wait for bytes of the client; return False if there will be none."""
         data = self.sock.recv(READ_BYTES)
+        if self.dropped:
+            raise GreenletExit
         if not data:
             return False
         self.buffer += data
@@ -237,6 +247,9 @@ class Connection:
         Raises:
           OSError: the client has left, or was cut off because it reads too slowly.
         """
+        if self.cut:
+            # Nobody looks after this connection any more, so it may not wait.
+            self.sock.settimeout(0)
         self.enter(Phase.ANSWER)
         sent = self.sock.send(data)
         if sent < len(data):
@@ -261,16 +274,28 @@ class Connection:
             self.table.release(self, self.held)
 
     def cut_off(self) -> None:
-        """End the connection; whoever waits for its client continues."""
-        self.cut = True
+        """End the connection because its client is too slow.
+
+        Whoever waits for the client continues, and may still tell it why.
+        """
+        if self.phase is Phase.ANSWER:
+            self.drop()
+        else:
+            self.cut = True
+            self._shut_down(socket.SHUT_RD)
+
+    def drop(self) -> None:
+        """End the connection; what was not sent is discarded."""
+        self.dropped = True
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._shut_down(socket.SHUT_RDWR)
+
+    def _shut_down(self, how: int) -> None:
+        # A TLS socket of Python forgets its keys here, which a greenlet may be using.
         sock = getattr(self.sock, "_sock", self.sock)
         with contextlib.suppress(OSError):
-            if self.phase is Phase.ANSWER:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                sock.shutdown(socket.SHUT_RDWR)
-            else:
-                # The client may still be told why.
-                sock.shutdown(socket.SHUT_RD)
+            sock.shutdown(how)
 
     def linger(self) -> None:
         """Read what the client still sends.
@@ -278,6 +303,8 @@ class Connection:
         To close a socket with unread data resets the connection, and the client may lose the
         answer; RFC 9112 section 9.6.
         """
+        if self.cut:
+            return
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
             self.enter(Phase.LINGER)
@@ -294,9 +321,12 @@ class Connections:
         self.limits = limits
         #: Bytes that all connections hold.
         self.held = 0
+        #: The most that they held since memory was given back.
+        self._most_held = 0
+        self._to_give_back = False
         self._open: set[Connection] = set()
         self._by_address: dict[str, set[Connection]] = {}
-        self._cut_off: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
         self._logged = 0.0
 
     def __len__(self) -> int:
@@ -311,10 +341,10 @@ class Connections:
         """
         neighbours = self._by_address.get(address, ())
         crowded = bool(address) and len(neighbours) >= self.limits.per_address
-        if crowded and not self._cut_slowest(neighbours, "too many connections"):
+        if crowded and not self._drop_slowest(neighbours, "too many connections"):
             return None
         full = len(self._open) >= self.limits.connections
-        if full and not self._cut_slowest(self._open, "too many connections"):
+        if full and not self._drop_slowest(self._open, "too many connections"):
             return None
         connection = Connection(sock, address, self)
         self._open.add(connection)
@@ -338,9 +368,10 @@ class Connections:
           ServerBusy: the process holds too much, and no client is to blame.
         """
         self.held += size
+        self._most_held = max(self._most_held, self.held)
         while self.held > self.limits.held_bytes:
             holders = [other for other in self._open if other.held and other is not connection]
-            if not self._cut_slowest(holders, "too many bytes held"):
+            if not self._drop_slowest(holders, "too many bytes held"):
                 raise ServerBusy("the server holds too many large requests; try again")
 
     def release(self, connection: Connection, size: int) -> None:
@@ -355,11 +386,18 @@ class Connections:
           stopping: whether the process ends; idle connections are then closed at once.
         """
         now = time.monotonic()
+        if self._to_give_back:
+            memory.give_back()
+        # The connections that were cut off free their memory after this call.
+        self._to_give_back = self._most_held > MUCH_BYTES and self.held < self._most_held // 2
+        if self._to_give_back:
+            self._most_held = self.held
         for connection in list(self._open):
             if stopping and connection.phase is Phase.IDLE:
                 connection.cut_off()
             elif connection.phase is not Phase.SERVING and self._is_late(connection, now):
-                self._cut(connection, f"too slow: {connection.phase.name.lower()}")
+                self._forget(connection, f"too slow: {connection.phase.name.lower()}")
+                connection.cut_off()
         self._report(now)
 
     def _is_late(self, connection: Connection, now: float) -> bool:
@@ -375,31 +413,35 @@ class Connections:
             return True
         return waited > limits.stall_s + connection.moved / limits.bytes_per_s
 
-    def _cut_slowest(self, connections: Collection[Connection], reason: str) -> bool:
-        """Cut off the connection that waits for its client longest; return whether there is one.
+    def _drop_slowest(self, connections: Collection[Connection], reason: str) -> bool:
+        """Drop a few connections that wait for their clients; return whether there are any.
 
-        Those in the middle of a request or an answer come before idle ones.
+        Those in the middle of a request or an answer come before idle ones, and the slowest come
+        first. Dropping one at a time would mean a search for each new connection of an attacker.
         """
         waiting = [other for other in connections if other.phase in WAITING]
-        if not waiting:
-            return False
-        slowest = min(waiting, key=lambda other: (other.phase is Phase.IDLE, other.since))
-        self._cut(slowest, reason)
-        return True
+        slowest = nsmallest(
+            1 + len(waiting) // 64,
+            waiting,
+            key=lambda other: (other.phase is Phase.IDLE, other.since),
+        )
+        for connection in slowest:
+            self._forget(connection, reason)
+            connection.drop()
+        return bool(slowest)
 
-    def _cut(self, connection: Connection, reason: str) -> None:
+    def _forget(self, connection: Connection, reason: str) -> None:
         if connection.phase is not Phase.IDLE:
-            self._cut_off[f"{connection.address}, {reason}"] += 1
+            self._ended[f"{connection.address}, {reason}"] += 1
         self.leave(connection)
-        connection.cut_off()
 
     def _report(self, now: float) -> None:
         """Log who was cut off, in one line for all."""
-        if self._cut_off and now - self._logged > LOG_PAUSE_S:
-            (most, _), *_ = self._cut_off.most_common(1)
-            total = sum(self._cut_off.values())
-            log.warning("Cut off %d slow connections; most of them: %s", total, most)
-            self._cut_off.clear()
+        if self._ended and now - self._logged > LOG_PAUSE_S:
+            (most, _), *_ = self._ended.most_common(1)
+            total = sum(self._ended.values())
+            log.warning("Closed %d slow connections; most of them: %s", total, most)
+            self._ended.clear()
             self._logged = now
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from flask import Flask, Response
@@ -128,6 +128,10 @@ class Exchange:
         self.connection.phase = Phase.SERVING
         return self._body
 
+    def forget(self) -> None:
+        """Free the body."""
+        self._body = b""
+
     def request(self, cfg: Any) -> Request:
         """Return gunicorn's request, for Flask."""
         return Request(cfg, IterUnreader([self.text, self._body]), self.peer)
@@ -210,6 +214,20 @@ class FastPredict:
           exchange: the predict.
           alive: whether this process takes further requests.
         """
+        made = self._run(exchange)
+        if not isinstance(made, bytes):
+            return self._render(exchange, alive, made)
+        goes_on = alive and not exchange.head.closes
+        connection = b"keep-alive" if goes_on else b"close"
+        data = _HEAD % (self._date(), connection, len(made), made)
+        # The client may read slowly, and needs nothing else.
+        del made
+        exchange.forget()
+        exchange.connection.sendall(data)
+        return goes_on
+
+    def _run(self, exchange: Exchange) -> bytes | Callable[[], Any]:
+        """Run a predict; return its document, or a function that makes any other answer."""
         head = exchange.head
         try:
             self._admit(head.head)
@@ -218,18 +236,12 @@ class FastPredict:
             call = run.Call(inference, self._preference, None, exchange.connection.sock)
             ran = run.predict(self._gateway, call)
         except Exception as exc:
-            error = exc
-            return self._render(exchange, alive, lambda: self._app.handle_user_exception(error))
+            # No local name for the error: it would keep this frame, and the frame the error.
+            return partial(self._app.handle_user_exception, exc)
         outcome = ran.outcome
         if outcome is None or outcome.error is not None or inference.by_instance:
-            return self._render(
-                exchange, alive, lambda: run.answer_predict(self._gateway, call, ran, body)
-            )
-        document = documents.succeeded(outcome)
-        goes_on = alive and not head.closes
-        connection = b"keep-alive" if goes_on else b"close"
-        exchange.connection.sendall(_HEAD % (self._date(), connection, len(document), document))
-        return goes_on
+            return partial(run.answer_predict, self._gateway, call, ran, body)
+        return documents.succeeded(outcome)
 
     def _render(self, exchange: Exchange, alive: bool, respond: Callable[[], Any]) -> bool:
         """Answer as Flask does after a view; return whether the connection goes on."""
