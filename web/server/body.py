@@ -11,7 +11,7 @@ import io
 import re
 from typing import Any
 
-from inferno.errors import InvalidRequest, ServerBusy
+from inferno.errors import InvalidRequest, PayloadTooLarge, RequestError, ServerBusy
 from web.server.connection import READ_BYTES, Connection, Phase, TimedOut
 
 #: Largest line of a chunk's size with its extensions, and largest trailer section, in bytes.
@@ -33,18 +33,20 @@ _NOT_IN_TRAILERS = frozenset(
 class Body(io.RawIOBase):
     """A request's body, as WSGI's `wsgi.input`."""
 
-    def __init__(self, connection: Connection, size: int | None) -> None:
+    def __init__(self, connection: Connection, size: int | None, most: int) -> None:
         """Prepare to read; nothing is read yet.
 
         Args:
           connection: the client's connection; its buffer begins with the body.
           size: bytes of the body; None if it comes in chunks.
+          most: bytes that the chunks of a body may have together.
         """
         self._connection = connection
         self._chunked = size is None
         #: Bytes that are left, of the body or of the current chunk.
         self._left = size or 0
         self._chunks = 0
+        self._most = self._room = most
         #: Whether the whole body was read.
         self.finished = size == 0
         self._broken = False
@@ -58,6 +60,7 @@ class Body(io.RawIOBase):
 
         Raises:
           InvalidRequest: the client ends the body early, or its framing is broken.
+          PayloadTooLarge: its chunks are too large.
           TimedOut: the body comes too slowly.
           ServerBusy: the process holds too many large bodies.
         """
@@ -69,7 +72,7 @@ class Body(io.RawIOBase):
         """Return the rest of the body.
 
         Raises:
-          InvalidRequest, TimedOut, ServerBusy: as `readinto`.
+          RequestError, ServerBusy: as `readinto`.
         """
         pieces = []
         while piece := self._next(READ_BYTES):
@@ -86,7 +89,7 @@ class Body(io.RawIOBase):
         if not self.ends_soon:
             return
         skipped = 0
-        with contextlib.suppress(InvalidRequest, ServerBusy, OSError):
+        with contextlib.suppress(RequestError, ServerBusy, OSError):
             while skipped <= SKIPPED_BYTES and (piece := self._next(SKIPPED_BYTES)):
                 skipped += len(piece)
 
@@ -118,6 +121,9 @@ class Body(io.RawIOBase):
         if size is None:
             raise InvalidRequest(f"expected the size of a chunk in hexadecimal, got {line!r:.80}")
         self._left = int(size[1], 16)
+        self._room -= self._left
+        if self._room < 0:
+            raise PayloadTooLarge(f"expected a body of at most {self._most} bytes")
         if not self._left:
             self._read_trailers()
         return self._left > 0

@@ -114,7 +114,7 @@ class Exchange:
         self.connection = connection
         self.peer = peer
         self.listener_name = listener_name
-        self.reader = Body(connection, head.body_bytes)
+        self.reader = Body(connection, head.body_bytes, head.body_bytes)
         self._body = b""
 
     def body(self) -> bytes:

@@ -34,7 +34,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Load the app and prepare the short way."""
         super().load_wsgi()
         self._fast = FastPredict(self.wsgi, self.cfg)
-        self._connections = Connections(Limits.of(self.wsgi.extensions["inferno"].settings))
+        settings = self.wsgi.extensions["inferno"].settings
+        self._connections = Connections(Limits.of(settings))
+        self._most_body_bytes = settings.limits.max_body_bytes
 
     def notify(self) -> None:
         """Tell the parent once a second that this process lives; also end slow connections."""
@@ -86,7 +88,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             exchange = Exchange(plain, text, connection, peer, name)
             goes_on, body = self._fast.answer(exchange, self.alive), exchange.reader
         else:
-            body = Body(connection, head.body_size(request))
+            body = Body(connection, head.body_size(request), self._most_body_bytes)
             goes_on = self._answer(request, body, connection, peer, name)
             # Flask may have answered without a wait in which others have their turn.
             connection.rest()
