@@ -42,6 +42,7 @@ NOT_RUN = {
     "make setup": "changes the environment that the test runs in; make test does most of it",
     "make check": "make test begins with it",
     "make chaos": "takes ten minutes; the chaos tier runs a short one",
+    "python -m tests.fuzz --seconds 60 --seed 7": "takes a minute; the fuzz tier runs a short one",
     "python -m tests.chaos --seconds 60 --only sigkill": (
         "takes a minute; the chaos tier runs a short one"
     ),
