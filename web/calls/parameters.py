@@ -48,10 +48,15 @@ def read(kind: type[T]) -> T:
         else:
             given[name] = values[0]
     try:
-        return msgspec.convert(given, kind, strict=False)
+        parameters = msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as exc:
         wrong = explain(exc, kind)
         raise InvalidRequest(wrong.detail, wrong.field and wrong.field.partition("[")[0]) from None
+    for name in given:
+        # msgspec reads the text "null" as no number.
+        if getattr(parameters, name, name) is None:
+            raise InvalidRequest(f"expected a value, got {given[name]!r}", name)
+    return parameters
 
 
 @functools.cache

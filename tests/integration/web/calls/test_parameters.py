@@ -38,3 +38,16 @@ def test_utf_8_in_a_query_need_not_be_encoded(client):
     response = raw(client, "GET", "/tasks", "model=größe".encode())
     assert response.status_code == 200
     assert response.get_json()["tasks"] == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/tasks/unknown?wait=null", "/v1/models/digits/schema?version=NULL"]
+)
+def test_null_is_no_number(client, path):
+    response = client.get(path)
+    assert response.status_code == 400
+    assert response.get_json()["field"] == path.partition("?")[2].partition("=")[0]
+
+
+def test_null_is_a_name(client):
+    assert client.get("/tasks?model=null").status_code == 200
