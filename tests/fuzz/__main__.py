@@ -9,15 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from inferno.testing.platform import running_platform
 from tests.fuzz.campaign import Options, run
-
-#: Settings of a platform that is fuzzed: nobody waits for long.
-ENV = {
-    "INFERNO_SERVER__SYNC_WAIT_MS": "1000",
-    "INFERNO_REPOSITORY__LOAD_TIMEOUT_S": "2",
-}
-MODELS = "echo,mock,digits"
+from tests.fuzz.target import target
 
 
 def main() -> int:
@@ -51,7 +44,7 @@ def _platform(arguments: argparse.Namespace) -> Iterator[tuple[str, int]]:
         return
     with (
         tempfile.TemporaryDirectory(prefix="inferno-fuzz-") as folder,
-        running_platform(Path(folder), ENV, "--models", MODELS, "--no-flower") as platform,
+        target(Path(folder)) as platform,
     ):
         yield platform.url, platform.popen.pid
 

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inferno.testing.platform import running_platform
-from tests.fuzz.__main__ import ENV, MODELS
 from tests.fuzz.campaign import Options, run
-
-
-@pytest.fixture(scope="module")
-def platform(tmp_path_factory):
-    data = tmp_path_factory.mktemp("fuzz")
-    with running_platform(data, ENV, "--models", MODELS, "--no-flower") as platform:
-        yield platform
 
 
 @pytest.mark.parametrize(
