@@ -12,7 +12,7 @@ PYTHONS := python3.12 python3.11 python3.13 python3.14 python3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run check test chaos bench bench-full models clean
+.PHONY: help setup run check test test-long chaos bench bench-full models clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ check: $(DEV) ## Check style, types and imports; changes nothing
 
 test: $(DEV) models check ## Install what is missing, then run the checks and all tests
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+test-long: $(DEV) models ## Run the long tests, which make test leaves out (takes half an hour)
+	$(BIN)/pytest -m long
 
 chaos: $(DEV) ## Kill parts of a loaded platform for CHAOS_SECONDS (600), and count lost tasks
 	$(BIN)/python -m tests.chaos --seconds $(CHAOS_SECONDS)

@@ -38,9 +38,11 @@ PACKAGING = ROOT / "docs" / "model-packaging.md"
 NOT_RUN = {
     "make run": "runs until it is stopped; the e2e tier starts the same platform",
     "make test": "it is what runs this test",
+    "make test-long": "takes half an hour",
     "make setup": "changes the environment that the test runs in; make test does most of it",
     "make check": "make test begins with it",
     "make chaos": "takes ten minutes; the chaos tier runs a short one",
+    "python -m tests.fuzz --seconds 60 --seed 7": "takes a minute; the fuzz tier runs a short one",
     "python -m tests.chaos --seconds 60 --only sigkill": (
         "takes a minute; the chaos tier runs a short one"
     ),

@@ -7,11 +7,26 @@ from typing import Any, TypeVar
 
 import msgspec
 from flask import request
+from werkzeug.datastructures import MultiDict
 
 from inferno.errors import InvalidRequest
 from inferno.protocol.decoding import explain
 
 T = TypeVar("T")
+
+
+def query() -> MultiDict[str, str]:
+    """Return the parameters of the current HTTP request.
+
+    Raises:
+      InvalidRequest: the query has bytes that are neither UTF-8 nor encoded.
+    """
+    try:
+        return request.args
+    except UnicodeDecodeError:
+        raise InvalidRequest(
+            "expected a query in UTF-8, got raw bytes; encode them with %"
+        ) from None
 
 
 def read(kind: type[T]) -> T:
@@ -22,20 +37,26 @@ def read(kind: type[T]) -> T:
     Args:
       kind: struct that names the parameters and their types.
     Raises:
-      InvalidRequest: a parameter does not match its type; names the parameter.
+      InvalidRequest: a parameter does not match its type; names the parameter. Or the query is
+        not UTF-8.
     """
     lists = _lists(kind)  # type: ignore[arg-type]
     given: dict[str, Any] = {}
-    for name, values in request.args.lists():
+    for name, values in query().lists():
         if name in lists:
             given[name] = [item for value in values for item in value.split(",")]
         else:
             given[name] = values[0]
     try:
-        return msgspec.convert(given, kind, strict=False)
+        parameters = msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as exc:
         wrong = explain(exc, kind)
         raise InvalidRequest(wrong.detail, wrong.field and wrong.field.partition("[")[0]) from None
+    for name in given:
+        # msgspec reads the text "null" as no number.
+        if getattr(parameters, name, name) is None:
+            raise InvalidRequest(f"expected a value, got {given[name]!r}", name)
+    return parameters
 
 
 @functools.cache
