@@ -109,8 +109,8 @@ class HeadTooLarge(InvalidRequest):
     """The request line and the headers are too long."""
 
     status = 431
-    code = "header_too_large"
-    title = "Header too large"
+    code = "request_header_fields_too_large"
+    title = "Request header fields too large"
 
 
 class Connection:

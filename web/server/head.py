@@ -21,8 +21,8 @@ class NotImplementedCoding(InvalidRequest):
     """The request has a transfer coding that the server does not know."""
 
     status = 501
-    code = "unknown_transfer_coding"
-    title = "Unknown transfer coding"
+    code = "not_implemented"
+    title = "Not implemented"
 
 
 class UnknownVersion(InvalidRequest):
@@ -64,6 +64,8 @@ def parse(cfg: Any, text: bytes, peer: Any) -> Request:
     # Servers that disagree about where a line ends disagree about where a request ends.
     if text.count(b"\n") != text.count(b"\r\n"):
         raise InvalidRequest("expected lines that end with CR LF, got a bare line feed")
+    if b"\n " in text or b"\n\t" in text:
+        raise InvalidRequest("expected headers of one line each, got one that is folded")
     try:
         request = Request(cfg, IterUnreader([text]), peer)
     except (errors.ParseException, errors.NoMoreData) as exc:

@@ -83,30 +83,23 @@ def assert_refused(answers: list[Answer], closed: bool) -> None:
     assert answers[0].status in REFUSALS
 
 
-@pytest.mark.parametrize(
-    "name", cases(BROKEN_LINES, {"bare LF", "obs-fold", "obs-fold with a tab"})
-)
+@pytest.mark.parametrize("name", BROKEN_LINES)
 def test_a_broken_head_ends_the_connection(port, name):
     wire = LIVE % b"\r\n".join([NAMED, BROKEN_LINES[name], b"X-After: a"]) + MARKER % HOST
     assert_refused(*ask(port, wire))
 
 
-@pytest.mark.parametrize(
-    "host",
-    cases([None, b"", *HOSTS], {str(host) for host in [None, b"", *HOSTS] if host != b"a\x00b"}),
-)
+@pytest.mark.parametrize("host", [None, b"", *HOSTS], ids=str)
 def test_a_request_names_a_host(port, host):
     wire = LIVE % (b"X: a" if host is None else b"Host: " + host) + MARKER % HOST
     assert_refused(*ask(port, wire))
 
 
-@NOT_YET
 @pytest.mark.parametrize("name", BROKEN_CHUNKS)
 def test_a_broken_chunk_ends_the_connection(port, name):
     assert_refused(*ask(port, CHUNKED + BROKEN_CHUNKS[name] + MARKER % HOST))
 
 
-@NOT_YET
 def test_a_broken_chunk_behind_a_good_request_ends_the_connection(port):
     wire = LIVE % NAMED + CHUNKED + BROKEN_CHUNKS["wrong end of a chunk"] + MARKER % HOST
     answers, closed = ask(port, wire)
@@ -117,11 +110,11 @@ def test_a_broken_chunk_behind_a_good_request_ends_the_connection(port):
 @pytest.mark.parametrize(
     "wire",
     [
-        pytest.param(LIVE % (NAMED + b"\r\nX A: b"), id="header", marks=NOT_YET),
-        pytest.param(LIVE % (NAMED + b"\r\nExpect: nonsense"), id="expectation", marks=NOT_YET),
-        pytest.param(LIVE % (NAMED + b"\r\nX: " + b"a" * 70_000), id="long", marks=NOT_YET),
+        pytest.param(LIVE % (NAMED + b"\r\nX A: b"), id="header"),
+        pytest.param(LIVE % (NAMED + b"\r\nExpect: nonsense"), id="expectation"),
+        pytest.param(LIVE % (NAMED + b"\r\nX: " + b"a" * 70_000), id="long"),
         pytest.param(CHUNKED + BROKEN_CHUNKS["wrong end of a chunk"], id="chunk"),
-        pytest.param(b"nonsense\r\n\r\n", id="no HTTP", marks=NOT_YET),
+        pytest.param(b"nonsense\r\n\r\n", id="no HTTP"),
     ],
 )
 def test_a_refusal_is_a_problem_document(port, wire):
