@@ -1,8 +1,11 @@
 """bench/precision.py, in small."""
 
+import pytest
+
 from bench.precision import CANDIDATES, Candidate, table
 
 
+@pytest.mark.long
 def test_each_precision_is_measured_and_compared() -> None:
     candidates = [Candidate(*each, threads=1) for each in CANDIDATES]
     for candidate in candidates:

@@ -38,6 +38,7 @@ def test_loops_without_a_model_say_what_is_missing(tmp_path: Path, monkeypatch):
 
 
 @needs_wrk
+@pytest.mark.long
 def test_the_engine_is_measured_alone_beside_calls_and_through_the_platform(tmp_path: Path):
     output = tmp_path / "turns.json"
     options = ["--workload", "embed-int8", "--connections", "16", "--seconds", "2", "--turns", "1"]

@@ -6,10 +6,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from bench.swaps import stale
 from tests.bench.test_run import bench
 
 
+@pytest.mark.long
 def test_calls_go_on_while_versions_take_turns(tmp_path: Path):
     output = tmp_path / "swaps.json"
     options = ["--swaps", "2", "--rate", "20", "--before", "1", "--output", str(output)]

@@ -22,6 +22,11 @@ def main() -> int:
     with _platform(arguments) as (url, pid):
         report = run(url, pid, options, lambda line: print(line, flush=True))
     print(f"\n{report}")
+    if arguments.save is not None:
+        arguments.save.mkdir(parents=True, exist_ok=True)
+        for fault in report.faults:
+            path = arguments.save / f"{report.seed}-{fault.number}.bin"
+            path.write_bytes(b"".join(fault.case.pieces))
     return 1 if report.faults or report.broken() else 0
 
 
@@ -34,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", type=int, help="end after this many cases")
     parser.add_argument("--url", help="of a running platform; by default, one is started")
     parser.add_argument("--pid", type=int, help="of that platform's `inferno up`")
+    parser.add_argument("--save", type=Path, help="folder for the bytes of each failing case")
     return parser
 
 

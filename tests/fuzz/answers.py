@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,6 +13,7 @@ from werkzeug.exceptions import default_exceptions
 from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 
 from inferno.errors import InfernoError
+from inferno.testing.processes import ROOT
 from tests.fuzz.case import Case, Ending
 from tests.fuzz.wire import Exchange
 
@@ -28,10 +30,18 @@ def _codes(kind: type[InfernoError]) -> set[str]:
     return {kind.code}.union(*map(_codes, kind.__subclasses__()))
 
 
-#: Every code that a problem may have: the platform's, and the names of HTTP's own errors.
-CODES = _codes(InfernoError) | {
-    str(error().name).lower().replace(" ", "_") for error in default_exceptions.values()
-}
+def _documented() -> set[str]:
+    _, _, section = (ROOT / "docs" / "api.md").read_text().partition("\n## Errors\n")
+    return set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", section.partition("\n## ")[0]))
+
+
+#: Every code that a problem may have: the platform's, the documented ones, and the names of HTTP's
+#: own errors.
+CODES = (
+    _codes(InfernoError)
+    | _documented()
+    | {str(error().name).lower().replace(" ", "_") for error in default_exceptions.values()}
+)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,12 @@ def broker(request):
     return request.param
 
 
+#: What happens within a batch is the same on every broker; `make test` tries it on one.
+within_a_batch = pytest.mark.parametrize(
+    "broker", ["streams", *(pytest.param(kind, marks=pytest.mark.long) for kind in BROKERS[1:])]
+)
+
+
 def test_any_celery_client_gets_values_and_errors(repository, start_worker, celery):
     repository.add("plain")
     with start_worker("plain"):
@@ -68,6 +74,7 @@ def test_a_plain_script_in_another_process_reads_the_result(
         assert done.stdout.strip() == "['from afar']", done.stderr
 
 
+@within_a_batch
 def test_tasks_that_arrive_during_a_forward_pass_share_the_next_one(
     repository, start_worker, celery
 ):
@@ -84,6 +91,7 @@ def test_tasks_that_arrive_during_a_forward_pass_share_the_next_one(
     assert [r["outputs"]["text"]["data"] for r in results] == [[f"text {n}"] for n in range(16)]
 
 
+@within_a_batch
 def test_a_bad_member_fails_alone(repository, start_worker, celery):
     repository.add("bad", batching={"max_batch_size": 32})
     with start_worker("bad"):
@@ -100,6 +108,7 @@ def test_a_bad_member_fails_alone(repository, start_worker, celery):
     assert answers == [text for text in texts if text != "poison"]
 
 
+@within_a_batch
 def test_members_with_odd_errors_fail_alone(repository, start_worker, celery):
     """One ends its thread, the text of one cannot be written, and one has no text at all."""
     repository.add("odd", batching={"max_batch_size": 8})
@@ -118,6 +127,7 @@ def test_members_with_odd_errors_fail_alone(repository, start_worker, celery):
     assert [*answers, outcomes[5]["outputs"]["text"]["data"][0]] == ["good", "fine", "well"]
 
 
+@within_a_batch
 def test_a_batch_too_large_for_memory_is_halved(repository, start_worker, celery):
     repository.add(
         "memory",
@@ -132,6 +142,7 @@ def test_a_batch_too_large_for_memory_is_halved(repository, start_worker, celery
     assert {result["batch"]["size"] for result in results} == {8}
 
 
+@within_a_batch
 def test_a_task_of_many_rows_is_split_and_joined(repository, start_worker, celery):
     repository.add("rows", batching={"max_batch_size": 4})
     texts = [f"row {n}" for n in range(10)]
@@ -141,6 +152,7 @@ def test_a_task_of_many_rows_is_split_and_joined(repository, start_worker, celer
     assert repository.ran() == texts
 
 
+@within_a_batch
 def test_versions_never_share_a_batch(repository, start_worker, celery):
     repository.add("versions", 1)
     repository.add("versions", 2)
@@ -161,6 +173,7 @@ def test_versions_never_share_a_batch(repository, start_worker, celery):
     assert len({result["batch"]["id"] for result in results}) == 2
 
 
+@within_a_batch
 def test_an_expired_task_is_dropped_while_the_executor_is_busy(
     repository, start_worker, celery, records
 ):
@@ -240,6 +253,7 @@ def test_the_urgent_overtake_the_others(repository, start_worker, celery, client
     assert ran == ["first", "second", "slow 0", "slow 1", "slow 2"]
 
 
+@within_a_batch
 def test_a_record_outlives_its_result(repository, start_worker, celery, records, client):
     repository.add("record")
     with start_worker("record"):

@@ -193,10 +193,10 @@ def test_a_worker_ends_when_a_model_hangs(repository, start_worker, celery, log)
     ("model", "options", "reason"),
     [
         ("unknown", [], "no model 'unknown'"),
-        ("broken", [], "model.yaml: signature: field required"),
+        pytest.param("broken", [], "model.yaml: signature: field required", marks=pytest.mark.long),
         ("good", ["-P", "solo"], "engines need the pool `threads`"),
-        ("good", ["--disable-prefetch"], "--disable-prefetch"),
-        ("good", ["--autoscale", "3,1"], "--autoscale"),
+        pytest.param("good", ["--disable-prefetch"], "--disable-prefetch", marks=pytest.mark.long),
+        pytest.param("good", ["--autoscale", "3,1"], "--autoscale", marks=pytest.mark.long),
         ("good,webhooks", [], "the queue webhooks needs a worker of its own"),
     ],
 )
