@@ -17,7 +17,8 @@ from typing import Any
 import httpcore
 import httpx
 
-from inferno.protocol.webhooks import Address, is_public
+from inferno.protocol.internet import is_public
+from inferno.protocol.webhooks import Address
 
 #: Returns the IP addresses of a host.
 Resolve = Callable[[str, int], list[str]]
