@@ -1,0 +1,112 @@
+"""One trial: an attack in a process of its own, beside bystanders and a watch on memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.attacks.attacks import ATTACKS, Attack
+from tests.attacks.bystander import Bystander, Waits
+from tests.attacks.processes import Watch
+from tests.attacks.wire import Attacker
+
+#: How long bystanders call before the attack begins, in seconds.
+BEFORE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of all processes of one name, in megabytes."""
+
+    before: int = 0
+    peak: int = 0
+    after: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attack has done."""
+
+    attack: str
+    kept: Waits
+    fresh: Waits
+    died: list[str]
+    findings: list[str]
+    memory: dict[str, Memory] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> list[str]:
+        """Errors of both bystanders."""
+        return self.kept.errors + self.fresh.errors
+
+    @property
+    def worst_s(self) -> float:
+        """The longest wait of a bystander, in seconds."""
+        return max(self.kept.worst_s, self.fresh.worst_s)
+
+    def document(self) -> dict[str, Any]:
+        """Return the outcome as JSON has it."""
+        return asdict(self)
+
+
+def run(attack: Attack, url: str, supervisor: int, seconds: float, after_s: float) -> Outcome:
+    """Run an attack.
+
+    Args:
+      attack: which one.
+      url: of the platform.
+      supervisor: pid of its `inferno up`.
+      seconds: how long the attack may last.
+      after_s: how long to wait before memory is looked at again.
+    """
+    parts = urlsplit(url)
+    host, port = parts.hostname or "127.0.0.1", parts.port or 80
+    kept = Bystander(host, port, attack.bystander, keeps=True)
+    fresh = Bystander(host, port, attack.bystander, keeps=False)
+    with Watch(supervisor) as watch:
+        with kept, fresh:
+            time.sleep(BEFORE_S)
+            findings = _attack(attack, host, port, seconds)
+            time.sleep(min(after_s, 2.0))
+        time.sleep(max(after_s - 2.0, 0.0))
+    return Outcome(attack.name, kept.waits, fresh.waits, watch.died, findings, _memory(watch))
+
+
+def _attack(attack: Attack, host: str, port: int, seconds: float) -> list[str]:
+    """Run an attack in a process of its own; returns its findings."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(attack.name, host, port, seconds, sender))
+    process.start()
+    sender.close()
+    try:
+        # Connections are given up ten seconds after the attack's time.
+        done = receiver.poll(seconds + 20)
+        return list(receiver.recv()) if done else ["the attack did not end"]
+    except EOFError:
+        return ["the attack ended with an error"]
+    finally:
+        process.kill()
+        process.join()
+
+
+def _work(name: str, host: str, port: int, seconds: float, sender: Any) -> None:
+    attacker = Attacker(host, port, seconds)
+    try:
+        ATTACKS[name].run(attacker)
+    except OSError as exc:
+        # The platform has refused it, which is its right.
+        print(f"{name}: {type(exc).__name__}: {exc}")
+    sender.send(attacker.findings)
+
+
+def _memory(watch: Watch) -> dict[str, Memory]:
+    sums: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for pid, name in watch.seen.items():
+        for column, used in enumerate((watch.before_mb, watch.peak_mb, watch.after_mb)):
+            sums[name][column] += used.get(pid, 0)
+    return {name: Memory(*used) for name, used in sorted(sums.items())}
