@@ -23,11 +23,18 @@ INPUTS: dict[str, Any] = {"echo": {"text": "bystander"}, "digits": {"pixels": [[
 
 @dataclass
 class Waits:
-    """What a bystander has seen."""
+    """What bystanders have seen."""
 
     calls: int = 0
     worst_s: float = 0.0
     errors: list[str] = field(default_factory=list)
+
+    def __add__(self, other: Waits) -> Waits:
+        return Waits(
+            self.calls + other.calls,
+            max(self.worst_s, other.worst_s),
+            self.errors + other.errors,
+        )
 
 
 class Bystander:
