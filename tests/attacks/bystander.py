@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import random
 import threading
 import time
 from dataclasses import dataclass, field
@@ -67,6 +68,8 @@ class Bystander:
 
     def _run(self) -> None:
         connection = self._connection()
+        # Bystanders that connect together would all be at the same web process.
+        self._done.wait(random.uniform(0, 0.5))
         while not self._done.wait(EVERY_S):
             began = time.monotonic()
             try:

@@ -19,7 +19,7 @@ from tests.attacks.wire import Attacker
 BEFORE_S = 1.0
 
 #: Number of bystanders that keep their connection: enough to have one at each web process.
-KEPT = 6
+KEPT = 12
 
 
 @dataclass(frozen=True)
