@@ -83,6 +83,11 @@ class Places:
         #: By name; the latest used last.
         self._receivers: OrderedDict[str, _Receiver] = OrderedDict()
 
+    def has_one(self, name: str) -> bool:
+        """Return whether a receiver has a free place at this moment."""
+        with self._lock:
+            return not any(share.is_full for share in self._shares(self._receiver(name)))
+
     def take(self, name: str) -> AbstractContextManager[None] | None:
         """Return a place for a delivery to a receiver, or None when there is none.
 
