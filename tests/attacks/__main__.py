@@ -90,7 +90,8 @@ def _row(outcome: Outcome) -> str:
 
 
 def _memory(outcome: Outcome, kind: str) -> str:
-    used = [used for name, used in outcome.memory.items() if name.startswith(kind)]
+    """Return the memory of all processes of a kind together."""
+    used = [process for process in outcome.memory if process.name.split()[0] == kind]
     sums = (sum(one.before for one in used), sum(one.peak for one in used))
     return " / ".join(map(str, (*sums, sum(one.after for one in used))))
 

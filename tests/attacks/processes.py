@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Self
 
 import psutil
@@ -22,6 +23,17 @@ KINDS = {
     "webhooks": r"-Q webhooks",
     "worker": r"-Q \S+",
 }
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory of one process, in megabytes; 0 where it did not exist."""
+
+    name: str
+    pid: int
+    before: int
+    peak: int
+    after: int
 
 
 def processes(supervisor: int) -> dict[int, str]:
@@ -85,6 +97,15 @@ class Watch:
     def died(self) -> list[str]:
         """Names of the processes that are gone."""
         return sorted(name for pid, name in self.before.items() if pid not in self.after_mb)
+
+    @property
+    def memory(self) -> list[Memory]:
+        """Memory of every process that was seen."""
+        columns = (self.before_mb, self.peak_mb, self.after_mb)
+        return [
+            Memory(name, pid, *(column.get(pid, 0) for column in columns))
+            for pid, name in sorted(self.seen.items(), key=lambda item: item[::-1])
+        ]
 
     def _run(self) -> None:
         while not self._done.wait(EVERY_S):

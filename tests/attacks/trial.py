@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import time
-from collections import defaultdict
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from tests.attacks.attacks import ATTACKS, Attack
 from tests.attacks.bystander import Bystander, Waits
-from tests.attacks.processes import Watch
+from tests.attacks.processes import Memory, Watch
 from tests.attacks.wire import Attacker
 
 #: How long bystanders call before the attack begins, in seconds.
@@ -20,15 +20,6 @@ BEFORE_S = 1.0
 
 #: Number of bystanders that keep their connection: enough to have one at each web process.
 KEPT = 12
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Memory of all processes of one name, in megabytes."""
-
-    before: int = 0
-    peak: int = 0
-    after: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,7 +31,7 @@ class Outcome:
     fresh: Waits
     died: list[str]
     findings: list[str]
-    memory: dict[str, Memory] = field(default_factory=dict)
+    memory: list[Memory]
 
     @property
     def errors(self) -> list[str]:
@@ -80,7 +71,7 @@ def run(attack: Attack, url: str, supervisor: int, seconds: float, after_s: floa
             time.sleep(min(after_s, 2.0))
         time.sleep(max(after_s - 2.0, 0.0))
     waits = sum((bystander.waits for bystander in kept), Waits())
-    return Outcome(attack.name, waits, fresh.waits, watch.died, findings, _memory(watch))
+    return Outcome(attack.name, waits, fresh.waits, watch.died, findings, watch.memory)
 
 
 def _attack(attack: Attack, host: str, port: int, seconds: float) -> list[str]:
@@ -107,13 +98,5 @@ def _work(name: str, host: str, port: int, seconds: float, sender: Any) -> None:
         ATTACKS[name].run(attacker)
     except OSError as exc:
         # The platform has refused it, which is its right.
-        print(f"{name}: {type(exc).__name__}: {exc}")
+        print(f"{name}: {type(exc).__name__}: {exc}", file=sys.stderr)
     sender.send(attacker.findings)
-
-
-def _memory(watch: Watch) -> dict[str, Memory]:
-    sums: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for pid, name in watch.seen.items():
-        for column, used in enumerate((watch.before_mb, watch.peak_mb, watch.after_mb)):
-            sums[name][column] += used.get(pid, 0)
-    return {name: Memory(*used) for name, used in sorted(sums.items())}
