@@ -84,9 +84,9 @@ class Attacker:
     def pour(self, connection: socket.socket, data: bytes, limit: int) -> int:
         """Send the same bytes over and over; returns how many were taken until an error."""
         sent = 0
-        connection.settimeout(max(self.left_s, 0.1))
         with suppress(OSError):
-            while sent < limit and self.left_s:
+            while sent < limit and (left_s := self.left_s):
+                connection.settimeout(left_s)
                 connection.sendall(data)
                 sent += len(data)
         return sent
