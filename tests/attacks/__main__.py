@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from inferno.testing.platform import running_platform
 from tests.attacks.attacks import ATTACKS
+from tests.attacks.target import attacked_platform
 from tests.attacks.trial import Outcome, run
 
 #: Waits in milliseconds; memory before, at its peak and after, in megabytes.
@@ -70,7 +70,7 @@ def _target(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
         return
     with (
         tempfile.TemporaryDirectory() as folder,
-        running_platform(Path(folder), {}, "--models", "echo,digits") as platform,
+        attacked_platform(Path(folder)) as platform,
     ):
         yield platform.url, platform.popen.pid
 
