@@ -539,6 +539,12 @@ class WebhookSettings(Group):
     timeout_s: float = Field(
         default=10.0, gt=0, description="Time limit of one delivery, in seconds."
     )
+    per_host: int = Field(
+        default=16,
+        ge=1,
+        description="Most calls of one host and port at the same time, for each process "
+        "`webhooks`. Other calls of it wait, without delaying those of other hosts.",
+    )
     max_retries: int = Field(
         default=8, ge=0, description="Number of retries of a webhook that failed."
     )

@@ -1,10 +1,11 @@
-"""A receiver of webhooks: a real HTTP server that notes what it is sent."""
+"""Receivers of webhooks: a real HTTP server that notes what it is sent, and hostile ones."""
 
 from __future__ import annotations
 
+import socket
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ssl import SSLContext
@@ -78,3 +79,40 @@ def receiver(tls: SSLContext | None = None) -> Iterator[Receiver]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def hostile_receiver(
+    misbehave: Callable[[socket.socket, threading.Event], None], host: str = "127.0.0.1"
+) -> Iterator[str]:
+    """Run a server that may do anything with its connections; yields its host and port.
+
+    Args:
+      misbehave: called with each connection, in a thread, and with an event that is set at the end.
+        It may raise OSError.
+      host: address to listen on.
+    """
+    done, threads = threading.Event(), []
+
+    def talk(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            misbehave(connection, done)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                threads.append(threading.Thread(target=talk, args=(connection,)))
+                threads[-1].start()
+
+    with socket.create_server((host, 0), backlog=1024) as server:
+        threads.append(threading.Thread(target=accept))
+        threads[0].start()
+        try:
+            yield f"{host}:{server.getsockname()[1]}"
+        finally:
+            done.set()
+            # Wakes the thread that accepts.
+            server.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()

@@ -38,6 +38,7 @@ from workers.hosting.watchdog import Watchdog
 from workers.hosting.wiring import host
 from workers.webhooks.deliver import Deliver
 from workers.webhooks.outbound import Outbound
+from workers.webhooks.places import Places
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,10 @@ def _deliver_webhooks(worker: Worker, queues: list[str], settings: Settings) -> 
         )
     limits = settings.webhooks
     outbound = Outbound(limits.timeout_s, allow_private=limits.allow_private)
-    app.register_task(Deliver(Records(connect(settings), settings), outbound, limits))
+    places = Places(worker.concurrency, limits.per_host, limits.max_backoff_s)
+    client = connect(settings)
+    lanes, records = Lanes(app, client, settings), Records(client, settings)
+    app.register_task(Deliver(records, lanes, outbound, places, limits))
     # A thread that waits for a slow receiver must not hold webhooks that another could deliver.
     worker.prefetch_multiplier = 1
 

@@ -12,10 +12,11 @@ import hmac
 import re
 import socket
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from inferno.errors import InvalidField
+from inferno.protocol.internet import is_public
 
 #: `type` of a webhook's message, by event.
 EVENTS = {"start": "task.started", "completed": "task.completed"}
@@ -26,9 +27,6 @@ MAX_URL = 2048
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?", re.IGNORECASE)
-
-#: Prefix of IPv4 hosts' addresses in IPv6-only networks (RFC 6052).
-_NAT64 = IPv6Network("64:ff9b::/96")
 
 
 @dataclass(frozen=True)
@@ -95,26 +93,6 @@ def check_reach(url: str) -> None:
             f"expected a public address, got {host}; "
             "INFERNO_WEBHOOKS__ALLOW_PRIVATE=true allows private ones"
         )
-
-
-def is_public(address: str) -> bool:
-    """Return whether an IP address belongs to the public internet.
-
-    Loopback, private, shared, link-local, multicast, reserved and unspecified addresses do not. An
-    IPv6 address that maps an IPv4 address counts as that address.
-    """
-    parsed = ip_address(address)
-    if isinstance(parsed, IPv6Address):
-        embedded = parsed.ipv4_mapped or parsed.sixtofour
-        if parsed in _NAT64:
-            embedded = IPv4Address(int(parsed) & 0xFFFFFFFF)
-        if embedded is not None:
-            return is_public(str(embedded))
-        if parsed.is_site_local:
-            return False
-    return parsed.is_global and not (
-        parsed.is_multicast or parsed.is_reserved or parsed.is_unspecified
-    )
 
 
 def sign(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:

@@ -86,8 +86,17 @@ def command_path(name: str) -> str:
 
 
 @contextmanager
-def worker(model: str, env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the Procfile's worker line for a model, and wait until the worker takes tasks."""
+def worker(
+    model: str, env: Mapping[str, str], log: Path, *options: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the Procfile's worker line for a model, and wait until the worker takes tasks.
+
+    Args:
+      model: the queue.
+      env: environment variables to add.
+      log: file for the output.
+      options: more options of `celery worker`.
+    """
     name = f"{model}-{free_port()}@test"
     command = [
         command_path("celery"),
@@ -100,6 +109,7 @@ def worker(model: str, env: Mapping[str, str], log: Path) -> Iterator[subprocess
         name,
         "-l",
         "INFO",
+        *options,
     ]
     ready = f"{name} ready."
     with process([*command, "--without-gossip", "--without-mingle"], env, log) as popen:

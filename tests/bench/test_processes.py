@@ -41,7 +41,7 @@ def test_a_process_whose_parent_has_ended_is_found_and_ended():
         ("/usr/bin/redis-server 127.0.0.1:40001", "redis"),
         ("python .venv/bin/gunicorn --config web/gunicorn_conf.py web.app:create_app()", "web"),
         ("python .venv/bin/celery -A tasks worker -Q echo -n echo-$@%h", "worker"),
-        ("python .venv/bin/celery -A tasks worker -Q webhooks -c 16", "webhooks"),
+        ("python .venv/bin/celery -A tasks worker -Q webhooks -c 64", "webhooks"),
         ("python .venv/bin/celery -A tasks flower --conf=monitoring/flower_conf.py", "flower"),
         ("python -m inferno up --models echo --no-flower", "supervisor"),
         ("python -m inferno.operate.guard 30.0", "supervisor"),

@@ -4,6 +4,9 @@ Such a URL may aim at hosts that only the platform can reach (server-side reques
 name is resolved once, the addresses are checked, and the connection goes to a checked address.
 Redirects are not followed, and proxies of the environment are not used. TLS still verifies the
 name.
+
+The receiver may be hostile as well. One deadline holds for everything that it can delay, only the
+head of its answer is read, and messages about it have no control characters.
 """
 
 from __future__ import annotations
@@ -17,13 +20,20 @@ from typing import Any
 import httpcore
 import httpx
 
-from inferno.protocol.webhooks import Address, is_public
+from inferno.protocol.internet import is_public
+from inferno.protocol.webhooks import Address
 
 #: Returns the IP addresses of a host.
 Resolve = Callable[[str, int], list[str]]
 
 #: Bytes written between two checks of the deadline.
 CHUNK_BYTES = 64 * 1024
+
+#: Maximum bytes that are read of an answer, with all interim answers before it.
+MAX_ANSWER_BYTES = 128 * 1024
+
+#: Maximum characters of a receiver's words in a message.
+MAX_REASON = 200
 
 
 class NotReached(Exception):
@@ -84,7 +94,7 @@ class Outbound:
             ):
                 return answer.status
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as exc:
-            raise NotReached(f"{type(exc).__name__}: {exc}") from exc
+            raise NotReached(f"{type(exc).__name__}: {_printable(str(exc))}") from None
         except OSError as exc:
             raise NotReached(f"{address.host} was not found: {exc}") from exc
 
@@ -134,13 +144,26 @@ class _TimedStream(httpcore.NetworkStream):
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
         self._stream = stream
         self._deadline = deadline
+        self._unread = MAX_ANSWER_BYTES
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _left(self._deadline))
+        if self._unread <= 0:
+            raise httpcore.ReadError(f"the answer's head is longer than {MAX_ANSWER_BYTES} bytes")
+        data = self._stream.read(min(max_bytes, self._unread), _left(self._deadline))
+        self._unread -= len(data)
+        return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for start in range(0, len(buffer), CHUNK_BYTES):
-            self._stream.write(buffer[start : start + CHUNK_BYTES], _left(self._deadline))
+        # `NetworkStream.write` would give each part that the receiver takes the whole time again.
+        connection, rest = self._stream.get_extra_info("socket"), memoryview(buffer)
+        try:
+            while rest:
+                connection.settimeout(_left(self._deadline))
+                rest = rest[connection.send(rest[:CHUNK_BYTES]) :]
+        except TimeoutError as exc:
+            raise httpcore.WriteTimeout(exc) from exc
+        except OSError as exc:
+            raise httpcore.WriteError(exc) from exc
 
     def close(self) -> None:
         self._stream.close()
@@ -156,6 +179,12 @@ class _TimedStream(httpcore.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
+
+
+def _printable(text: str) -> str:
+    """Return a receiver's words on one line of limited length."""
+    shown = "".join(character if character.isprintable() else "?" for character in text)
+    return shown if len(shown) <= MAX_REASON else shown[:MAX_REASON] + "..."
 
 
 def _left(deadline: float) -> float:

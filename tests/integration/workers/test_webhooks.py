@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from tasks.state.outcomes import encode_outcome
 from tasks.state.records import Record
 from tasks.state.transitions import Step, Transitions
 from tests.integration.conftest import accept, send
-from tests.receiver import Received, Receiver, receiver
+from tests.receiver import Received, Receiver, hostile_receiver, receiver
 from tests.unit.test_docs import documented_verify
 
 SECRET = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX"
@@ -125,7 +127,8 @@ def test_what_cannot_be_delivered_is_given_up_with_one_warning(
         moved = publish(here.url("/moved"), "moved-1", "start")
         broken = publish(here.url("/broken"), "broken-1")
         form = publish("ftp://a.example", "form-1")
-        wait_until(lambda: log.read_text().count("given up") == 4)
+        publish(here.url("/forged?key=TOKEN"), "1\r\nx-forged: yes")
+        wait_until(lambda: log.read_text().count("given up") == 5)
         # The worker keeps running.
         publish(here.url("/good"), "good-1")
         wait_until(lambda: here.at("/good"))
@@ -134,7 +137,10 @@ def test_what_cannot_be_delivered_is_given_up_with_one_warning(
     assert f"given up after try 3: {moved}: http://127.0.0.1:{here.port} answered 307" in text
     assert f"given up after try 3: {broken}: http://127.0.0.1:{here.port} answered 503" in text
     assert f"given up after try 1: {form}: expected a URL that begins" in text
-    assert text.count("WARNING") == text.count("given up") == 4
+    assert "given up after try 1: the message cannot be read" in text
+    assert text.count("WARNING") == text.count("given up") == 5
+    assert "TOKEN" not in text
+    assert here.at("/forged?key=TOKEN") == []
     assert "Traceback" not in text
     assert [len(here.at(path)) for path in ("/gone", "/moved", "/broken")] == [1, 3, 3]
     assert here.at("/private") == []
@@ -179,3 +185,30 @@ def test_a_worker_of_webhooks_loads_no_model(
     assert repository.ledger.read_text() == ""
     assert not waiting.ready()
     waiting.forget()
+
+
+def test_a_silent_receiver_delays_only_itself_and_loses_nothing(
+    here: Receiver, webhooks_env, publish, log: Path
+) -> None:
+    answers, calls, most = threading.Event(), [], []
+
+    def wait(connection: socket.socket, done: threading.Event) -> None:
+        calls.append(connection)
+        most.append(sum(call.fileno() >= 0 for call in calls))
+        answers.wait(60)
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+        taken.append(connection)
+
+    taken: list[socket.socket] = []
+    env = webhooks_env | {"INFERNO_WEBHOOKS__TIMEOUT_S": "60", "INFERNO_WEBHOOKS__PER_HOST": "2"}
+    with worker("webhooks", env, log, "-c", "8"), hostile_receiver(wait) as silent:
+        for number in range(30):
+            publish(f"http://{silent}/", f"silent-{number}")
+        publish(here.url("/good"), "good")
+        wait_until(lambda: here.at("/good"), 15)
+        assert not taken
+        assert max(most) <= 2
+        answers.set()
+        wait_until(lambda: len(taken) == 30)
+    assert "given up" not in log.read_text()

@@ -1,4 +1,4 @@
-"""Webhooks: which URLs are accepted, which addresses are public, how messages are signed."""
+"""Webhooks: which URLs are accepted, and how messages are signed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferno.errors import InvalidField
-from inferno.protocol.webhooks import Address, check_reach, is_public, parse_address, sign
+from inferno.protocol.webhooks import Address, check_reach, parse_address, sign
 from inferno.settings import WebhookSettings
 
 
@@ -80,67 +80,25 @@ def test_where_an_address_is_shown_its_path_is_not() -> None:
     assert "TOKEN" not in repr(address)
 
 
-PRIVATE = [
-    "0.0.0.0",
-    "0.1.2.3",
-    "10.0.0.1",
-    "100.64.0.1",
-    "127.0.0.1",
-    "127.255.255.254",
-    "169.254.169.254",
-    "172.16.0.1",
-    "192.0.2.1",
-    "192.168.1.1",
-    "198.18.0.1",
-    "224.0.0.1",
-    "239.255.255.250",
-    "240.0.0.1",
-    "255.255.255.255",
-    "::",
-    "::1",
-    "::7f00:1",
-    "fc00::1",
-    "fd00:ec2::254",
-    "fe80::1",
-    "fe80::1%eth0",
-    "fec0::1",
-    "ff02::1",
-    "2001:db8::1",
-    "::ffff:127.0.0.1",
-    "::ffff:10.0.0.1",
-    "::ffff:a9fe:a9fe",
-    "64:ff9b::10.0.0.1",
-    "2002:7f00:1::",
-    "2001:0:7f00:1::1",
-]
-PUBLIC = [
-    "1.1.1.1",
-    "93.184.216.34",
-    "2606:4700:4700::1111",
-    "::ffff:8.8.8.8",
-    "64:ff9b::8.8.8.8",
-]
-
-
-@pytest.mark.parametrize("address", PRIVATE)
-def test_an_address_of_no_public_network_is_refused(address: str) -> None:
-    assert not is_public(address)
-    host = f"[{address}]" if ":" in address else address
+@pytest.mark.parametrize("host", ["169.254.169.254", "[::ffff:a9fe:a9fe]", "[fe80::1%25eth0]"])
+def test_an_address_of_no_public_network_is_refused(host: str) -> None:
     with pytest.raises(InvalidField, match="expected a public address") as raised:
         check_reach(f"http://{host}:8080/hook")
     assert raised.value.field == "webhook"
     assert "INFERNO_WEBHOOKS__ALLOW_PRIVATE" in raised.value.detail
 
 
-@pytest.mark.parametrize("address", PUBLIC)
-def test_a_public_address_is_allowed(address: str) -> None:
-    assert is_public(address)
-    check_reach(f"http://[{address}]" if ":" in address else f"http://{address}")
+@pytest.mark.parametrize("host", ["93.184.216.34", "[2606:4700:4700::1111]"])
+def test_a_public_address_is_allowed(host: str) -> None:
+    check_reach(f"http://{host}/")
 
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost", "LOCALHOST.", "a.localhost", "127.1", "2130706433", "0x7f.1", "017700000001"],
+    [
+        *("localhost", "LOCALHOST.", "a.localhost"),
+        *("127.1", "2130706433", "0x7f.1", "017700000001", "0177.0.0.1", "127.0.0.1.", "0"),
+    ],
 )
 def test_other_spellings_of_this_machine_are_refused(host: str) -> None:
     with pytest.raises(InvalidField, match="expected a public address"):

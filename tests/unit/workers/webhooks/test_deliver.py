@@ -13,11 +13,13 @@ from celery.exceptions import Reject
 from inferno import names
 from inferno.settings import Settings
 from tasks.broker.connection import connect
+from tasks.broker.lanes import Lanes
 from tasks.broker.webhook_message import message
 from tasks.celery import route
 from tasks.state.records import Records
 from workers.webhooks.deliver import Deliver
 from workers.webhooks.outbound import Outbound
+from workers.webhooks.places import Places
 
 
 def test_webhooks_go_to_a_queue_of_their_own() -> None:
@@ -41,9 +43,11 @@ def test_a_next_try_that_the_broker_does_not_take_is_not_dropped(closed_port: in
     settings = Settings(redis={"url": f"redis://127.0.0.1:{closed_port}/0"})
     app = Celery("test", broker=settings.redis.url)
     app.conf.task_publish_retry = False
-    records = Records(connect(settings), settings)
+    client = connect(settings)
+    records, lanes = Records(client, settings), Lanes(app, client, settings)
     outbound = Outbound(1.0, allow_private=False)
-    task = app.register_task(Deliver(records, outbound, settings.webhooks))
+    places = Places(2, per_receiver=1, max_wait_s=1.0)
+    task = app.register_task(Deliver(records, lanes, outbound, places, settings.webhooks))
     kwargs = message("https://a.example", "1", "completed", "m", 1, 1.5).kwargs
     task.push_request(
         id="w", args=(), kwargs=kwargs, called_directly=False, delivery_info={"routing_key": "x"}
