@@ -124,6 +124,12 @@ class RepositorySettings(Group):
         default=Path("models"),
         description="Directory of the packages, as `<name>/<version>/model.yaml`.",
     )
+    allow_code: bool = Field(
+        default=True,
+        description="Serve packages that are code: the formats `python` (also MLflow's "
+        "python_function) and `torchscript`, and functions that `processor` names, except those of "
+        "`inferno.processors`.",
+    )
     active: Annotated[dict[str, int], NoDecode] = Field(
         default_factory=dict,
         description='Active version by model, as JSON: `{"embed": 1}`. Default: the newest.',
