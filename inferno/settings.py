@@ -557,6 +557,15 @@ class LogSettings(Group):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Lowest level that is logged."
     )
+    max_bytes: int = Field(
+        default=20_000_000,
+        ge=10_000,
+        description="Size in bytes at which `inferno up` continues the log of a process in a new "
+        "file.",
+    )
+    kept: int = Field(
+        default=5, ge=1, description="Number of older log files that are kept for each process."
+    )
 
 
 class Settings(BaseSettings):
