@@ -12,8 +12,10 @@ from typing import Any
 
 import gevent
 
+from inferno import log_records
 from inferno.settings import load
 
+log_records.install()
 _settings = load()
 
 bind = f"{_settings.server.host}:{_settings.server.port}"

@@ -20,7 +20,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.apps.worker import Worker
 
-from inferno import names
+from inferno import log_records, names
 from inferno.engine.cores import Cores
 from inferno.engine.device import choose_device
 from inferno.errors import BrokerUnavailable, ConfigurationError, InfernoError
@@ -40,6 +40,9 @@ from workers.webhooks.deliver import Deliver
 from workers.webhooks.outbound import Outbound
 
 logger = logging.getLogger(__name__)
+
+# Before the worker logs anything.
+log_records.install()
 
 
 class Host:
