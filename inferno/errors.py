@@ -39,9 +39,16 @@ class from it.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, NotRequired, TypedDict
 
 from msgspec import Meta
+
+#: Maximum number of characters of a text for callers.
+MAX_FOR_CALLERS = 2000
+
+#: An absolute path of at least two parts. What comes before excludes URLs, dates and fractions.
+_PATH = re.compile(r"(?<![\w:/.~-])~?/(?:[^\s/:'\"<>,;()]+/)+([^\s/:'\"<>,;()]*)")
 
 
 class Problem(TypedDict):
@@ -338,3 +345,13 @@ class PackageError(ConfigurationError):
 
 def _shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def for_callers(text: str) -> str:
+    """Return a text of the platform, a model or a library as callers of the platform may read it.
+
+    Absolute paths lose their folders, tracebacks are left out, and long texts are cut. The log of
+    the process has the full text.
+    """
+    text = text.partition("Traceback (most recent call last)")[0].rstrip() or "an error"
+    return _PATH.sub(r"\1", _shortened(text, MAX_FOR_CALLERS))

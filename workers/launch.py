@@ -146,6 +146,7 @@ class Serving(bootsteps.StartStopStep):  # type: ignore[misc]
         assert _host is not None
         _host.heartbeat = Heartbeat(worker.hostname, _host.models, _host.device, _host.settings)
         _host.heartbeat.start()
+        logger.info("answers and errors call this worker %s", names.worker_label())
         _host.reconciler = Reconciler(_host.models, _host.settings, lambda: self._changed(worker))
         _host.reconciler.reconcile()
         for model in _host.models:

@@ -51,6 +51,8 @@ class WorkerReport(msgspec.Struct, frozen=True):
     speeds: dict[str, Speed] = {}
     #: `Package.digest` of each loaded version, by `<model>/<version>`.
     packages: dict[str, str] = {}
+    #: `names.worker_label`, by which callers know it; empty in reports of older workers.
+    label: str = ""
     #: The versions that it has loaded, is loading or could not load, by model.
     held: dict[str, dict[int, HeldVersion]] = {}
 

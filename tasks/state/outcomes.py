@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgspec
 from celery.exceptions import TaskRevokedError
 
-from inferno.errors import ForwardFailed, InfernoError, TaskCancelled
+from inferno.errors import ForwardFailed, InfernoError, RequestError, TaskCancelled, for_callers
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -102,8 +102,12 @@ def encode_outcome(task_id: str, result: bytes | InfernoError) -> bytes:
 
 
 def _arguments(error: InfernoError) -> list[Any]:
-    """Return the arguments of an error as JSON can hold them: a model may raise it with any."""
-    return [arg if arg is None else writable(str(arg)) for arg in error.args]
+    """Return the arguments of an error as callers may read them: a model may raise it with any."""
+    texts = [arg if arg is None else writable(str(arg)) for arg in error.args]
+    # What a client sent is told as it is.
+    if isinstance(error, RequestError):
+        return texts
+    return [text and for_callers(text) for text in texts]
 
 
 def writable(text: str) -> str:
