@@ -92,6 +92,7 @@ def configure(sender: Worker, **_: Any) -> None:
     """
     global _host
     queues = list(app.amqp.queues.consume_from)
+    _forget_built_in_tasks()
     try:
         settings = load()
         # Before any thread starts: threads inherit the cores.
@@ -107,6 +108,15 @@ def configure(sender: Worker, **_: Any) -> None:
     # Celery's defaults, one thread per core and 4 tasks per thread, do not suit batches.
     sender.concurrency = _host.threads
     sender.prefetch_multiplier = _host.prefetch_multiplier
+
+
+def _forget_built_in_tasks() -> None:
+    """Remove Celery's own tasks, such as `celery.chord_unlock`, which repeats itself for ever.
+
+    The platform has no use for them, and a message could ask for them.
+    """
+    for name in [name for name in app.tasks if name.startswith("celery.")]:
+        app.tasks.unregister(name)
 
 
 def _deliver_webhooks(worker: Worker, queues: list[str], settings: Settings) -> None:
