@@ -35,6 +35,9 @@ logger = get_logger(__name__)
 #: Queues that are lists, as on the stock transport: remote control, events and replies (UUIDs).
 LISTS = re.compile(r".*\.pidbox|celeryev\..*|[0-9a-f]{8}-[0-9a-f-]{27}")
 
+#: How long messages of such a queue are kept, in seconds.
+LISTS_TTL_S = 3600
+
 #: Maximum messages of one fetch when there is no prefetch count.
 UNLIMITED_FETCH = 100
 
@@ -145,6 +148,9 @@ class Channel(lists.Channel):  # type: ignore[misc]
         lane = self._lane(queue)
         if lane is None:
             super()._put(queue, message, **kwargs)
+            # A monitor that was killed never fetches its answers.
+            key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
+            self.commands.expire(f"{self.global_keyprefix}{key}", LISTS_TTL_S)
             return
         self._run(
             _PUBLISH,

@@ -23,7 +23,7 @@ class _Headers(msgspec.Struct):
     task: str = ""
     retries: Annotated[int, msgspec.Meta(ge=0)] | None = None
     eta: str | None = None
-    expires: str | None = None
+    expires: str | float | None = None
     compression: str | None = None
 
 
