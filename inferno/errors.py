@@ -21,6 +21,7 @@
     │   ├── WorkerLost           500  the worker died in every forward pass of the task
     │   ├── InputsLost           500  the task's inputs were deleted before it could run
     │   ├── Overloaded           429  the task could not start within its deadline
+    │   ├── StateUnreadable      500  what Redis holds of it was not written by the platform
     │   ├── NotSupported         501  the chosen broker cannot do this
     │   ├── ModelUnavailable     503  no live worker serves the model
     │   ├── NotLoaded            503  the task's worker cannot load its version
@@ -249,6 +250,13 @@ class InputsLost(ServingError):
 
     code = "inputs_lost"
     title = "Inputs lost"
+
+
+class StateUnreadable(ServingError):
+    """What Redis holds of a task or model is not what the platform has written."""
+
+    code = "state_unreadable"
+    title = "State unreadable"
 
 
 class NotSupported(ServingError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import uuid
@@ -82,7 +83,7 @@ def use_everything(platform: Platform) -> None:
         http.post("/lanes/echo/resume")
         http.post("/v1/models:load", json={"name": "digits", "version": 1, "activate": False})
         for task_id in [*tasks, cancelled, expired]:
-            wait_until(lambda id=task_id: over(http, id), 30)
+            wait_until(functools.partial(over, http, task_id), 30)
     with_socket(platform)
     register()
     app = Celery(broker=platform.redis_url.replace("://", "-streams://"))

@@ -10,14 +10,19 @@ import base64
 import json
 import pickle
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flask.testing import FlaskClient
 
+from inferno.errors import ForwardFailed
+from inferno.settings import Settings
 from inferno.testing.processes import wait_until
 from tasks.broker.lanes import Lanes
-from tests.integration.conftest import send
+from tasks.state.outcomes import decode_outcome
+from tests.integration.conftest import app_client, send
 
 #: More than a worker decompresses.
 BOMB_BYTES = 128 << 20
@@ -198,6 +203,120 @@ def test_no_message_of_a_lane_runs_code_or_stays(
     unreadable = client.xrange(f"{lane}:unreadable")
     assert len(unreadable) >= 15
     assert all(len(fields[b"message"]) <= 65_536 for _, fields in unreadable)
+
+
+@pytest.fixture
+def http(settings: Settings) -> Iterator[FlaskClient]:
+    yield from app_client(settings)
+
+
+GARBAGE = (b"", b"\x80\x04\x95", b"{", b"7", b"[]", b'{"a": 1}', b"null", b"\xff" * 100)
+
+
+def test_nothing_that_is_stored_runs_code_or_stops_the_platform(
+    repository, start_worker, celery, client, settings, http, tmp_path, log
+):
+    marker = tmp_path / "ran"
+    pickled = pickle.dumps(Creates(marker))
+    garbage = (*GARBAGE, pickled)
+    repository.add("plain")
+    with start_worker("plain") as worker:
+        send(celery, "plain", "before").get(timeout=10)
+        for number, value in enumerate(garbage):
+            client.hset("inferno:workers", f"w{number}", value)
+            client.hset("inferno:model_state", f"m{number}", value)
+            client.hset("inferno:packages", f"p{number}", value)
+            client.zadd("inferno:tasks", {f"t{number}": 2e9})
+            client.hset(f"inferno:task:t{number}", mapping={"state": value, "model": value})
+            client.set(f"celery-task-meta-t{number}", value)
+            client.publish("inferno:model_state", value)
+            client.publish("inferno:model_state", b"plain/" + value)
+            client.publish("inferno:replies:any", value)
+            client.publish("/0.celery.pidbox", value)
+            client.publish("/0.celeryev/worker.heartbeat", value)
+        client.hset("inferno:model_state", "plain", pickled)
+        client.set("inferno:task:text", "x")
+
+        for path in ("/health", "/models", "/models/plain", "/tasks", "/lanes", "/"):
+            assert http.get(path).status_code == 200, path
+        for number in range(len(garbage)):
+            answer = http.get(f"/tasks/t{number}")
+            assert (answer.status_code, answer.json["code"]) == (500, "state_unreadable")
+        body = {"inputs": {"text": "after"}}
+        assert http.post("/v1/models/plain:predict", json=body).status_code == 200
+        # The worker removes what no worker has written.
+        wait_until(lambda: client.hlen("inferno:workers") == 1)
+        assert worker.poll() is None
+    assert "Exception in thread" not in log.read_text()
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("os", "system"),
+        ("builtins", "eval"),
+        ("inferno.errors", "_shortened"),
+        ("inferno.errors", "Annotated"),
+        ("inferno.errors", "re"),
+        ("inferno.errors", "__loader__"),
+        ("inferno.errors", "InfernoError.__init__"),
+        ("inferno.nowhere", "Error"),
+        (None, "eval"),
+    ],
+)
+def test_an_error_is_looked_up_in_a_closed_table(
+    module: str | None, name: str, tmp_path: Path
+) -> None:
+    marker = tmp_path / "ran"
+    stored: dict[str, Any] = {
+        "task_id": "a", "status": "FAILURE", "traceback": None, "children": [],
+        "result": {
+            "exc_module": module, "exc_type": name, "exc_message": [f"open('{marker}', 'w')"]
+        },
+    }  # fmt: skip
+
+    outcome = decode_outcome(json.dumps(stored).encode())
+
+    assert outcome is not None
+    assert type(outcome.error) is ForwardFailed
+    assert not marker.exists()
+
+
+REMOTE_CONTROL = [
+    {"method": "pool_restart", "arguments": {"modules": ["this"], "reload": True}},
+    {"method": "pool_restart", "arguments": {"modules": ["os"]}},
+    {"method": "os.system", "arguments": {"command": "true"}},
+    {"method": "rate_limit", "arguments": {"task_name": "infer.plain", "rate_limit": "x"}},
+    {"method": "revoke", "arguments": {"task_id": {"a": 1}, "terminate": True, "signal": "KILL"}},
+    {"method": "pool_grow", "arguments": {"n": "many"}},
+    {"method": "autoscale", "arguments": {"max": 10**9, "min": -1}},
+    {"method": "add_consumer", "arguments": {"queue": ["a"], "exchange": 1}},
+    {"method": "time_limit", "arguments": {"task_name": "infer.plain", "hard": "x"}},
+    {"method": ["list"], "arguments": 7, "destination": 7},
+    {"method": "ping", "arguments": {}, "reply_to": "nobody", "ticket": 1},
+    {"method": "ping", "pattern": "(", "matcher": "pcre"},
+]
+
+
+def test_remote_control_runs_no_code(repository, start_worker, celery, client):
+    repository.add("plain")
+    with start_worker("plain") as worker:
+        for number, command in enumerate(REMOTE_CONTROL):
+            whole = message(
+                body=json.dumps(command), headers={"clock": "x", "expires": None},
+                properties={"delivery_tag": f"t{number}"},
+            )  # fmt: skip
+            client.publish("/0.celery.pidbox", json.dumps(whole))
+        client.publish("/0.celery.pidbox", json.dumps(message() | {"properties": 7}))
+
+        replies = celery.control.pool_restart(modules=["this"], reload=True, reply=True, timeout=10)
+
+        assert [answer["error"] for reply in replies for answer in reply.values()] == [
+            "Pool restarts not enabled"
+        ]
+        assert send(celery, "plain", "after").get(timeout=10)["model"] == "plain"
+        assert worker.poll() is None
 
 
 def backlog(client, lane: str) -> int:
