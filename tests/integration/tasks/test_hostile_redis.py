@@ -312,9 +312,8 @@ def test_remote_control_runs_no_code(repository, start_worker, celery, client):
 
         replies = celery.control.pool_restart(modules=["this"], reload=True, reply=True, timeout=10)
 
-        assert [answer["error"] for reply in replies for answer in reply.values()] == [
-            "Pool restarts not enabled"
-        ]
+        [answer] = [answer for reply in replies for answer in reply.values()]
+        assert "Pool restarts not enabled" in answer["error"]
         assert send(celery, "plain", "after").get(timeout=10)["model"] == "plain"
         assert worker.poll() is None
 
