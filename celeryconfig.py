@@ -33,6 +33,7 @@ accept_content = ["json"]
 result_accept_content = ["json"]
 task_serializer = "json"
 result_serializer = "json"
+event_serializer = "json"
 task_routes = ["tasks.celery.route"]
 # RabbitMQ only supports priorities in queues that declare them; other brokers ignore this.
 task_queue_max_priority = _MAX_PRIORITY
@@ -45,6 +46,8 @@ worker_pool = "threads"
 task_acks_late = True
 task_reject_on_worker_lost = True
 task_send_sent_event = False
+# Restarting a pool by remote control can import modules by name.
+worker_pool_restarts = False
 worker_send_task_events = True
 worker_hijack_root_logger = True
 worker_log_color = False

@@ -36,6 +36,7 @@ def kind_of(command: str) -> str:
         ("-Q webhooks", "webhooks"),
         (" flower", "flower"),
         ("inferno.operate.guard", "supervisor"),
+        ("inferno.operate.log_writer", "supervisor"),
         ("inferno up", "supervisor"),
         ("celery", "worker"),
     ):

@@ -21,6 +21,7 @@
     │   ├── WorkerLost           500  the worker died in every forward pass of the task
     │   ├── InputsLost           500  the task's inputs were deleted before it could run
     │   ├── Overloaded           429  the task could not start within its deadline
+    │   ├── StateUnreadable      500  what Redis holds of it was not written by the platform
     │   ├── NotSupported         501  the chosen broker cannot do this
     │   ├── ModelUnavailable     503  no live worker serves the model
     │   ├── NotLoaded            503  the task's worker cannot load its version
@@ -40,9 +41,16 @@ class from it.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, NotRequired, TypedDict
 
 from msgspec import Meta
+
+#: Maximum number of characters of a text for callers.
+MAX_FOR_CALLERS = 2000
+
+#: An absolute path of at least two parts. What comes before excludes URLs, dates and fractions.
+_PATH = re.compile(r"(?<![\w:/.~-])~?/(?:[^\s/:'\"<>,;()]+/)+([^\s/:'\"<>,;()]*)")
 
 
 class Problem(TypedDict):
@@ -245,6 +253,13 @@ class InputsLost(ServingError):
     title = "Inputs lost"
 
 
+class StateUnreadable(ServingError):
+    """What Redis holds of a task or model is not what the platform has written."""
+
+    code = "state_unreadable"
+    title = "State unreadable"
+
+
 class NotSupported(ServingError):
     """The chosen broker cannot do this."""
 
@@ -347,3 +362,13 @@ class PackageError(ConfigurationError):
 
 def _shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def for_callers(text: str) -> str:
+    """Return a text of the platform, a model or a library as callers of the platform may read it.
+
+    Absolute paths lose their folders, tracebacks are left out, and long texts are cut. The log of
+    the process has the full text.
+    """
+    text = text.partition("Traceback (most recent call last)")[0].rstrip() or "an error"
+    return _PATH.sub(r"\1", _shortened(text, MAX_FOR_CALLERS))

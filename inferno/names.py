@@ -7,7 +7,9 @@ naturally. The Celery task that runs a model is ``infer.<model>``.
 from __future__ import annotations
 
 import re
+import secrets
 import uuid
+from functools import cache
 
 #: Allowed model names; a name becomes a queue, a folder and part of URLs.
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -45,6 +47,12 @@ def stage_task_id(task_id: str, stage: str) -> str:
       stage: name of the stage.
     """
     return str(uuid.uuid5(_STAGES, f"{task_id}/{stage}"))
+
+
+@cache
+def worker_label() -> str:
+    """Return a name of this worker process for callers, which tells nothing of its machine."""
+    return secrets.token_hex(4)
 
 
 def result_key(task_id: str) -> str:

@@ -160,6 +160,12 @@ class RepositorySettings(Group):
         default=Path("models"),
         description="Directory of the packages, as `<name>/<version>/model.yaml`.",
     )
+    allow_code: bool = Field(
+        default=True,
+        description="Serve packages that are code: the formats `python` (also MLflow's "
+        "python_function) and `torchscript`, and functions that `processor` names, except those of "
+        "`inferno.processors`.",
+    )
     active: Annotated[dict[str, int], NoDecode] = Field(
         default_factory=dict,
         description='Active version by model, as JSON: `{"embed": 1}`. Default: the newest.',
@@ -597,6 +603,15 @@ class LogSettings(Group):
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Lowest level that is logged."
+    )
+    max_bytes: int = Field(
+        default=20_000_000,
+        ge=10_000,
+        description="Size in bytes at which `inferno up` continues the log of a process in a new "
+        "file.",
+    )
+    kept: int = Field(
+        default=5, ge=1, description="Number of older log files that are kept for each process."
     )
 
 

@@ -2,12 +2,14 @@
 
 import flower.views as _views
 
+from inferno import log_records as _log_records
 from inferno import names as _names
 from inferno.errors import PackageError as _PackageError
 from inferno.repository.repository import Repository as _Repository
 from inferno.settings import load as _load
 from monitoring.flower.broker import Broker as _Broker
 
+_log_records.install()
 _settings = _load()
 
 address = _settings.flower.host

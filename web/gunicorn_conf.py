@@ -12,9 +12,11 @@ from typing import Any
 
 import gevent
 
+from inferno import log_records
 from inferno.settings import load
 from web.server import memory
 
+log_records.install()
 _settings = load()
 
 bind = f"{_settings.server.host}:{_settings.server.port}"

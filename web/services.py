@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import redis
 from flask import current_app
 
+from inferno.errors import for_callers
 from inferno.repository.repository import Repository
 from inferno.settings import Settings
 from tasks.broker.connection import connect
@@ -102,7 +103,7 @@ class Services:
             for model, held in report.held.items():
                 for version, state in held.items():
                     if report.state == "ready" and state.error is not None:
-                        why = f"{report.worker}: {state.error}"
+                        why = f"worker {report.label}: {for_callers(state.error)}"
                         reasons.setdefault(model, {}).setdefault(version, why)
         return reasons
 

@@ -12,6 +12,7 @@ from threading import Event, Thread
 
 import redis
 
+from inferno import names
 from inferno.settings import Settings
 from tasks.broker.connection import UNAVAILABLE, connect
 from tasks.state.cluster import Cluster, WorkerReport
@@ -77,6 +78,7 @@ class Heartbeat:
             reported_at=time.time(),
             speeds={h.name: speed for h in self._hosted if (speed := h.pace.speed)},
             packages={key: digest for h in self._hosted for key, digest in h.digests.items()},
+            label=names.worker_label(),
             held={hosted.name: hosted.held for hosted in self._hosted},
         )
         try:

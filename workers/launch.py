@@ -20,7 +20,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.apps.worker import Worker
 
-from inferno import names
+from inferno import log_records, names
 from inferno.engine.cores import Cores
 from inferno.engine.device import choose_device
 from inferno.errors import BrokerUnavailable, ConfigurationError, InfernoError
@@ -41,6 +41,9 @@ from workers.webhooks.outbound import Outbound
 from workers.webhooks.places import Places
 
 logger = logging.getLogger(__name__)
+
+# Before the worker logs anything.
+log_records.install()
 
 
 class Host:
@@ -90,6 +93,7 @@ def configure(sender: Worker, **_: Any) -> None:
     """
     global _host
     queues = list(app.amqp.queues.consume_from)
+    _forget_built_in_tasks()
     try:
         settings = load()
         # Before any thread starts: threads inherit the cores.
@@ -105,6 +109,15 @@ def configure(sender: Worker, **_: Any) -> None:
     # Celery's defaults, one thread per core and 4 tasks per thread, do not suit batches.
     sender.concurrency = _host.threads
     sender.prefetch_multiplier = _host.prefetch_multiplier
+
+
+def _forget_built_in_tasks() -> None:
+    """Remove Celery's own tasks, such as `celery.chord_unlock`, which repeats itself for ever.
+
+    The platform has no use for them, and a message could ask for them.
+    """
+    for name in [name for name in app.tasks if name.startswith("celery.")]:
+        app.tasks.unregister(name)
 
 
 def _deliver_webhooks(worker: Worker, queues: list[str], settings: Settings) -> None:
@@ -147,6 +160,7 @@ class Serving(bootsteps.StartStopStep):  # type: ignore[misc]
         assert _host is not None
         _host.heartbeat = Heartbeat(worker.hostname, _host.models, _host.device, _host.settings)
         _host.heartbeat.start()
+        logger.info("answers and errors call this worker %s", names.worker_label())
         _host.reconciler = Reconciler(_host.models, _host.settings, lambda: self._changed(worker))
         _host.reconciler.reconcile()
         for model in _host.models:

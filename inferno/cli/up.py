@@ -41,6 +41,8 @@ def up(chosen: str | None, flower: bool, logs: bool) -> None:
     """
     root = enter_project()
     settings = load()
+    # All files that the platform writes are its user's only.
+    os.umask(0o077)
     Cores(settings.inference.cores).leave()
     commands = read_procfile(root)
     if not flower:
@@ -53,6 +55,8 @@ def up(chosen: str | None, flower: bool, logs: bool) -> None:
         grace_s=settings.worker.grace_s,
         on_event=screen.show,
         follow=logs,
+        log_bytes=settings.log.max_bytes,
+        logs_kept=settings.log.kept,
     )
     # Before the ports: a platform that has the data directory also has the ports, and the error
     # about the directory explains more.

@@ -1,9 +1,9 @@
 """Runs the Procfile's processes: starts them, restarts those that die, and stops them all.
 
 The supervisor is the process of `inferno up` in the terminal. Each supervised process leads a
-session of its own, so Ctrl-C only reaches the supervisor. Each also writes to its own log file: a
-pipe would block a draining worker once its reader is gone. A process that dies is restarted after
-a growing delay, and never takes others down.
+session of its own, so Ctrl-C only reaches the supervisor. Each writes to a log of its own, through
+`inferno.operate.log_writer`, which outlives a killed supervisor: a draining worker can always
+write. A process that dies is restarted after a growing delay, and never takes others down.
 
 `inferno.operate.guard` stops the processes, even if the supervisor is killed.
 """
@@ -108,6 +108,8 @@ class Supervisor:
         grace_s: float = 30.0,
         on_event: Callable[[Event], None] = lambda event: None,
         follow: bool = False,
+        log_bytes: int = 20_000_000,
+        logs_kept: int = 5,
     ) -> None:
         """Store the configuration; `start` or `run_forever` acts.
 
@@ -117,9 +119,11 @@ class Supervisor:
           grace_s: time that each stage has to finish before it is killed, in seconds.
           on_event: called from the supervising thread.
           follow: also report each line of the processes' logs, as OUTPUT events.
+          log_bytes: size at which a process's log goes on in a new file.
+          logs_kept: number of older files to keep for each process.
         """
         self._data_dir = data_dir.resolve()
-        self._logs = Logs(self._data_dir / "logs")
+        self._logs = Logs(self._data_dir / "logs", log_bytes, logs_kept)
         self._cwd = cwd
         self._grace_s = grace_s
         self._on_event = on_event
@@ -163,6 +167,7 @@ class Supervisor:
             return
         self._data_dir.mkdir(parents=True, exist_ok=True)
         path = self._data_dir / "supervisor.lock"
+        path.touch(0o600)
         file = path.open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,8 +188,8 @@ class Supervisor:
             process is left running.
         """
         self.lock()
-        (self._data_dir / "logs").mkdir(parents=True, exist_ok=True)
         try:
+            self._logs.start()
             self._watch_guard()
             for stage in sorted(Stage, reverse=True):
                 for process in list(self._processes.values()):
@@ -229,6 +234,7 @@ class Supervisor:
             each_tick=self._follow_logs,
         ):
             self._report(event)
+        self._logs.stop()
         self._follow_logs()
         self._logs.close()
         for process in started:
@@ -263,12 +269,14 @@ class Supervisor:
 
     def _tick(self) -> None:
         self._watch_guard()
+        if self._logs.tend():
+            note = "Replaced the writer of the logs, which ended."
+            self._emit(EventKind.NOTE, "inferno", note, "warning")
         for process in list(self._processes.values()):
             if process.popen is None:
                 if time.monotonic() >= process.due_at:
                     self._spawn(process)
             elif not process.running():
-                self._follow_logs()
                 self._handle_death(process)
         self._follow_logs()
 
@@ -278,12 +286,12 @@ class Supervisor:
         assert self._lock_file is not None
         kept = (self._lock_file.fileno(),) if spec.stage is Stage.STORE else ()
         with self._logs.open(spec.name) as log:
-            process.log_start = log.tell()
+            process.log_start = self._logs.size(spec.name)
             process.popen = subprocess.Popen(
                 ["/bin/sh", "-c", _LAUNCH.format(command=spec.command)],
                 stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
+                stdout=log.fileno(),
+                stderr=log.fileno(),
                 cwd=self._cwd,
                 env=self._environment(spec),
                 start_new_session=True,
@@ -309,6 +317,8 @@ class Supervisor:
             return
         if wait(lambda: process.running() and not self._stop_requests) or self._stop_requests:
             return
+        if not process.running():
+            self._logs.finish(process.name)
         self._follow_logs()
         lines = "\n  > ".join(self._last_lines(process))
         raise ConfigurationError(
@@ -320,6 +330,8 @@ class Supervisor:
         """Kill the rest of a dead process's group, plan its restart and report the death."""
         assert process.popen is not None
         kill_group(process.popen.pid)
+        self._logs.finish(process.name)
+        self._follow_logs()
         lived_s = time.monotonic() - process.started_at
         status = _describe_status(process.popen.returncode)
         process.popen = None
@@ -364,7 +376,7 @@ class Supervisor:
             ended.communicate()
         assert self._lock_file is not None
         root = str(Path(__file__).resolve().parents[2])
-        with self.log_path("supervisor").open("ab") as log:
+        with self._logs.open_own() as log:
             self._guard = subprocess.Popen(
                 [sys.executable, "-m", "inferno.operate.guard", str(self._grace_s)],
                 stdin=subprocess.PIPE,

@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ from inferno.repository.package import Package
 LISTING = "package.json"
 #: Maximum size of a listing, in bytes.
 MAX_LISTING_BYTES = 16 << 20
+#: Maximum number of files of a version.
+MAX_FILES = 10_000
+#: Maximum length of a path, and of one part of it, in bytes of UTF-8; the file system has limits.
+MAX_PATH_BYTES, MAX_PART_BYTES = 1000, 200
+#: Space to leave on the disk, in bytes.
+SPARE_BYTES = 256 << 20
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -168,13 +175,13 @@ def pull_version(root: Path, url: str, name: str | None, progress: Transfer) -> 
             "<store>/<name>/<version>"
         )
     listing = _read_listing(content, url)
-    for path in listing.files:
-        _check_path(listing, path, url)
+    _check_paths(listing, url)
     name = name or listing.name
     if not names.MODEL_NAME.fullmatch(name) or names.RESERVED.fullmatch(name):
         raise PackageError(f"{name}: not a valid model name; choose another one with --name")
     check_absent(root, name, listing.version)
     _check_shared(root, name, listing)
+    _check_space(root, listing, url)
     with _arrivals(root, name, listing) as folder:
         progress.begin(listing.size_bytes)
         for path, entry in listing.files.items():
@@ -201,12 +208,41 @@ def _read_listing(content: Iterator[bytes], url: str) -> Listing:
         raise PackageError(f"{shown(url)}: {LISTING} is not a valid listing: {exc}") from None
 
 
+def _check_paths(listing: Listing, url: str) -> None:
+    """Check that every path stays in the model's folder, and that no two mean the same file."""
+    if len(listing.files) > MAX_FILES:
+        raise PackageError(
+            f"{shown(url)}: has {len(listing.files)} files; expected at most {MAX_FILES}"
+        )
+    seen: dict[str, str] = {}
+    for path in listing.files:
+        _check_path(listing, path, url)
+        # Some file systems ignore case, or write letters with accents in another way.
+        other = seen.setdefault(_folded(path), path)
+        if other != path:
+            raise PackageError(f"{shown(url)}: {path!r} and {other!r} may be the same file")
+    for path in listing.files:
+        for folder in PurePosixPath(path).parents:
+            if (other := seen.get(_folded(str(folder)), "")) and str(folder) != ".":
+                raise PackageError(f"{shown(url)}: {other!r} is both a file and a folder")
+
+
+def _folded(path: str) -> str:
+    return unicodedata.normalize("NFKC", path).casefold()
+
+
 def _check_path(listing: Listing, path: str, url: str) -> None:
     """Check that a path stays in the model's folder and does not add another version."""
     parts = PurePosixPath(path).parts
-    plain = re.fullmatch(r"[^\\\0]+", path) and "/".join(parts) == path
-    if not plain or path.startswith("/") or ".." in parts:
+    plain = path.isprintable() and "\\" not in path and "/".join(parts) == path
+    if not plain or not path or path.startswith("/") or ".." in parts:
         raise PackageError(f"{shown(url)}: {path!r}: expected a path inside the model's folder")
+    longest = max(len(part.encode()) for part in parts)
+    if len(path.encode()) > MAX_PATH_BYTES or longest > MAX_PART_BYTES:
+        raise PackageError(
+            f"{shown(url)}: {path[:80]!r}...: expected a path of at most {MAX_PATH_BYTES} bytes, "
+            f"with parts of at most {MAX_PART_BYTES}"
+        )
     if parts[-1] == MANIFEST and parts != (str(listing.version), MANIFEST):
         raise PackageError(f"{shown(url)}: {path!r}: expected only version {listing.version}")
 
@@ -220,6 +256,12 @@ def _check_shared(root: Path, name: str, listing: Listing) -> None:
     model = (root / name).resolve()
     for path in _shared(listing):
         target = root / name / path
+        version = root / name / PurePosixPath(path).parts[0]
+        if (version / MANIFEST).exists() and not target.exists():
+            raise PackageError(
+                f"{target}: would add a file to version {version.name}, and versions never change; "
+                "choose another name with --name"
+            )
         if not target.parent.resolve().is_relative_to(model):
             raise PackageError(f"{target}: would be written through a symbolic link")
         if target.exists() and _digest(target) != listing.files[path].sha256:
@@ -227,6 +269,17 @@ def _check_shared(root: Path, name: str, listing: Listing) -> None:
                 f"{target} already exists with other content, which other versions may need; "
                 "choose another name with --name"
             )
+
+
+def _check_space(root: Path, listing: Listing, url: str) -> None:
+    """Check that the disk has room for the files; no more bytes than listed are fetched."""
+    place = next(path for path in (root.resolve(), *root.resolve().parents) if path.exists())
+    free = shutil.disk_usage(place).free - SPARE_BYTES
+    if listing.size_bytes > free:
+        raise PackageError(
+            f"{shown(url)}: has {listing.size_bytes} bytes, and the disk of {root} has room for "
+            f"{max(free, 0)}"
+        )
 
 
 @contextmanager

@@ -95,7 +95,11 @@ def _python_function(
             f"{path}: was logged without a signature; name its inputs, such as "
             "--input inputs:float64:batch,4"
         )
-    files = {f"mlflow/{f.relative_to(path)}": f for f in path.rglob("*") if f.is_file()}
+    files = {
+        f"mlflow/{f.relative_to(path)}": _inside(path, f.relative_to(path))
+        for f in path.rglob("*")
+        if f.is_file()
+    }
     columns = _is_columns(described)
     made = list(outputs) or _signature(path, described, "outputs", ["output"])
     return Draft(
@@ -133,7 +137,7 @@ def _requirements(loader_module: str, columns: bool) -> list[str]:
 def _inside(path: Path, name: object) -> Path:
     place = path / str(name)
     if not place.resolve().is_relative_to(path.resolve()) or not place.exists():
-        raise PackageError(f"{path}: MLmodel names {name}, which does not exist in the folder")
+        raise PackageError(f"{path}: {name} does not exist in the folder, or leads out of it")
     return place
 
 

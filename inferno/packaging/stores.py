@@ -76,10 +76,13 @@ class FileStore:
                 hint = "; pip install 'inferno[s3]'" if url.startswith("s3://") else ""
                 raise ConfigurationError(f"{shown(url)}: {exc}{hint}") from None
         self._root = root.rstrip("/")
+        #: Whether the store is a folder of this machine, which may contain symbolic links.
+        self._is_local = "file" in self._files.protocol
 
     def read(self, path: str, offset: int = 0) -> Iterator[bytes] | None:
         """Yield the content of a file; see `Store.read`."""
         with self._explained(f"{path} cannot be read"):
+            self._check_inside(path)
             try:
                 file = self._files.open(f"{self._root}/{path}", "rb")
             except FileNotFoundError:
@@ -96,11 +99,17 @@ class FileStore:
         """Write a file; see `Store.write`."""
         target = f"{self._root}/{path}"
         with self._explained(f"{path} cannot be written"):
+            self._check_inside(path)
             self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
             with self._files.open(target, "wb") as file:
                 for chunk in _chunks(content):
                     file.write(chunk)
                     progress(len(chunk))
+
+    def _check_inside(self, path: str) -> None:
+        root = Path(self._root)
+        if self._is_local and not (root / path).resolve().is_relative_to(root.resolve()):
+            raise ConfigurationError(f"{root / path}: leads out of the store")
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -145,6 +154,12 @@ class WebStore:
                 yield None
                 return
             answer.raise_for_status()
+            if (encoding := answer.headers.get("content-encoding", "identity")) != "identity":
+                # A few compressed bytes could become many.
+                raise ConfigurationError(
+                    f"{shown(str(self._url))}: {path}: the server compressed its answer "
+                    f"({encoding}), although the request forbids it"
+                )
             yield b""
             # A server that ignores ranges sends the file from its beginning.
             skip = 0 if answer.status_code == 206 else offset

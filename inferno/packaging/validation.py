@@ -106,6 +106,7 @@ def validate(
     report = Report(path)
     try:
         report.package = package = Package.read(path)
+        package.check_allowed(allow_code=settings.repository.allow_code)
     except PackageError as exc:
         report.add("manifest", "failure", exc.detail)
         return report

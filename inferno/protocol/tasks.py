@@ -116,6 +116,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     version: int
     timings: Timings
     batch: BatchInfo
+    #: `names.worker_label` of the worker.
     worker: str
     #: Whether it is the kept result of an earlier task.
     cached: bool = False
@@ -158,7 +159,10 @@ class Answer(TypedDict):
     version: Annotated[int, Meta(examples=[1])]
     timings: Timings
     batch: BatchInfo
-    worker: Annotated[str, Meta(examples=["sentiment-4711@host"])]
+    worker: Annotated[
+        str,
+        Meta(description="Label of the worker process; its log names it.", examples=["3f2a91c0"]),
+    ]
     cached: NotRequired[Cached]
     stages: NotRequired[Annotated[list[StageRun], Meta(description="Stages of an ensemble.")]]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,7 +22,12 @@ from inferno import names
 from inferno.errors import PackageError
 from inferno.protocol.signature import Signature
 from inferno.repository.manifest import ENSEMBLE_EXECUTORS, MANIFEST, Manifest, explain
-from inferno.settings import InferenceSettings
+from inferno.settings import InferenceSettings, variable
+
+#: Formats whose artifacts are programs.
+CODE_FORMATS = ("python", "torchscript")
+#: Functions of `processor` that come with the platform.
+_OWN_PROCESSOR = re.compile(r"inferno\.processors\.[a-z_]+:build")
 
 #: Path, modification time in ns and size of each file of a version.
 Stamp = tuple[tuple[str, int, int], ...]
@@ -70,6 +76,29 @@ class Package:
         if artifact is None or (self.path / artifact).exists():
             return None
         return self.path / artifact
+
+    @property
+    def code(self) -> str | None:
+        """Part of the package that is code, such as ``format: python``; None if all is data."""
+        if self.manifest.format in CODE_FORMATS:
+            return f"format: {self.manifest.format}"
+        for name in ("entrypoint", "processor"):
+            function = getattr(self.manifest, name)
+            if function is not None and not _OWN_PROCESSOR.fullmatch(function):
+                return f"{name}: {function}"
+        return None
+
+    def check_allowed(self, *, allow_code: bool) -> None:
+        """Check that the settings allow this package to be loaded.
+
+        Raises:
+          PackageError: it is code, which the settings forbid.
+        """
+        if not allow_code and (code := self.code) is not None:
+            raise PackageError(
+                f"{self.path / MANIFEST}: {code}: is code, which "
+                f"{variable('repository', 'allow_code')}=false forbids"
+            )
 
     def max_batch_size(self, default: int) -> int:
         """Return the maximum number of rows in one forward pass.
@@ -156,16 +185,20 @@ class Package:
         return tuple(found)
 
     def _files(self) -> set[Path]:
-        folder = self.path.resolve()
-        files = {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
-        manifest = self.manifest
-        if manifest.artifact is not None:
-            artifact = (folder / manifest.artifact).resolve()
-            files |= {artifact, *artifact.rglob("*")}
-        for function in (manifest.entrypoint, manifest.processor):
+        files = self._tree()
+        for function in (self.manifest.entrypoint, self.manifest.processor):
             if function is not None:
-                files.add((folder / f"{function.partition(':')[0]}.py").resolve())
+                files.add((self.path / f"{function.partition(':')[0]}.py").resolve())
         return {file for file in files if file.is_file()}
+
+    def _tree(self) -> set[Path]:
+        """Return all paths in the version's folder and in its artifact."""
+        folder = self.path.resolve()
+        found = {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
+        if self.manifest.artifact is not None:
+            artifact = (folder / self.manifest.artifact).resolve()
+            found |= {artifact, *artifact.rglob("*")}
+        return found
 
     @classmethod
     def read(cls, path: Path) -> Package:
@@ -173,7 +206,7 @@ class Package:
 
         Raises:
           PackageError: the manifest is wrong; names the file, the field, the value and what is
-            expected.
+            expected. Or a file of the package is outside the model's folder.
         """
         file = path / MANIFEST
         content = _read_yaml(file)
@@ -193,7 +226,39 @@ class Package:
                     f"{file}: {name}: {value!r} differs from the folder's name {folder!r}"
                 )
         package = cls(path, manifest)
+        package._check_inside()
         return replace(package, seen=package.stamp())
+
+    def _check_inside(self) -> None:
+        """Check that no file of the package is outside the model's folder.
+
+        Versions share files of that folder. A path or symbolic link out of it would let a package
+        show, push or load any file of the machine.
+        """
+        model, manifest = self.path.resolve().parent, self.manifest
+        functions = {
+            name: f"{function.partition(':')[0]}.py"
+            for name in ("entrypoint", "processor")
+            if (function := getattr(manifest, name)) and not is_import(function)
+        }
+        for name, place in ({"artifact": manifest.artifact} | functions).items():
+            if place is not None and not (self.path / place).resolve().is_relative_to(model):
+                raise PackageError(
+                    f"{self.path / MANIFEST}: {name}: {getattr(manifest, name)!r}: expected a path "
+                    f"inside the model's folder {self.path.parent}"
+                )
+        for file in self._tree():
+            if file.is_symlink() and not file.resolve().is_relative_to(model):
+                raise PackageError(
+                    f"{file}: is a symbolic link out of the model's folder {self.path.parent}; put "
+                    "the file itself there"
+                )
+
+
+def is_import(function: str) -> bool:
+    """Return whether `module:function` names an installed module, and not a file."""
+    module = function.partition(":")[0]
+    return "." in module and "/" not in module
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class Repository:
             for package in model.versions.values()
         }
         found = {
-            folder.name: _read_versions(folder, known)
+            folder.name: _read_versions(folder, known, settings)
             for folder in sorted(settings.root.iterdir())
             if any(_version_folders(folder))
         }
@@ -181,7 +181,7 @@ def _version_folders(folder: Path) -> Iterator[Path]:
 
 
 def _read_versions(
-    folder: Path, known: Mapping[Path, Package]
+    folder: Path, known: Mapping[Path, Package], settings: RepositorySettings
 ) -> tuple[dict[int, Package], dict[str, str]]:
     versions: dict[int, Package] = {}
     broken: dict[str, str] = {}
@@ -190,6 +190,7 @@ def _read_versions(
             package = known.get(path)
             if package is None or package.stamp() != package.seen:
                 package = Package.read(path)
+            package.check_allowed(allow_code=settings.allow_code)
             versions[package.version] = package
         except PackageError as exc:
             broken[path.name] = exc.detail

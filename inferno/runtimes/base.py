@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from inferno.errors import PackageError
 from inferno.protocol.tensors import Tensors
 from inferno.repository.manifest import explain
-from inferno.repository.package import Package
+from inferno.repository.package import Package, is_import
 
 #: Module and class of each `format`.
 RUNTIMES = {
@@ -153,7 +153,7 @@ def build(package: Package, entrypoint: str, context: ModelContext) -> Any:
     """
     name, _, function = entrypoint.partition(":")
     try:
-        if "." in name and "/" not in name:
+        if is_import(entrypoint):
             return getattr(importlib.import_module(name), function)(context)
         module = _load((package.path / f"{name}.py").resolve())
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +32,8 @@ from inferno.runtimes import images
 from inferno.runtimes.base import ModelContext
 from inferno.runtimes.modules import ModuleRunner
 
+#: Nothing is downloaded, and no code of the folder runs: pickles are read as weights only.
+_SAFELY = {"local_files_only": True, "trust_remote_code": False}
 #: transformers uses larger limits for tokenizers without a limit.
 _NO_LIMIT = 10**20
 
@@ -46,7 +49,7 @@ class Pipeline(nn.Module):
     def __init__(self, folder: Path, context: ModelContext) -> None:
         """Load the model; its weights keep their stored precision."""
         super().__init__()
-        self.model: Any = self.loader.from_pretrained(folder, local_files_only=True)
+        self.model: Any = self.loader.from_pretrained(folder, weights_only=True, **_SAFELY)
         self.parameters_ = context.parameters
         self.labels = context.labels
 
@@ -85,7 +88,7 @@ class TextPipeline(Pipeline):
         The default is the smaller limit of model and tokenizer; some have no limit.
         """
         super().__init__(folder, context)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, **_SAFELY)
         self.tokenizer.padding_side = "right"
         longest = getattr(self.model.config, "max_position_embeddings", None) or _NO_LIMIT
         end = min(self.tokenizer.model_max_length, longest)
@@ -188,7 +191,7 @@ class ImageClassification(Pipeline):
         """Load model and image processor."""
         super().__init__(folder, context)
         self.images = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-            folder, local_files_only=True, backend="pil"
+            folder, backend="pil", **_SAFELY
         )
 
     def sample(self) -> Tensors:
@@ -227,9 +230,9 @@ class SpeechRecognition(Pipeline):
 
         self._soundfile = soundfile
         self.features = AutoFeatureExtractor.from_pretrained(  # type: ignore[no-untyped-call]
-            folder, local_files_only=True
+            folder, **_SAFELY
         )
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, **_SAFELY)
         self.options: dict[str, Any] = dict(context.parameters.get("generate", {}))
 
     def sample(self) -> Tensors:
@@ -313,7 +316,7 @@ class TransformersRuntime:
             raise PackageError(f"{folder / 'config.json'} is missing; save_pretrained writes it")
         try:
             pipeline = kind(folder, context)
-        except (OSError, ValueError, ImportError, RuntimeError) as exc:
+        except (OSError, ValueError, ImportError, RuntimeError, pickle.UnpicklingError) as exc:
             raise PackageError(f"{folder}: cannot be loaded: {exc}") from exc
         self.processor = pipeline
         self._runner = ModuleRunner(pipeline, context)

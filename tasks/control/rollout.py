@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from msgspec.structs import replace
 
-from inferno.errors import LoadFailed, ModelUnavailable, NotInTime
+from inferno.errors import LoadFailed, ModelUnavailable, NotInTime, for_callers
 from inferno.repository.repository import Model
 from inferno.settings import RepositorySettings
 from tasks.state.cluster import Cluster, WorkerReport
@@ -124,14 +124,14 @@ class Rollouts:
         self._deployments.change(model.name, without)
         self._wait(
             lambda: [
-                report.worker
+                report.label
                 for report in self._cluster.serving(model.name, 0.0)
                 if any(
                     held.state != "failed" and v in gone
                     for v, held in report.held.get(model.name, {}).items()
                 )
             ],
-            f"{model.name} is still loaded in",
+            f"{model.name} is still loaded in worker",
         )
 
     def _roll(
@@ -161,7 +161,7 @@ class Rollouts:
             return [reason for state, reason in found if state != "ready"]
 
         try:
-            self._wait(missing, f"{name} is not loaded in")
+            self._wait(missing, f"{name} is not loaded in worker")
         except Exception:
             self._deployments.change(
                 name,
@@ -185,10 +185,11 @@ class Rollouts:
 def _progress(
     report: WorkerReport, name: str, version: int, desired: Deployment
 ) -> tuple[str, str]:
-    """Return the state of a version in a worker, and the worker's name or what went wrong."""
+    """Return the state of a version in a worker, and the worker's label or what went wrong."""
     held = report.held.get(name, {}).get(version)
     if held is None or held.load_generation < desired.load_generations.get(version, 0):
-        return "waiting", report.worker
+        return "waiting", report.label
     if held.error is not None:
-        return "failed", f"{report.worker} cannot load {name} version {version}: {held.error}"
-    return held.state, report.worker
+        why = for_callers(held.error)
+        return "failed", f"worker {report.label} cannot load {name} version {version}: {why}"
+    return held.state, report.label

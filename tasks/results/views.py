@@ -8,7 +8,14 @@ from typing import Annotated, Any, NotRequired, TypedDict, cast, overload
 import msgspec
 from msgspec import Meta
 
-from inferno.errors import DeadlineExceeded, Problem, ResultExpired, TaskCancelled, TaskNotFound
+from inferno.errors import (
+    DeadlineExceeded,
+    Problem,
+    ResultExpired,
+    StateUnreadable,
+    TaskCancelled,
+    TaskNotFound,
+)
 from inferno.protocol.tasks import Answer, BatchInfo, Cached, OutputTensor, TaskState, Timings
 from tasks.state.dead import DeadLetter
 from tasks.state.outcomes import Outcome
@@ -170,7 +177,10 @@ def links(task_id: str) -> Links:
 
 
 def _answer(outcome: Outcome) -> Answer:
-    parts = _decode_parts(outcome.result)
+    try:
+        parts = _decode_parts(outcome.result)
+    except msgspec.DecodeError as exc:
+        raise StateUnreadable(f"the stored result cannot be read: {exc}") from None
     answer: Answer = {
         # Raw JSON, which the type does not express.
         "outputs": cast(Any, parts.outputs),

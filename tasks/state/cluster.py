@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from threading import Lock
 
@@ -51,12 +52,25 @@ class WorkerReport(msgspec.Struct, frozen=True):
     speeds: dict[str, Speed] = {}
     #: `Package.digest` of each loaded version, by `<model>/<version>`.
     packages: dict[str, str] = {}
+    #: `names.worker_label`, by which callers know it; empty in reports of older workers.
+    label: str = ""
     #: The versions that it has loaded, is loading or could not load, by model.
     held: dict[str, dict[int, HeldVersion]] = {}
 
 
+logger = logging.getLogger(__name__)
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(WorkerReport).decode
+
+
+def _report(value: bytes | str) -> WorkerReport | None:
+    """Return a report, or None for what no worker has written; workers remove that."""
+    try:
+        return _decode(value)
+    except msgspec.DecodeError as exc:
+        logger.error("a worker's report cannot be read: %s", exc)
+        return None
 
 
 class Cluster:
@@ -118,7 +132,7 @@ class Cluster:
                 return
             try:
                 with translated():
-                    reports = [_decode(value) for value in self._redis.hvals(self._key)]
+                    reports = [*filter(None, map(_report, self._redis.hvals(self._key)))]
             except BrokerUnavailable as exc:
                 self._failure, self._failed_at = exc, time.monotonic()
                 raise
@@ -167,7 +181,7 @@ class Cluster:
         gone = [
             name
             for name, value in self._redis.hgetall(self._key).items()
-            if _decode(value).reported_at < oldest
+            if (found := _report(value)) is None or found.reported_at < oldest
         ]
         with self._redis.pipeline() as pipe:
             if gone:

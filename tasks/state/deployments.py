@@ -9,6 +9,7 @@ after it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -110,9 +111,20 @@ class Outdated(Exception):
     """The desired state has changed since the version of a task was chosen."""
 
 
+logger = logging.getLogger(__name__)
+
 _NOTHING = Deployment()
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Deployment).decode
+
+
+def _read(value: bytes) -> Deployment:
+    """Return a desired state; what cannot be read counts as none, and the settings decide."""
+    try:
+        return _decode(value)
+    except msgspec.DecodeError as exc:
+        logger.error("the desired state of a model cannot be read: %s", exc)
+        return _NOTHING
 
 
 class Deployments:
@@ -132,8 +144,14 @@ class Deployments:
         """
         with translated():
             found = cast(dict[bytes, bytes], self._redis.hgetall(self.key))
-        generation = int(found.pop(GENERATION.encode(), 0))
-        return Desired(generation, {name.decode(): _decode(value) for name, value in found.items()})
+        try:
+            generation = int(found.pop(GENERATION.encode(), 0))
+        except ValueError:
+            logger.error("the generation of the desired state cannot be read")
+            generation = 0
+        return Desired(
+            generation, {name.decode("utf-8", "replace"): _read(v) for name, v in found.items()}
+        )
 
     def change(self, model: str, edit: Callable[[Deployment], Deployment]) -> Deployment:
         """Change the desired state of one model, and announce it.
@@ -152,7 +170,7 @@ class Deployments:
         def write(pipe: Any) -> None:
             nonlocal before
             value = pipe.hget(self.key, model)
-            before = _NOTHING if value is None else _decode(value)
+            before = _NOTHING if value is None else _read(value)
             after = edit(before)
             pipe.multi()
             if after != before:

@@ -6,14 +6,21 @@ on the channel of that name.
 
 from __future__ import annotations
 
-import importlib
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from celery.exceptions import TaskRevokedError
 
-from inferno.errors import ForwardFailed, InfernoError, TaskCancelled
+from inferno import errors
+from inferno.errors import (
+    ForwardFailed,
+    InfernoError,
+    RequestError,
+    StateUnreadable,
+    TaskCancelled,
+    for_callers,
+)
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -55,6 +62,13 @@ class _Failure(msgspec.Struct):
     exc_module: str | None = None
 
 
+#: Every error by its name. Nothing else is looked up by a stored name.
+_ERRORS = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, InfernoError)
+}
+
 _decode_meta = msgspec.json.Decoder(_Meta).decode
 _decode_metas = msgspec.json.Decoder(list[_Meta]).decode
 _decode_failure = msgspec.json.Decoder(_Failure).decode
@@ -66,14 +80,26 @@ def decode_outcome(payload: bytes) -> Outcome | None:
 
     Returns:
       The outcome, or None when the state is not final.
+    Raises:
+      StateUnreadable: it is not in Celery's format.
     """
-    return _outcome(_decode_meta(payload))
+    try:
+        return _outcome(_decode_meta(payload))
+    except msgspec.DecodeError as exc:
+        raise StateUnreadable(f"the stored result cannot be read: {exc}") from None
 
 
 def decode_outcomes(payload: bytes) -> list[Outcome]:
-    """Read outcomes that were announced together: a JSON array of Celery's format."""
-    outcomes = map(_outcome, _decode_metas(payload))
-    return [outcome for outcome in outcomes if outcome is not None]
+    """Read outcomes that were announced together: a JSON array of Celery's format.
+
+    Raises:
+      StateUnreadable: it is not in Celery's format.
+    """
+    try:
+        outcomes = map(_outcome, _decode_metas(payload))
+        return [outcome for outcome in outcomes if outcome is not None]
+    except msgspec.DecodeError as exc:
+        raise StateUnreadable(f"announced results cannot be read: {exc}") from None
 
 
 def _outcome(meta: _Meta) -> Outcome | None:
@@ -102,8 +128,12 @@ def encode_outcome(task_id: str, result: bytes | InfernoError) -> bytes:
 
 
 def _arguments(error: InfernoError) -> list[Any]:
-    """Return the arguments of an error as JSON can hold them: a model may raise it with any."""
-    return [arg if arg is None else writable(str(arg)) for arg in error.args]
+    """Return the arguments of an error as callers may read them: a model may raise it with any."""
+    texts = [arg if arg is None else writable(str(arg)) for arg in error.args]
+    # What a client sent is told as it is.
+    if isinstance(error, RequestError):
+        return texts
+    return [text and for_callers(text) for text in texts]
 
 
 def writable(text: str) -> str:
@@ -115,9 +145,9 @@ def _rebuild(failure: _Failure) -> InfernoError:
     arguments = (
         failure.exc_message if isinstance(failure.exc_message, list) else [str(failure.exc_message)]
     )
-    if failure.exc_module == InfernoError.__module__:
-        kind = getattr(importlib.import_module(InfernoError.__module__), failure.exc_type)
-        return cast(InfernoError, kind(*arguments))
+    if failure.exc_module == InfernoError.__module__ and failure.exc_type in _ERRORS:
+        detail, field = [*map(str, arguments[:1]), *arguments[1:2], "", None][:2]
+        return _ERRORS[failure.exc_type](str(detail), field if isinstance(field, str) else None)
     # Celery itself stored it: the task was revoked by hand, or no worker knows its name.
     if failure.exc_type == TaskRevokedError.__name__:
         return TaskCancelled("the task was revoked by Celery's remote control")

@@ -6,13 +6,15 @@ A record is a Redis hash. The scripts of `tasks.state.transitions` write it (ste
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import redis
 
 from inferno import names
+from inferno.errors import StateUnreadable
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks.broker.connection import translated
@@ -20,6 +22,8 @@ from tasks.broker.lanes import Held
 from tasks.state.listing import Page, Place, read_page
 from tasks.state.outcomes import Outcome, decode_outcome
 from tasks.transport.script import Script
+
+logger = logging.getLogger(__name__)
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -63,7 +67,19 @@ class Record(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, task_id: str, fields: Mapping[bytes, bytes]) -> Record:
-        """Return the record from its hash."""
+        """Return the record from its hash.
+
+        Raises:
+          StateUnreadable: the platform has not written it.
+        """
+        try:
+            return cls._read(task_id, fields)
+        except (LookupError, ValueError) as exc:
+            why = f"the record of task {task_id} cannot be read: {exc!r}"
+            raise StateUnreadable(why) from None
+
+    @classmethod
+    def _read(cls, task_id: str, fields: Mapping[bytes, bytes]) -> Record:
         text = {key.decode(): value.decode() for key, value in fields.items()}
 
         def number(name: str) -> float | None:
@@ -187,7 +203,19 @@ class Records:
         with translated(), self._redis.pipeline(transaction=False) as pipe:
             for task_id in task_ids:
                 pipe.hgetall(names.record_key(self._prefix, task_id))
-            return [
-                Record.read(task_id, fields) if fields else None
-                for task_id, fields in zip(task_ids, pipe.execute(), strict=True)
-            ]
+            found = list(zip(task_ids, pipe.execute(raise_on_error=False), strict=True))
+        return [_readable(task_id, fields) for task_id, fields in found]
+
+
+def _readable(task_id: str, fields: Any) -> Record | None:
+    """Return a record; None if there is none, or none that can be read."""
+    if isinstance(fields, redis.ResponseError):
+        logger.error("the record of task %s cannot be read: %s", task_id, fields)
+        return None
+    if isinstance(fields, Exception):
+        raise fields
+    try:
+        return Record.read(task_id, fields) if fields else None
+    except StateUnreadable as exc:
+        logger.error("%s", exc)
+        return None

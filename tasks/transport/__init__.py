@@ -66,6 +66,7 @@ from typing import Any
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as lists
 
+from tasks.transport import compression
 from tasks.transport.channel import Channel
 from tasks.transport.lane import StreamLane, consumer_name
 from tasks.transport.message import Message, pack
@@ -111,6 +112,7 @@ class Transport(lists.Transport):  # type: ignore[misc]
 
 
 def register() -> None:
-    """Make the URL schemes known to kombu."""
+    """Make the URL schemes known to kombu, and bound what it decompresses."""
+    compression.bound()
     TRANSPORT_ALIASES["redis-streams"] = "tasks.transport:Transport"
     TRANSPORT_ALIASES["rediss-streams"] = "tasks.transport:Transport"

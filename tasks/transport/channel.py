@@ -14,17 +14,18 @@ from time import monotonic
 from typing import Any
 
 import redis
+from kombu.exceptions import OperationalError
 from kombu.log import get_logger
 from kombu.transport import redis as lists
 from kombu.transport import virtual
-from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import dumps, loads
+from kombu.utils.encoding import bytes_to_str, str_to_bytes
+from kombu.utils.json import dumps
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tasks.transport.lane import StreamLane, consumer_name
 from tasks.transport.liveness import Liveness
-from tasks.transport.message import Message, due_ms, unpack
+from tasks.transport.message import Message, checked, due_ms, unpack
 from tasks.transport.qos import QoS
 from tasks.transport.refusals import is_refusal
 from tasks.transport.script import Script
@@ -34,11 +35,20 @@ logger = get_logger(__name__)
 #: Queues that are lists, as on the stock transport: remote control, events and replies (UUIDs).
 LISTS = re.compile(r".*\.pidbox|celeryev\..*|[0-9a-f]{8}-[0-9a-f-]{27}")
 
+#: How long messages of such a queue are kept, in seconds.
+LISTS_TTL_S = 3600
+
 #: Maximum messages of one fetch when there is no prefetch count.
 UNLIMITED_FETCH = 100
 
 #: Pause before another BRPOP on a Redis that refuses writes, in seconds.
 REFUSED_PAUSE_S = 0.5
+
+#: Messages that nobody can read: how many are kept of a queue, and how many bytes of each.
+UNREADABLE_KEPT, UNREADABLE_BYTES = 1000, 65_536
+
+#: Errors that have nothing to do with the message that was read. kombu's own list has KeyError.
+_CONNECTION_LOST = (OSError, redis.RedisError, OperationalError)
 
 #: Takes the new messages of one fetch; returns those that go to the queue's consumer.
 Taker = Callable[[list[virtual.Message]], list[virtual.Message]]
@@ -138,6 +148,9 @@ class Channel(lists.Channel):  # type: ignore[misc]
         lane = self._lane(queue)
         if lane is None:
             super()._put(queue, message, **kwargs)
+            # A monitor that was killed never fetches its answers.
+            key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
+            self.commands.expire(f"{self.global_keyprefix}{key}", LISTS_TTL_S)
             return
         self._run(
             _PUBLISH,
@@ -260,26 +273,41 @@ class Channel(lists.Channel):  # type: ignore[misc]
                 continue
             if redelivered:
                 message["properties"]["delivery_info"]["redelivered"] = True
-            if taker is None:
-                self.connection._deliver(message, queue)
-            else:
-                taken.append(self.Message(message, channel=self))
-                virtual.QoS.append(qos, taken[-1], taken[-1].delivery_tag)
+            with self._aside(lane, entry):
+                if taker is None:
+                    self.connection._deliver(message, queue)
+                else:
+                    taken.append(self.Message(message, channel=self))
+                    virtual.QoS.append(qos, taken[-1], taken[-1].delivery_tag)
         for left in taker(taken) if taker is not None and taken else ():
-            self.connection._deliver(left._raw, queue)
+            info = left.delivery_info
+            entry = [info["stream"], info["entry"], dumps(left._raw).encode()]
+            with self._aside(lane, entry):
+                self.connection._deliver(left._raw, queue)
         return bool(entries)
 
     def _read(self, queue: str, lane: StreamLane, entry: list[bytes]) -> dict[str, Any] | None:
-        stream, entry_id, payload = bytes_to_str(entry[0]), bytes_to_str(entry[1]), entry[2]
+        with self._aside(lane, entry):
+            return unpack(entry[2], queue, bytes_to_str(entry[0]), bytes_to_str(entry[1]))
+        return None
+
+    @contextmanager
+    def _aside(self, lane: StreamLane, entry: list[Any]) -> Iterator[None]:
+        """Put a message aside whose reading or delivery raises an error.
+
+        In its stream it would be delivered again for ever, and end one consumer after the other.
+        """
         try:
-            return unpack(payload, queue, stream, entry_id)
-        except ValueError:
-            # In its stream it would be delivered again for ever.
+            yield
+        except _CONNECTION_LOST:
+            raise
+        except Exception:
             unreadable = f"{lane.key}:unreadable"
             logger.exception("A message of %s cannot be read; see %s", lane.key, unreadable)
-            self.commands.xadd(unreadable, {"message": payload}, maxlen=1000)
-            self.release(stream, entry_id)
-            return None
+            self.commands.xadd(
+                unreadable, {"message": entry[2][:UNREADABLE_BYTES]}, maxlen=UNREADABLE_KEPT
+            )
+            self.release(bytes_to_str(entry[0]), bytes_to_str(entry[1]))
 
     # Settling
 
@@ -352,7 +380,20 @@ class Channel(lists.Channel):  # type: ignore[misc]
             return True
         queue = key.rsplit(self.sep, 1)[0]
         self._queue_cycle.rotate(queue)
-        self.connection._deliver(loads(item), queue)
+        self._deliver_checked(item, queue)
+        return True
+
+    def _deliver_checked(self, payload: str | bytes, queue: str) -> None:
+        """Deliver a message of remote control or events; one that cannot be read is dropped."""
+        try:
+            self.connection._deliver(checked(str_to_bytes(payload)), queue)
+        except _CONNECTION_LOST:
+            raise
+        except Exception:
+            logger.exception("A message of %s cannot be read, and is dropped", queue)
+
+    def _deliver_fanout_message(self, message: dict[str, Any], exchange: str) -> bool:
+        self._deliver_checked(dumps(message), self._fanout_to_queue[exchange])
         return True
 
     def _brpop_reply(self, **options: Any) -> list[bytes] | None:

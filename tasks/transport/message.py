@@ -5,14 +5,45 @@ from __future__ import annotations
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import orjson
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
 from tasks.transport.lane import consumer_name
+
+
+class _Headers(msgspec.Struct):
+    """The headers that Celery and the transport rely on. Others may have any type."""
+
+    id: str = ""
+    task: str = ""
+    retries: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    eta: str | None = None
+    expires: str | float | None = None
+    compression: str | None = None
+
+
+class _Properties(msgspec.Struct):
+    delivery_tag: str
+    delivery_info: dict[str, Any] | None = None
+    priority: int | None = None
+    body_encoding: str | None = None
+    reply_to: str | None = None
+    correlation_id: str | None = None
+
+
+class _Envelope(msgspec.Struct, rename={"content_type": "content-type"}):
+    """A message around its body, which its reader checks."""
+
+    properties: _Properties
+    headers: _Headers | None = None
+    body: str | None = None
+    content_type: str | None = None
+
 
 #: Numbers of the messages that this process packs.
 _tags = count()
@@ -97,12 +128,25 @@ def unpack(payload: bytes, queue: str, stream: str, entry: str) -> dict[str, Any
     Raises:
       ValueError: it is not a message.
     """
+    message = checked(payload)
+    info = message["properties"].get("delivery_info") or {}
+    message["properties"]["delivery_info"] = info
+    info["queue"], info["stream"], info["entry"] = queue, stream, entry
+    # Not the sender's tag: two messages with the same one would be taken for one.
+    message["properties"]["delivery_tag"] = f"{stream}/{entry}"
+    return message
+
+
+def checked(payload: bytes) -> dict[str, Any]:
+    """Return a raw message with the structure that kombu and Celery rely on.
+
+    Raises:
+      ValueError: it is not a message.
+    """
     try:
         message: dict[str, Any] = _loads(payload)
-        info = message["properties"].setdefault("delivery_info", {})
-        hash(message["properties"]["delivery_tag"])
-        info["queue"], info["stream"], info["entry"] = queue, stream, entry
-    except (TypeError, LookupError, AttributeError) as exc:
+        msgspec.convert(message, _Envelope)
+    except Exception as exc:  # kombu's decoders of types may raise anything.
         raise ValueError(f"not a message: {exc!r}") from exc
     return message
 

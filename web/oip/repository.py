@@ -20,6 +20,7 @@ from inferno.errors import (
     NotSupported,
     PayloadTooLarge,
     WrongState,
+    for_callers,
 )
 from inferno.protocol import oip
 from inferno.protocol.decoding import decode
@@ -93,9 +94,9 @@ def _all(here: Services) -> Iterator[IndexEntry]:
                 reason = failed.get(model.name, {}).get(version, "not loaded")
                 yield _entry(model.name, version, "UNAVAILABLE", reason)
         for broken, why in model.errors.items():
-            yield _entry(model.name, broken, "UNAVAILABLE", why)
+            yield _entry(model.name, broken, "UNAVAILABLE", for_callers(why))
     for name, why in repository.errors.items():
-        yield _entry(name, "", "UNAVAILABLE", why)
+        yield _entry(name, "", "UNAVAILABLE", for_callers(why))
 
 
 def _entry(

@@ -19,6 +19,7 @@ from inferno.errors import (
     ModelUnavailable,
     NotInTime,
     WrongState,
+    for_callers,
 )
 from inferno.protocol.deployments import (
     Activate,
@@ -172,7 +173,7 @@ def index() -> Response:
         "object": "list",
         "data": models,
         "models": models,
-        "broken": repository.errors,
+        "broken": {name: for_callers(why) for name, why in repository.errors.items()},
     }
     return documents.respond(document)
 
@@ -274,8 +275,9 @@ def _workers(
 ) -> list[dict[str, Any]]:
     """Return the versions of a model in each worker, or only one version."""
     return [
-        {"worker": report.worker, "device": report.device, "version": held_version}
+        {"worker": report.label, "device": report.device, "version": held_version}
         | msgspec.to_builtins(held)
+        | ({} if held.error is None else {"error": for_callers(held.error)})
         for report in reports
         for held_version, held in sorted(report.held.get(name, {}).items())
         if version in (None, held_version)
@@ -330,7 +332,7 @@ def detail(
         "batching": batching(model.described, defaults),
         "codec": manifest.codecs.default,
         "example": {"model": model.name, "inputs": manifest.warm_up.inputs},
-        "broken_versions": dict(model.errors),
+        "broken_versions": {v: for_callers(why) for v, why in model.errors.items()},
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from flask import Blueprint, Response, make_response, render_template
 
-from inferno.errors import BrokerUnavailable
+from inferno.errors import BrokerUnavailable, for_callers
 from inferno.protocol.signature import TensorSpec
 from inferno.repository.manifest import Manifest
 from inferno.repository.repository import Model
@@ -73,7 +73,7 @@ def front() -> Response:
     page = render_template(
         "front.html",
         cards=[card(model, here, loaded, served) for model in here.repository.models.values()],
-        broken=here.repository.errors,
+        broken={name: for_callers(why) for name, why in here.repository.errors.items()},
         workers=workers,
         ready=len(served),
         outage=outage,

@@ -16,6 +16,7 @@ import msgspec
 import orjson
 from celery.utils.time import get_exponential_backoff_interval
 
+from inferno import names
 from inferno.batching.isolation import is_transient
 from inferno.errors import DeadlineExceeded, ForwardFailed, InfernoError, TaskCancelled
 from inferno.protocol import tensors
@@ -312,7 +313,7 @@ def _result(answer: Answer) -> bytes:
             outputs=msgspec.Raw(orjson.dumps(outputs, option=orjson.OPT_SERIALIZE_NUMPY)),
             timings=timings,
             batch=answer.batch,
-            worker=member.request.hostname,
+            worker=names.worker_label(),
             stages=answer.stages,
         )
     )

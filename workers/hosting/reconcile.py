@@ -126,9 +126,9 @@ class Reconciler:
         """Load the version that a message names as `<model>/<version>`; ignore other messages."""
         data = b"" if message is None else message["data"]
         assert isinstance(data, bytes)
-        name, _, version = data.decode().partition("/")
+        name, _, version = data.decode(errors="replace").partition("/")
         for hosted in self._hosted:
-            if hosted.name == name and version:
+            if hosted.name == name and version.isdecimal():
                 try:
                     hosted.engine(int(version))
                 except InfernoError as exc:

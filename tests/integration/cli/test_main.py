@@ -175,6 +175,17 @@ def test_up_shows_what_is_ready_and_how_to_use_it(project: Project, up: Terminal
     assert (project.root / "echo.up").read_text().startswith("redis://127.0.0.1:")
 
 
+def test_what_up_writes_can_be_read_by_its_user_only(project: Project, up: Terminal) -> None:
+    data = project.root / "data"
+
+    written = {str(path.relative_to(data)): path for path in data.rglob("*")}
+
+    assert written.keys() > {"logs", "redis", "logs/worker-echo.log", "supervisor.lock"}
+    open_to_others = [name for name, path in written.items() if path.stat().st_mode & 0o077]
+    assert not open_to_others
+    assert data.stat().st_mode & 0o077 == 0
+
+
 def test_ctrl_c_stops_everything(project: Project, up: Terminal) -> None:
     up.type("\x03")
 

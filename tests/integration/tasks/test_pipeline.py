@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -43,7 +44,7 @@ def test_any_celery_client_gets_values_and_errors(repository, start_worker, cele
         assert result["model"] == "plain"
         assert result["version"] == 1
         assert result["batch"]["size"] == 1
-        assert result["worker"].startswith("plain-")
+        assert re.fullmatch("[0-9a-f]{8}", result["worker"])
         assert set(result["timings"]) == {"queue_ms", "batch_wait_ms", "inference_ms", "total_ms"}
         assert result["timings"]["total_ms"] >= result["timings"]["inference_ms"] >= 0
 
@@ -301,3 +302,24 @@ def test_odd_messages_end_no_worker(repository, start_worker, celery):
         assert again.get(timeout=20)["outputs"]["text"]["data"] == ["once:odd"]
         assert process.poll() is None
     assert "refused" not in repository.ran()
+
+
+LEAKY = """
+import numpy as np
+
+def build(context):
+    def run(inputs):
+        if "warm" not in inputs["text"]:
+            open(context.path / "missing" / "weights.bin")
+        return {"text": inputs["text"]}
+
+    return run
+"""
+
+
+def test_callers_are_not_told_paths_of_the_machine(repository, start_worker, celery):
+    repository.add("leaky", code=LEAKY)
+    with start_worker("leaky"), pytest.raises(ForwardFailed) as raised:
+        send(celery, "leaky", "x").get(timeout=10)
+    assert "No such file or directory: 'weights.bin'" in raised.value.detail
+    assert str(repository.root) not in raised.value.detail

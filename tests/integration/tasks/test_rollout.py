@@ -173,7 +173,7 @@ def test_what_cannot_be_loaded_is_refused_and_the_old_version_goes_on(
         refused = load(web, 2)
         assert refused.status_code == 409
         assert refused.json["code"] == "load_failed"
-        assert "@test cannot load m version 2" in refused.json["detail"]
+        assert " cannot load m version 2" in refused.json["detail"]
         assert "this artifact is corrupt" in refused.json["detail"]
         assert answer(web) == 1
         # The newest that all workers have is the latest, and what is wrong can be seen.

@@ -63,6 +63,7 @@ def write_package(root: Path) -> WritePackage:
         files = {"model.yaml": yaml.safe_dump(given) if text is None else text} | (files or {})
         for file, content in files.items():
             raw = content.encode() if isinstance(content, str) else content
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_bytes(raw)
         return folder
 

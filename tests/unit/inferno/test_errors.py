@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from inferno import errors
-from inferno.errors import InfernoError, InvalidInput, RequestError
+from inferno.errors import InfernoError, InvalidInput, RequestError, for_callers
 
 
 def tree(base: type[InfernoError]) -> list[type[InfernoError]]:
@@ -89,3 +89,22 @@ def test_what_a_client_sent_is_not_echoed_by_the_megabyte() -> None:
     assert error.field is not None
     assert len(error.field) <= RequestError.MAX_DETAIL
     assert InvalidInput(*error.args).args == error.args
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("No such file: '/srv/models/x/1/a.bin'", "No such file: 'a.bin'"),
+        ("~/models/x.onnx: bad, /usr/lib/lib.so:45", "x.onnx: bad, lib.so:45"),
+        (
+            "models/x/1/model.yaml: see https://host/a/b",
+            "models/x/1/model.yaml: see https://host/a/b",
+        ),
+        ("3/4 of a/b/c on 2026/11/30", "3/4 of a/b/c on 2026/11/30"),
+        ("it broke\nTraceback (most recent call last):\n  File ...", "it broke"),
+        ("Traceback (most recent call last):\n  File ...", "an error"),
+        ("z" * 5000, "z" * 1997 + "..."),
+    ],
+)
+def test_texts_for_callers_tell_nothing_of_the_machine(text: str, shown: str) -> None:
+    assert for_callers(text) == shown

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import http.server
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import msgspec
 import pytest
 
 from inferno.errors import ConfigurationError, PackageError
-from inferno.packaging.exchange import Transfer, pull_version, push_version
-from inferno.packaging.stores import shown
+from inferno.packaging.exchange import MAX_FILES, Transfer, pull_version, push_version
+from inferno.packaging.stores import open_store, shown
 from inferno.repository.package import Package
 from inferno.repository.repository import Repository
 from inferno.settings import RepositorySettings
@@ -46,6 +49,7 @@ class Server(http.server.ThreadingHTTPServer):
     """A web server for files, with ranges, and with PUT if it is allowed."""
 
     put = True
+    compressed = False
     #: Connections are cut off after so many bytes of an answer.
     cut: int | None = None
 
@@ -67,12 +71,16 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.send_error(404)
             return
         content = path.read_bytes()
+        if self.server.compressed:
+            content = gzip.compress(content)
         wanted = self.headers.get("Range")
         start = int(re.findall(r"\d+", wanted)[0]) if wanted else 0
         if wanted:
             self.server.ranges.append(wanted)
         self.send_response(206 if wanted else 200)
         self.send_header("Content-Length", str(len(content) - start))
+        if self.server.compressed:
+            self.send_header("Content-Encoding", "gzip")
         self.end_headers()
         self.wfile.write(content[start:][: self.server.cut])
         self.close_connection = True
@@ -164,16 +172,6 @@ def test_code_that_other_versions_use_is_not_replaced(package: Package, tmp_path
         pull_version(tmp_path / "other", where, None, QUIET)
 
 
-def test_files_outside_of_the_models_folder_are_not_pushed(
-    write_package: WritePackage, root: Path, tmp_path: Path
-) -> None:
-    (root / "common.py").write_text("")
-    folder = write_package("net", entrypoint="../../common:build")
-
-    with pytest.raises(PackageError, match="which is outside the model's folder"):
-        push_version(Package.read(folder), str(tmp_path / "store"), QUIET)
-
-
 def test_a_changed_file_is_found_and_nothing_appears(package: Package, tmp_path: Path) -> None:
     where = push_version(package, str(tmp_path / "store"), QUIET)
     file = tmp_path / "store/net/2/files/2/deeper/vocabulary.txt"
@@ -220,19 +218,123 @@ def test_a_server_that_takes_no_files_is_named(server: Server, package: Package)
         ({"2//double": "x"}, "expected a path inside"),
         ({"2\\escape": "x"}, "expected a path inside"),
         ({"3/model.yaml": "x"}, "expected only version 2"),
+        ({"": "x"}, "expected a path inside"),
+        ({".": "x"}, "expected a path inside"),
+        ({"2/..": "x"}, "expected a path inside"),
+        ({"2/a\0b": "x"}, "expected a path inside"),
+        ({"2/a\nb": "x"}, "expected a path inside"),
+        ({"2/\x1b[2J": "x"}, "expected a path inside"),
+        ({"2/MODEL.yaml": "x"}, "may be the same file"),
+        ({"2/weights a\u0308.bin": "x"}, "may be the same file"),
+        ({"2/deeper/vocabulary.txt/x": "x"}, "is both a file and a folder"),
+        ({"2/" + "a" * 300: "x"}, "with parts of at most 200"),
+        ({"2/" + "a/" * 600 + "a": "x"}, "expected a path of at most 1000 bytes"),
     ],
 )
-def test_hostile_paths_are_refused(change, reason: str, package: Package, tmp_path: Path) -> None:
+def test_hostile_paths_are_refused(
+    change: dict[str, str], reason: str, package: Package, tmp_path: Path
+) -> None:
     where = push_version(package, str(tmp_path / "store"), QUIET)
-    listing = tmp_path / "store/net/2/package.json"
-    document = msgspec.json.decode(listing.read_bytes())
-    (path,) = change
-    document["files"][path] = {"sha256": "0" * 64, "size_bytes": 1}
-    listing.write_bytes(msgspec.json.encode(document))
+    change_listing(where, {path: {"sha256": "0" * 64, "size_bytes": 1} for path in change})
 
     with pytest.raises(PackageError, match=reason):
         pull_version(tmp_path / "other", where, None, QUIET)
     assert not (tmp_path / "other").exists()
+
+
+def test_hostile_paths_are_refused_from_every_store(
+    package: Package, tmp_path: Path, store: str
+) -> None:
+    where = push_version(package, store, QUIET)
+    change_listing(where, {"2/../../../escape": {"sha256": "0" * 64, "size_bytes": 1}})
+
+    with pytest.raises(PackageError, match="expected a path inside the model's folder"):
+        pull_version(tmp_path / "other", where, None, QUIET)
+    assert not (tmp_path / "other").exists()
+
+
+def change_listing(where: str, files: dict[str, dict[str, Any]]) -> None:
+    """Add files to the listing of a version in a store, as a hostile owner of the store could."""
+    store = open_store(where)
+    content = store.read("package.json")
+    assert content is not None
+    document = msgspec.json.decode(b"".join(content))
+    document["files"] |= files
+    store.write("package.json", msgspec.json.encode(document), lambda count: None)
+
+
+def test_more_files_than_a_version_may_have_are_refused(package: Package, tmp_path: Path) -> None:
+    where = push_version(package, str(tmp_path / "store"), QUIET)
+    change_listing(
+        where, {f"2/{n}": {"sha256": "0" * 64, "size_bytes": 0} for n in range(MAX_FILES)}
+    )
+
+    with pytest.raises(PackageError, match="expected at most 10000"):
+        pull_version(tmp_path / "other", where, None, QUIET)
+
+
+@pytest.mark.parametrize("size", [1 << 50, 10**30])
+def test_a_version_larger_than_the_disk_is_refused_before_it_is_fetched(
+    size: int, package: Package, tmp_path: Path
+) -> None:
+    where = push_version(package, str(tmp_path / "store"), QUIET)
+    change_listing(where, {"2/huge": {"sha256": "0" * 64, "size_bytes": size}})
+
+    with pytest.raises(PackageError, match=r"the disk of .* has room for|is not a valid listing"):
+        pull_version(tmp_path / "other", where, None, QUIET)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_cannot_grow_beyond_its_listing(
+    kind: str, package: Package, tmp_path: Path
+) -> None:
+    push_version(package, str(tmp_path / "store"), QUIET)
+    # Compressed, it is a thousandth of that.
+    (tmp_path / "store/net/2/files/2/deeper/vocabulary.txt").write_bytes(bytes(50 << 20))
+    archive = shutil.make_archive(
+        str(tmp_path / "bomb"), {"zip": "zip", "tar": "gztar"}[kind], tmp_path / "store", "net"
+    )
+    got: list[int] = []
+    counted = Transfer(begin=lambda total: None, advance=got.append)
+
+    with pytest.raises(PackageError, match=r"vocabulary\.txt does not match the listing"):
+        pull_version(tmp_path / "other", f"{kind}://net/2::file://{archive}", None, counted)
+    assert sum(got) < 10 << 20
+    written = [path.stat().st_size for path in (tmp_path / "other").rglob("*") if path.is_file()]
+    assert sum(written) < 10 << 20
+
+
+def test_a_server_that_compresses_is_refused(
+    server: Server, package: Package, tmp_path: Path
+) -> None:
+    where = push_version(package, server.url, QUIET)
+    server.compressed = True
+
+    with pytest.raises(ConfigurationError, match=r"package\.json: the server compressed"):
+        pull_version(tmp_path / "other", where, None, QUIET)
+
+
+def test_versions_that_are_there_get_no_files(
+    package: Package, tmp_path: Path, write_package: WritePackage
+) -> None:
+    where = push_version(package, str(tmp_path / "store"), QUIET)
+    write_package("net", 1)
+    shutil.rmtree(package.path)
+    change_listing(where, {"1/adapter.bin": {"sha256": "0" * 64, "size_bytes": 1}})
+
+    with pytest.raises(PackageError, match="would add a file to version 1"):
+        pull_version(package.path.parents[1], where, None, QUIET)
+
+
+def test_a_store_cannot_lead_elsewhere(package: Package, tmp_path: Path) -> None:
+    (tmp_path / "store" / "net" / "2").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "store" / "net" / "2" / "files").symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(ConfigurationError, match="leads out of the store"):
+        push_version(package, str(tmp_path / "store"), QUIET)
+    assert not os.listdir(tmp_path / "elsewhere")
 
 
 def test_nothing_is_written_through_links(package: Package, tmp_path: Path) -> None:

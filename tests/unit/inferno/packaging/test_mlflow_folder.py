@@ -172,7 +172,10 @@ def test_models_that_need_mlflow_say_so(tmp_path: Path) -> None:
     [
         ("- a list", "expected a mapping with `flavors`"),
         ("flavors: {spark: {}}", "has the flavors spark; expected onnx, pytorch or"),
-        ("flavors: {onnx: {data: ../secret.onnx}}", "names ../secret.onnx, which does not exist"),
+        (
+            "flavors: {onnx: {data: ../secret.onnx}}",
+            "../secret.onnx does not exist in the folder, or leads out",
+        ),
         ("flavors: {python_function: {loader_module: x}}", "was logged without a signature"),
     ],
 )
@@ -184,3 +187,13 @@ def test_folders_that_cannot_be_served_are_explained(tmp_path: Path, text, reaso
 
     with pytest.raises(PackageError, match=reason):
         read(str(folder))
+
+
+def test_links_out_of_the_folder_are_not_copied(tmp_path: Path) -> None:
+    flavor = {"loader_module": "loader", "data": "data"}
+    source = logged(tmp_path / "model", {"python_function": flavor}, [tensor("float64", -1, 4)], [])
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "model" / "notes.txt").symlink_to(tmp_path / "secret")
+
+    with pytest.raises(PackageError, match=r"notes\.txt does not exist in the folder, or leads"):
+        read(source)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inferno.packaging.samples import picture
 from inferno.packaging.validation import Report, validate
-from inferno.settings import BatchingSettings, InferenceSettings, Settings
+from inferno.settings import BatchingSettings, InferenceSettings, RepositorySettings, Settings
 from tests.unit.inferno.conftest import WritePackage
 from tests.unit.inferno.onnx_files import linear
 
@@ -232,3 +233,17 @@ def test_pictures_are_cut_off_and_replaced(tried) -> None:
     assert sights["x: not an image"][0] == 422
     assert sights["x: cut off in the middle"][0] == 500
     assert "x: cut off in the middle" in found(report, "warning")["bad input"]
+
+
+def test_code_is_not_loaded_where_the_settings_forbid_it(
+    write_package: WritePackage, tmp_path: Path
+) -> None:
+    marker = tmp_path / "ran"
+    folder = write_package(files=code("pass", head=f"open({str(marker)!r}, 'w')"))
+    repository = RepositorySettings(allow_code=False)
+
+    report = validate(folder, SETTINGS.model_copy(update={"repository": repository}))
+
+    assert not report.ok
+    assert "INFERNO_REPOSITORY__ALLOW_CODE=false forbids" in found(report, "failure")["manifest"]
+    assert not marker.exists()

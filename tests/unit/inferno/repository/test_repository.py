@@ -327,3 +327,95 @@ def test_an_unknown_version_is_told_with_the_known_ones(
     write_package("a", 2)
     with pytest.raises(ModelNotFound, match=f"model a has no version {version}; it has 1, 2"):
         read(root).model("a").package(version)
+
+
+# What must stay in a model's folder
+
+
+@pytest.mark.parametrize("artifact", ["/etc/passwd", "../../../secret", "../../b/1/model.onnx"])
+@pytest.mark.parametrize("field", ["artifact", "entrypoint", "processor"])
+def test_paths_out_of_the_models_folder_are_refused(
+    write_package: WritePackage, field: str, artifact: str
+) -> None:
+    given = artifact if field == "artifact" else f"{artifact}:build"
+
+    detail = broken(write_package("a", **{field: given}))
+
+    assert detail.startswith(f"{field}: '{given}': expected a path inside the model's folder")
+
+
+@pytest.mark.parametrize("artifact", ["model.onnx", "../model.onnx", "../2/model.onnx", "."])
+def test_versions_share_the_files_of_their_model(
+    write_package: WritePackage, artifact: str
+) -> None:
+    assert Package.read(write_package("a", artifact=artifact)).manifest.artifact == artifact
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "deeper"])
+def test_links_out_of_the_models_folder_are_refused(
+    write_package: WritePackage, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("secret")
+    folder = write_package("a")
+    (folder / name).symlink_to(tmp_path / ("secret" if name == "deeper" else "secret/key"))
+
+    with pytest.raises(PackageError, match=f"{name}: is a symbolic link out of the model's folder"):
+        Package.read(folder)
+
+
+def test_a_model_or_version_may_itself_be_a_link(
+    write_package: WritePackage, root: Path, tmp_path: Path
+) -> None:
+    folder = write_package("a", processor="../shared:build", files={"real.bin": "x"})
+    (folder / "linked.bin").symlink_to("real.bin")
+    for place in ("other", "third/a"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "other" / "a").symlink_to(root / "a")
+    (tmp_path / "third" / "a" / "1").symlink_to(folder)
+
+    assert read(tmp_path / "other").models.keys() == {"a"}
+    assert read(tmp_path / "third").models.keys() == {"a"}
+
+
+# Packages that are code
+
+
+DATA = {"format": "onnx", "entrypoint": None}
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({}, "format: python"),
+        ({"format": "torchscript", "entrypoint": None}, "format: torchscript"),
+        (DATA | {"processor": "processor:build"}, "processor: processor:build"),
+        (DATA | {"processor": "os.path:join"}, "processor: os.path:join"),
+        (DATA | {"processor": "inferno.processors.text:Path"}, "inferno.processors.text:Path"),
+        (DATA | {"processor": "inferno.processors.a.b:build"}, "inferno.processors.a.b:build"),
+    ],
+)
+def test_packages_that_are_code_can_be_forbidden(
+    write_package: WritePackage, root: Path, fields: dict[str, Any], code: str
+) -> None:
+    write_package("a", 1, **DATA)
+    write_package("a", 2, **fields)
+    write_package("b", 1, **fields)
+
+    found = Repository.read(RepositorySettings(root=root, allow_code=False))
+
+    assert found.models["a"].active == 1
+    reason = found.models["a"].errors["2"]
+    assert code in reason
+    assert reason.endswith("is code, which INFERNO_REPOSITORY__ALLOW_CODE=false forbids")
+    assert found.errors.keys() == {"b"}
+    assert read(root).models["a"].active == 2
+
+
+@pytest.mark.parametrize("fields", [{}, {"processor": "inferno.processors.text:build"}])
+def test_packages_that_are_data_are_served_without_code(
+    write_package: WritePackage, root: Path, fields: dict[str, Any]
+) -> None:
+    write_package("a", **DATA | fields)
+
+    assert Repository.read(RepositorySettings(root=root, allow_code=False)).models.keys() == {"a"}

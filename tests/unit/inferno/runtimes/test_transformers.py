@@ -93,6 +93,16 @@ SIGNATURES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 }
 
 
+def saved_files(folders: Path, pipeline: str) -> dict[str, bytes]:
+    """Return the files of a saved model, for a package whose artifact is the folder `saved`."""
+    saved = folders / pipeline
+    return {
+        f"saved/{path.relative_to(saved)}": path.read_bytes()
+        for path in saved.rglob("*")
+        if path.is_file()
+    }
+
+
 def load(package: ReadPackage, folders: Path, pipeline: str, **fields: Any) -> Engine:
     inputs, outputs = SIGNATURES[pipeline]
     signature = {
@@ -106,8 +116,8 @@ def load(package: ReadPackage, folders: Path, pipeline: str, **fields: Any) -> E
     }
     parameters = {"pipeline": pipeline} | fields.pop("parameters", {})
     found = package(
-        pipeline, format="transformers", entrypoint=None, artifact=str(folders / pipeline),
-        signature=signature, parameters=parameters, **fields,
+        pipeline, format="transformers", entrypoint=None, artifact="saved", signature=signature,
+        parameters=parameters, files=saved_files(folders, pipeline), **fields,
     )  # fmt: skip
     return Engine(
         found, BatchingSettings(max_batch_size=8), InferenceSettings(device="cpu", threads=1)
@@ -383,8 +393,65 @@ def test_a_folder_that_cannot_be_served_says_why(
     }
     fields = {
         "format": "transformers", "entrypoint": None, "signature": signature,
-        "artifact": str(folders / "text-classification"),
-        "parameters": {"pipeline": "text-classification"},
+        "artifact": "saved", "parameters": {"pipeline": "text-classification"},
+        "files": saved_files(folders, "text-classification"),
     }  # fmt: skip
     with pytest.raises(PackageError, match=reason):
         Engine(package(**fields | change), BatchingSettings(), InferenceSettings(device="cpu"))
+
+
+def test_code_of_a_folder_never_runs(package: ReadPackage, folders: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    files = saved_files(folders, "text-classification")
+    config = json.loads(files["saved/config.json"])
+    config["auto_map"] = {
+        "AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"
+    }  # fmt: skip
+    config["model_type"] = "own"
+    files["saved/config.json"] = json.dumps(config).encode()
+    files["saved/own.py"] = f"open({str(marker)!r}, 'w')".encode()
+    signature = {
+        "inputs": [{"name": "text", "dtype": "string", "shape": ["batch"]}],
+        "outputs": [{"name": "label", "dtype": "string", "shape": ["batch"]}],
+    }
+    found = package(
+        format="transformers", entrypoint=None, signature=signature, artifact="saved",
+        parameters={"pipeline": "text-classification"}, files=files,
+    )  # fmt: skip
+
+    with pytest.raises(PackageError, match="trust_remote_code"):
+        Engine(found, BatchingSettings(), InferenceSettings(device="cpu"))
+    assert not marker.exists()
+
+
+def test_pickles_of_a_folder_are_read_as_weights_only(
+    package: ReadPackage, folders: Path, tmp_path: Path
+) -> None:
+    marker = tmp_path / "ran"
+    files = saved_files(folders, "text-classification")
+    del files["saved/model.safetensors"]
+    buffer = io.BytesIO()
+    torch.save({"weight": Creates(marker)}, buffer)
+    files["saved/pytorch_model.bin"] = buffer.getvalue()
+    signature = {
+        "inputs": [{"name": "text", "dtype": "string", "shape": ["batch"]}],
+        "outputs": [{"name": "label", "dtype": "string", "shape": ["batch"]}],
+    }
+    found = package(
+        format="transformers", entrypoint=None, signature=signature, artifact="saved",
+        parameters={"pipeline": "text-classification"}, files=files,
+    )  # fmt: skip
+
+    with pytest.raises(PackageError, match="cannot be loaded"):
+        Engine(found, BatchingSettings(), InferenceSettings(device="cpu"))
+    assert not marker.exists()
+
+
+class Creates:
+    """An object whose pickle creates a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
