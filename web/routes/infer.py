@@ -75,7 +75,7 @@ def infer() -> Response:
         family, members = _binary_family("infer"), _NO_MEMBERS
     else:
         _refuse_parameters(BinarySubmitQuery)
-        inference = parse_submit(body)
+        inference = parse_submit(body, gateway.limits)
         family, members = "infer", body
     call = run.read(inference, family, body, default_wait_s=0.0)
     return run.answer_submit(gateway, call, run.submit(gateway, call), members)
@@ -105,7 +105,7 @@ def predict(model: str) -> Response:
         family, members = _binary_family(f"predict {model}"), _NO_MEMBERS
     else:
         _refuse_parameters(BinaryPredictQuery)
-        inference = parse_predict(body, model)
+        inference = parse_predict(body, model, here.gateway.limits)
         family, members = f"predict {model}", body
     call = run.read(inference, family, body, here.settings.server.sync_wait_ms / 1000)
     return run.answer_predict(here.gateway, call, run.predict(here.gateway, call), members)
