@@ -6,12 +6,23 @@ import functools
 from typing import Any, TypeVar
 
 import msgspec
-from flask import request
+from flask import Flask, request
 
 from inferno.errors import InvalidRequest
 from inferno.protocol.decoding import explain
 
 T = TypeVar("T")
+
+
+def register(app: Flask) -> None:
+    """Refuse URLs whose parameters cannot be read, before every view of an app."""
+
+    @app.before_request
+    def check() -> None:
+        try:
+            request.query_string.decode()
+        except UnicodeDecodeError:
+            raise InvalidRequest("expected the parameters of the URL in UTF-8") from None
 
 
 def read(kind: type[T]) -> T:
