@@ -515,6 +515,48 @@ class LimitSettings(Group):
         default=8_000_000, ge=1, description="Maximum size of one decoded binary input, in bytes."
     )
     max_rows: int = Field(default=1024, ge=1, description="Maximum number of rows in one task.")
+    max_rank: int = Field(
+        default=32, ge=1, le=32, description="Maximum number of dimensions of a tensor."
+    )
+    max_elements: int = Field(
+        default=64_000_000,
+        ge=1,
+        description="Maximum number of elements in all tensors of one task.",
+    )
+    max_items: int = Field(
+        default=100_000,
+        ge=1,
+        description="Maximum number of texts and binary items in one task.",
+    )
+    max_input_bytes: int = Field(
+        default=256_000_000,
+        ge=1,
+        description="Maximum size of all decoded inputs of one task, in bytes.",
+    )
+    max_image_pixels: int = Field(
+        default=50_000_000,
+        ge=1,
+        description="Maximum number of pixels of one picture, as its header declares them.",
+    )
+    max_total_pixels: int = Field(
+        default=200_000_000,
+        ge=1,
+        description="Maximum number of pixels of all pictures of one task.",
+    )
+    max_json_depth: int = Field(
+        default=64, ge=4, description="Maximum depth of nested lists and objects in JSON."
+    )
+    max_json_values: int = Field(
+        default=2_000_000,
+        ge=1,
+        description="Maximum number of values in JSON: numbers, texts, lists and objects. An empty "
+        "list or object counts twice.",
+    )
+    max_json_members: int = Field(
+        default=250_000,
+        ge=1,
+        description="Maximum number of members of all objects in JSON.",
+    )
 
 
 class WebsocketSettings(Group):

@@ -20,8 +20,8 @@ from celery import Celery
 
 from inferno import names
 from inferno.errors import InvalidInput, ModelNotFound, ModelUnavailable, Overloaded
+from inferno.protocol.limits import Limits
 from inferno.protocol.requests import InferRequest
-from inferno.protocol.signature import Limits
 from inferno.protocol.tensors import Tensors
 from inferno.protocol.webhooks import check_reach
 from inferno.repository.package import Package
@@ -81,10 +81,9 @@ class Gateway:
         deployments, records = Deployments(client, settings), Records(client, settings)
         control = Control(app, client, settings)
         bridge = Bridge(client, records, settings.redis.prefix, name)
-        sizes = settings.limits
         return cls(
             settings=settings,
-            limits=Limits(sizes.max_text_bytes, sizes.max_image_bytes, sizes.max_rows),
+            limits=Limits.of(settings.limits),
             client=client,
             deployments=deployments,
             catalog=Catalog(deployments, settings),

@@ -6,7 +6,7 @@ from flask import Flask
 
 from inferno.settings import Settings, load
 from web import security
-from web.calls import errors
+from web.calls import errors, parameters
 from web.oip import infer as oip_infer
 from web.oip import models as oip_models
 from web.oip import repository as oip_repository
@@ -61,6 +61,7 @@ def create_app(settings: Settings | None = None, admit: Admit = security.admit) 
     app.extensions["prefixes"] = PREFIXES
     errors.register(app)
     security.register(app, admit)
+    parameters.register(app)
     app.register_blueprint(pages.blueprint)
     for prefix in PREFIXES:
         for blueprint in API:

@@ -23,16 +23,14 @@ from inferno.engine.collation import Collator, chunks, count_rows
 from inferno.engine.device import choose_device
 from inferno.engine.outputs import OutputSplitter
 from inferno.errors import InvalidInput, PackageError
-from inferno.protocol.signature import BATCH, Limits, TensorSpec
+from inferno.protocol.limits import UNLIMITED
+from inferno.protocol.signature import BATCH, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array, Tensors
 from inferno.repository.package import Package
 from inferno.runtimes import ModelContext, Runtime, UnsuitablePrecision, find_runtime
 from inferno.settings import BatchingSettings, InferenceSettings
 
 logger = logging.getLogger(__name__)
-
-#: Warm-up samples are the operator's own, so the limits for clients' inputs do not apply.
-_UNBOUNDED = Limits(text_bytes=2**31, image_bytes=2**31, rows=2**31)
 
 
 class Engine:
@@ -219,7 +217,7 @@ class Engine:
         signature = self.package.signature
         given = self.package.manifest.warm_up.inputs
         if given is not None:
-            sample = signature.parse(given, _UNBOUNDED)
+            sample = signature.parse(given, UNLIMITED)
             return next(chunks(sample, 1)) if signature.batched else sample
         if self._sample is not None:
             return cast(Tensors, self._sample())

@@ -12,7 +12,8 @@ import numpy as np
 
 from inferno.engine.collation import chunks
 from inferno.engine.engine import Engine
-from inferno.protocol.signature import BATCH, Limits, TensorSpec
+from inferno.protocol.limits import UNLIMITED, Limits
+from inferno.protocol.signature import BATCH, TensorSpec
 from inferno.protocol.tensors import NUMERIC, Array, Tensors
 from inferno.repository.package import Package
 
@@ -42,7 +43,7 @@ def members(engine: Engine, count: int) -> list[Tensors]:
     package = engine.package
     given = package.manifest.warm_up.inputs
     if given is not None and package.signature.batched:
-        several = package.signature.parse(given, UNBOUNDED)
+        several = package.signature.parse(given, UNLIMITED)
         rows = list(chunks(several, 1))[:count]
         if len(rows) > 1:
             return rows
@@ -60,10 +61,6 @@ def members(engine: Engine, count: int) -> list[Tensors]:
         }
         found.append({name: _varied(array, place, random) for name, array in shorter.items()})
     return found
-
-
-#: Limits for samples, which come from the owner and not from clients.
-UNBOUNDED = Limits(text_bytes=2**31, image_bytes=2**31, rows=2**31)
 
 
 def _is_free(spec: TensorSpec) -> bool:

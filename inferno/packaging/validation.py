@@ -15,7 +15,7 @@ import psutil
 from inferno.engine.engine import Engine
 from inferno.errors import ForwardFailed, InfernoError, InvalidInput, PackageError, Problem
 from inferno.packaging.samples import BadInput, bad_inputs, members
-from inferno.protocol.signature import Limits
+from inferno.protocol.limits import Limits
 from inferno.protocol.tensors import Array, Tensors
 from inferno.repository.package import Package
 from inferno.settings import Settings
@@ -368,8 +368,7 @@ def _measure(report: Report, engine: Engine) -> None:
 
 
 def _send_wrong_inputs(report: Report, engine: Engine, good: Tensors, settings: Settings) -> None:
-    sizes = settings.limits
-    limits = Limits(sizes.max_text_bytes, sizes.max_image_bytes, sizes.max_rows)
+    limits = Limits.of(settings.limits)
     before = _run(engine, [good])[0]
     for bad in bad_inputs(engine.package, good, limits):
         report.bad_inputs.append(_ask(engine, bad, limits))

@@ -75,15 +75,16 @@ class Detector:
           ValueError: an input is not a picture, or is too large.
         """
         [given] = inputs.values()
-        pictures = [images.decode(raw, self._parameters.max_pixels) for raw in given]
-        fitted, places = zip(*(self._fit(picture) for picture in pictures), strict=True)
+        # One by one: a picture of 50 megapixels takes 150 MB until it is scaled.
+        fitted, places = zip(*map(self._fit, given), strict=True)
         return {
             self._parameters.input: np.stack(fitted),
             "letterbox": np.array(places, np.float32),
         }
 
-    def _fit(self, picture: Image.Image) -> tuple[Array, tuple[int, int, int, int]]:
+    def _fit(self, raw: bytes) -> tuple[Array, tuple[int, int, int, int]]:
         """Return the model's input, and left, top, width and height of the picture in it."""
+        picture = images.decode(raw, self._parameters.max_pixels)
         scale = min(self._width / picture.width, self._height / picture.height)
         width, height = (max(1, round(n * scale)) for n in picture.size)
         left, top = (self._width - width) // 2, (self._height - height) // 2

@@ -19,6 +19,7 @@ from tokenizers import Encoding, Tokenizer
 from inferno.errors import PackageError
 from inferno.protocol.tensors import Tensors
 from inferno.runtimes.base import ModelContext, read_parameters
+from inferno.runtimes.texts import head
 
 Piece = Literal["input_ids", "attention_mask", "token_type_ids"]
 #: Attributes of the library's `Encoding`.
@@ -58,6 +59,8 @@ class WordPieces:
             raise PackageError(f"{file}: cannot be read as a tokenizer: {exc}") from exc
         if max_tokens is not None:
             self._tokenizer.enable_truncation(max_tokens)
+        #: Number of tokens that the model reads; None without a limit.
+        self._max_tokens: int | None = (self._tokenizer.truncation or {}).get("max_length")
         # Pad to the longest text of a task only; the file may ask for a fixed length.
         padding = self._tokenizer.padding or {}
         kept = ("direction", "pad_id", "pad_type_id", "pad_token")
@@ -65,6 +68,8 @@ class WordPieces:
 
     def encode(self, texts: list[str]) -> list[Encoding]:
         """Tokenise texts, padded to the longest one."""
+        if self._max_tokens is not None:
+            texts = [head(text, self._tokenizer, self._max_tokens) for text in texts]
         if len(texts) == 1:
             # Unlike `encode_batch_fast`, this keeps Python's lock. Most tasks have one text, and
             # the pass would have to get the lock back from other threads for each task of a batch.

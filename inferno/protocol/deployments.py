@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from inferno.errors import InvalidField
 from inferno.protocol.decoding import decode
+from inferno.protocol.limits import Limits
 
 Version = Annotated[int, Meta(ge=1, description="Version number.")]
 Share = Annotated[
@@ -51,31 +52,31 @@ class Activate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {self.version: 1.0} if self.version is not None else dict(self.weights or {})
 
 
-def parse_load(body: bytes) -> Load:
+def parse_load(body: bytes, limits: Limits) -> Load:
     """Read the body of a load.
 
     Raises:
       InvalidRequest: the body does not have the documented form; names the field.
     """
-    return decode(body, Load)
+    return decode(body, Load, limits)
 
 
-def parse_unload(body: bytes) -> Unload:
+def parse_unload(body: bytes, limits: Limits) -> Unload:
     """Read the body of an unload.
 
     Raises:
       InvalidRequest: the body does not have the documented form; names the field.
     """
-    return decode(body, Unload)
+    return decode(body, Unload, limits)
 
 
-def parse_activate(body: bytes) -> Activate:
+def parse_activate(body: bytes, limits: Limits) -> Activate:
     """Read the body of an activation.
 
     Raises:
       InvalidRequest: the body does not have the documented form; names the field.
     """
-    given = decode(body, Activate)
+    given = decode(body, Activate, limits)
     if (given.version is None) == (not given.weights):
         raise InvalidField("expected either a version or weights", "version")
     return given

@@ -2,7 +2,7 @@
 
 Python's `ipaddress.is_global` changes with its patch level, so the list is our own. It follows
 IANA's registries of special-purpose addresses (https://www.iana.org/assignments/
-iana-ipv4-special-registry and iana-ipv6-special-registry, as of 2025). It is stricter than they are:
+iana-ipv4-special-registry and iana-ipv6-special-registry, as of 2025). It is stricter:
 a block counts as not public even where some of its addresses are globally reachable, because no
 server of a client has an address there.
 """

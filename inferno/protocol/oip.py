@@ -19,6 +19,7 @@ import orjson
 from inferno.errors import InvalidField, InvalidRequest
 from inferno.protocol import tensors
 from inferno.protocol.decoding import decode
+from inferno.protocol.limits import Limits
 from inferno.protocol.requests import MAX_PRIORITY, InferRequest
 from inferno.protocol.signature import Signature
 
@@ -102,7 +103,7 @@ class Form:
 
 
 def parse_infer(
-    body: bytes, header_length: str | None, model: str, version: int | None
+    body: bytes, header_length: str | None, model: str, version: int | None, limits: Limits
 ) -> tuple[InferRequest, Form]:
     """Read an inference request.
 
@@ -111,13 +112,14 @@ def parse_infer(
       header_length: the `HEADER_LENGTH` header; None when the body is only JSON.
       model: name of the model in the path.
       version: model version in the path, if any.
+      limits: maximum sizes of the JSON.
     Returns:
       The request, and the form of its answer.
     Raises:
       InvalidRequest: the request does not follow the protocol; names the field.
     """
     size = _header_length(header_length, len(body))
-    given = decode(body[:size] if size < len(body) else body, InferenceRequest)
+    given = decode(body[:size] if size < len(body) else body, InferenceRequest, limits)
     if not given.inputs:
         raise InvalidField("expected at least one input", "inputs")
     inputs = _inputs(given.inputs, memoryview(body)[size:])

@@ -89,6 +89,9 @@ def _unpacked(packed: _Packed) -> Array:
     if packed.dtype in tensors.NUMERIC:
         dtype = tensors.NUMERIC[packed.dtype]
         return np.frombuffer(packed.data, dtype=dtype).reshape(packed.shape)
-    array = np.empty(math.prod(packed.shape), dtype=object)
+    kind = str if packed.dtype == "string" else bytes
+    if len(packed.data) != math.prod(packed.shape) or not {kind}.issuperset(map(type, packed.data)):
+        raise ValueError(f"expected {math.prod(packed.shape)} elements of {packed.dtype}")
+    array = np.empty(len(packed.data), dtype=object)
     array[:] = packed.data
     return array.reshape(packed.shape)

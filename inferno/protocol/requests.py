@@ -19,7 +19,8 @@ from msgspec import Meta
 
 from inferno.errors import InvalidField
 from inferno.protocol.decoding import convert_query, decode, explain
-from inferno.protocol.signature import Limits, Signature
+from inferno.protocol.limits import Limits
+from inferno.protocol.signature import Signature
 from inferno.protocol.tensors import MAX_DIMENSIONS, Binary, Tensors
 from inferno.protocol.webhooks import DEFAULT_EVENTS, MAX_URL, parse_address
 
@@ -78,7 +79,8 @@ UseCache = Annotated[
 class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One inference as a client requests it, not yet checked against the model's signature."""
 
-    #: Inputs by name, or one plain value for the input that can hold it.
+    #: Inputs by name, or one plain value for the input that can hold it; instances if
+    #: `by_instance`.
     inputs: Any
     model: str = ""
     version: int | None = None
@@ -113,12 +115,11 @@ class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         if self.outputs is not None:
             signature.check_outputs(self.outputs)
-        return signature.parse(self._named(signature), limits)
+        return signature.parse(self._named(signature, limits), limits)
 
-    def _named(self, signature: Signature) -> Mapping[str, Any]:
-        if isinstance(self.inputs, dict):
-            return self.inputs
-        return signature.assign(self.inputs, self.input_type)
+    def _named(self, signature: Signature, limits: Limits) -> Mapping[str, Any]:
+        inputs = _columns(self.inputs, limits) if self.by_instance else self.inputs
+        return inputs if isinstance(inputs, dict) else signature.assign(inputs, self.input_type)
 
 
 class SubmitBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -245,13 +246,16 @@ def is_binary(content_type: str | None) -> bool:
     return content_type is not None and _BINARY.match(content_type) is not None
 
 
-def parse_submit(body: bytes) -> InferRequest:
+def parse_submit(body: bytes, limits: Limits) -> InferRequest:
     """Read the body of a submit.
 
+    Args:
+      body: the bytes of the body.
+      limits: maximum sizes of its JSON.
     Raises:
       InvalidRequest: the body is not a JSON object of the documented form; names the field.
     """
-    return _unify(decode(body, SubmitBody))
+    return _unify(decode(body, SubmitBody, limits))
 
 
 def convert_submit(message: Mapping[str, Any]) -> InferRequest:
@@ -266,18 +270,22 @@ def convert_submit(message: Mapping[str, Any]) -> InferRequest:
         raise explain(exc, SubmitBody) from None
 
 
-def parse_predict(body: bytes, model: str) -> InferRequest:
-    """Read the body of a predict for the model that the path names.
+def parse_predict(body: bytes, model: str, limits: Limits) -> InferRequest:
+    """Read the body of a predict.
 
+    Args:
+      body: the bytes of the body.
+      model: name of the model in the path.
+      limits: maximum sizes of its JSON.
     Raises:
       InvalidRequest: the body is not a JSON object of the documented form; names the field.
     """
-    given = decode(body, PredictBody)
+    given = decode(body, PredictBody, limits)
     by_instance = given.instances is not msgspec.UNSET
     if by_instance == (given.inputs is not msgspec.UNSET):
         raise InvalidField("expected either inputs, by name, or instances, by row", "inputs")
     return InferRequest(
-        _columns(given.instances) if by_instance else given.inputs,
+        given.instances if by_instance else given.inputs,
         model,
         given.version,
         given.outputs,
@@ -292,8 +300,12 @@ def parse_predict(body: bytes, model: str) -> InferRequest:
     )
 
 
-def _columns(instances: Any) -> Any:
+def _columns(instances: Any, limits: Limits) -> Any:
     """Turn instances (rows) into inputs by name, or into one plain value (a list of rows)."""
+    if len(instances) > limits.rows:
+        raise InvalidField(
+            f"expected at most {limits.rows} rows, got {len(instances)}", "instances"
+        )
     rows = [_decoded(row) for row in instances]
     if not any(isinstance(row, dict) for row in rows):
         return rows

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from inferno.protocol.limits import Limits
 from inferno.protocol.requests import Predict
-from inferno.protocol.signature import BATCH, MAGIC, Limits, Signature, TensorSpec
+from inferno.protocol.signature import BATCH, MAGIC, Signature, TensorSpec
 from inferno.protocol.tasks import Answer, Predictions
 from inferno.protocol.tensors import ALIASES, NUMERIC
 

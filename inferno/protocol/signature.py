@@ -6,21 +6,26 @@ decodes the same inputs with the same code.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from inferno.errors import InvalidInput
-from inferno.protocol import tensors
+from inferno.protocol import packing, pictures, tensors
+from inferno.protocol.limits import Limits
 from inferno.protocol.tensors import Array, Tensors
 
 #: Name of the leading dimension, along which rows are batched.
 BATCH = "batch"
+
+#: Number of unknown names that an error shows.
+_SHOWN = 5
 
 #: First bytes of the accepted file formats, by declared content. Other bytes never reach a model's
 #: decoder. WebP, WAV and AVI all begin with RIFF and a length; MP3 with a tag or a frame.
@@ -38,18 +43,6 @@ MAGIC = {
         "MP3": re.compile(rb"ID3|\xff[\xe0-\xff]"),
     },
 }
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Largest sizes of inputs."""
-
-    #: Maximum size of one text, in bytes of UTF-8.
-    text_bytes: int
-    #: Maximum size of one decoded binary input, in bytes.
-    image_bytes: int
-    #: Maximum number of rows in one task.
-    rows: int
 
 
 class TensorSpec(BaseModel):
@@ -93,7 +86,8 @@ class TensorSpec(BaseModel):
         return bool(self.shape) and self.shape[0] == BATCH
 
     @cached_property
-    def _takes_texts(self) -> bool:
+    def takes_texts(self) -> bool:
+        """Whether it is one text for each row."""
         return self.dtype == "string" and self.shape == (BATCH,)
 
     def parse(self, value: Any, limits: Limits) -> Array:
@@ -105,39 +99,58 @@ class TensorSpec(BaseModel):
           InvalidInput: the value does not fit or exceeds a limit; names the field and what is
             expected.
         """
-        if self._takes_texts and (texts := _plain_texts(value, limits)):
-            array = np.empty(len(texts), dtype=object)
-            array[:] = texts
-            return array
+        if self.takes_texts and (texts := _plain_texts(value, limits)) is not None:
+            return texts
         field = f"inputs.{self.name}"
+
+        def check(shape: tuple[int, ...]) -> None:
+            self.check_shape(shape, limits)
+
         if isinstance(value, Mapping):
-            array = tensors.decode(value, self.dtype, field)
+            array = tensors.decode(value, self.dtype, field, check)
         elif isinstance(value, np.ndarray):
+            check(value.shape)
             array = tensors.of_dtype(value, self.dtype, field)
         elif isinstance(value, tensors.Raw):
-            array = tensors.from_raw(value, self.dtype, field)
+            array = tensors.from_raw(value, self.dtype, field, check)
         else:
             binary = isinstance(value, tensors.Binary)
             read = tensors.from_binary if binary else tensors.from_values
-            array = read(value, self.dtype, field)
-            if self.batched and array.ndim == len(self.shape) - 1:
-                array = array[np.newaxis]
-        self._check_shape(array, field)
+            array = read(value, self.dtype, field, lambda shape: check(self._with_batch(shape)))
+            array = array.reshape(self._with_batch(array.shape))
         self._check_content(array, limits, field)
         return array
 
-    def _check_shape(self, array: Array, field: str) -> None:
-        fits = array.ndim == len(self.shape) and all(
+    def _with_batch(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of a plain value with the batch dimension, which it may omit."""
+        omitted = self.batched and len(shape) == len(self.shape) - 1
+        return (1, *shape) if omitted else shape
+
+    def check_shape(self, shape: tuple[int, ...], limits: Limits) -> None:
+        """Check a shape against the declared one and the limits.
+
+        Raises:
+          InvalidInput: the shape is wrong or too large.
+        """
+        field = f"inputs.{self.name}"
+        fits = len(shape) == len(self.shape) and all(
             size == dim if isinstance(dim, int) else size > 0
-            for size, dim in zip(array.shape, self.shape, strict=True)
+            for size, dim in zip(shape, self.shape, strict=True)
         )
         if not fits:
             expected = f"[{', '.join(map(str, self.shape))}]"
-            raise InvalidInput(f"expected shape {expected}, got {list(array.shape)}", field)
+            raise InvalidInput(f"expected shape {expected}, got {list(shape)}", field)
+        if len(shape) > limits.rank:
+            raise InvalidInput(
+                f"expected at most {limits.rank} dimensions, got {len(shape)}", field
+            )
+        if self.batched and shape[0] > limits.rows:
+            raise InvalidInput(f"expected at most {limits.rows} rows, got {shape[0]}", field)
+        most = limits.elements if self.dtype in tensors.NUMERIC else limits.items
+        if (size := math.prod(shape)) > most:
+            raise InvalidInput(f"expected at most {most} elements, got {size}", field)
 
     def _check_content(self, array: Array, limits: Limits, field: str) -> None:
-        if self.batched and len(array) > limits.rows:
-            raise InvalidInput(f"expected at most {limits.rows} rows, got {len(array)}", field)
         if self.dtype == "string":
             for text in array.ravel():
                 _check_text(text, limits.text_bytes, field)
@@ -145,9 +158,34 @@ class TensorSpec(BaseModel):
             for raw in array.ravel():
                 _check_bytes(raw, limits.image_bytes, self.content, field)
 
+    def count_pixels(self, array: Array, limits: Limits) -> int:
+        """Return the pixels of all pictures in an array of this spec.
 
-def _plain_texts(value: Any, limits: Limits) -> list[str] | None:
-    """Return the texts if one quick check proves them valid; None if each must be checked.
+        Raises:
+          InvalidInput: a picture is damaged or has too many pixels.
+        """
+        if self.dtype != "bytes" or self.content not in (None, "image"):
+            return 0
+        field, total = f"inputs.{self.name}", 0
+        for raw in array.ravel():
+            try:
+                width, height = pictures.size(raw) or (0, 0)
+            except ValueError as exc:
+                if self.content is None:
+                    continue  # Bytes of another kind may begin like a picture.
+                raise InvalidInput(str(exc), field) from None
+            if width * height > limits.image_pixels:
+                raise InvalidInput(
+                    f"expected an image of at most {limits.image_pixels} pixels, got "
+                    f"{width}x{height}",
+                    field,
+                )
+            total += width * height
+        return total
+
+
+def _plain_texts(value: Any, limits: Limits) -> Array | None:
+    """Return an array of texts if one quick check proves them valid; None if each must be checked.
 
     Knows the usual forms: a text, a list of texts, and the tensor that `tasks.intake.submit`
     writes.
@@ -171,7 +209,12 @@ def _plain_texts(value: Any, limits: Limits) -> list[str] | None:
     except (TypeError, UnicodeEncodeError):
         return None
     sizes = [len(text) for text in texts]
-    return texts if min(sizes) and width * max(sizes) <= limits.text_bytes else None
+    small = width * max(sizes) <= limits.text_bytes and len(texts) <= limits.items
+    if not (min(sizes) and small and width * len(together) <= limits.input_bytes):
+        return None
+    array = np.empty(len(texts), dtype=object)
+    array[:] = texts
+    return array
 
 
 def _check_text(text: str, limit: int, field: str) -> None:
@@ -246,6 +289,12 @@ class Signature(BaseModel):
           InvalidInput: an input is wrong, missing or unknown; names the field and what is expected.
         """
         self._check_names(values)
+        if len(values) == 1:
+            [(only, value)] = values.items()
+            if self._inputs[only].takes_texts:
+                texts = _plain_texts(value, limits)
+                if texts is not None:
+                    return {only: texts}
         arrays: Tensors = {}
         bound: dict[str, tuple[int, str]] = {}
         for name, value in values.items():
@@ -260,7 +309,39 @@ class Signature(BaseModel):
                         raise InvalidInput(
                             f"{dim} is {size}, but {known} in {other}", f"inputs.{name}"
                         )
+        self._check_totals(arrays, limits)
         return arrays
+
+    def check_shapes(self, arrays: Tensors, limits: Limits) -> None:
+        """Check the names and shapes of inputs whose content is not known yet.
+
+        Raises:
+          InvalidInput: an input is missing or unknown, or its shape is wrong or too large.
+        """
+        self._check_names(arrays)
+        for name, array in arrays.items():
+            self._inputs[name].check_shape(array.shape, limits)
+
+    def _check_totals(self, arrays: Tensors, limits: Limits) -> None:
+        """Check what all inputs of a task have together."""
+        counts = {False: 0, True: 0}
+        for array in arrays.values():
+            counts[array.dtype.hasobject] += array.size
+        for given, most in ((counts[False], limits.elements), (counts[True], limits.items)):
+            if given > most:
+                raise InvalidInput(
+                    f"expected at most {most} elements in all, got {given}", "inputs"
+                )
+        if (size := packing.size(arrays)) > limits.input_bytes:
+            raise InvalidInput(
+                f"expected inputs of at most {limits.input_bytes} bytes, got {size}", "inputs"
+            )
+        pixels = sum(self._inputs[name].count_pixels(a, limits) for name, a in arrays.items())
+        if pixels > limits.total_pixels:
+            raise InvalidInput(
+                f"expected images of at most {limits.total_pixels} pixels in all, got {pixels}",
+                "inputs",
+            )
 
     @cached_property
     def _required(self) -> frozenset[str]:
@@ -278,7 +359,7 @@ class Signature(BaseModel):
                 names = ", ".join(sorted(missing))
                 raise InvalidInput(f"Missing required input(s): {names}. {expected}", "inputs")
             if unexpected:
-                names = ", ".join(sorted(map(str, unexpected)))
+                names = _some(unexpected)
                 raise InvalidInput(f"Unexpected input(s): {names}. {expected}", "inputs")
             raise InvalidInput(f"Expected at least one input. {expected}", "inputs")
         if self.one_of and len(values.keys() & set(self.one_of)) != 1:
@@ -315,13 +396,19 @@ class Signature(BaseModel):
           InvalidInput: the selection is empty, or names an unknown output.
         """
         declared = [spec.name for spec in self.outputs]
-        unknown = sorted(set(names) - set(declared))
+        unknown = set(names) - set(declared)
         if unknown or not names:
-            got = ", ".join(unknown) or "none"
+            got = _some(unknown) or "none"
             raise InvalidInput(
                 f"Invalid output selection: {got}. Declared outputs: {', '.join(declared)}",
                 "outputs",
             )
+
+
+def _some(names: Collection[Any]) -> str:
+    """List a few of the names that a client has made up; there may be very many."""
+    first = ", ".join(sorted(f"{name!s:.40}" for name in islice(names, _SHOWN)))
+    return first if len(names) <= _SHOWN else f"{first} and {len(names) - _SHOWN} more"
 
 
 def _can_hold(spec: TensorSpec, value: Any, kind: str | None) -> bool:

@@ -11,11 +11,10 @@ The web tier decodes when a task is submitted; the worker decodes inputs and enc
 from __future__ import annotations
 
 import base64
-import functools
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -83,8 +82,20 @@ DTYPES = (*NUMERIC, "string", "bytes")
 #: Maximum number of dimensions, in lists and shapes. numpy allows 64.
 MAX_DIMENSIONS = 32
 
-#: Python type of a tensor's elements in JSON, by the kind of the dtype. A float may be sent as `1`.
-_ELEMENTS: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
+#: Largest product of the sizes of a shape that are not zero. numpy counts bytes in 64 bits.
+_MAX_ELEMENTS = 2**48
+
+#: Python types of elements in JSON, by the kind of numpy's dtype. A float may be sent as `1`.
+_ELEMENTS: dict[str, frozenset[type]] = {
+    "b": frozenset({bool}), "i": frozenset({int}), "u": frozenset({int}),
+    "f": frozenset({int, float}), "O": frozenset({str}),
+}  # fmt: skip
+
+#: Members of an explicit tensor.
+_MEMBERS = frozenset({"dtype", "datatype", "shape", "data", "base64", "name", "parameters"})
+
+#: Raises InvalidInput for a shape that is wrong or too large.
+CheckShape = Callable[[tuple[int, ...]], None]
 
 
 def dtype_name(name: str) -> str | None:
@@ -93,74 +104,124 @@ def dtype_name(name: str) -> str | None:
     return name if name in DTYPES else ALIASES.get(name)
 
 
-def decode(value: Mapping[str, Any], dtype: str, field: str) -> Array:
+def decode(
+    value: Mapping[str, Any], dtype: str, field: str, check: CheckShape | None = None
+) -> Array:
     """Turn an explicit tensor of the wire into an array.
 
     Args:
       value: ``{"dtype", "shape", "data" | "base64"}``; `dtype` may be missing.
       dtype: the dtype that the model's signature declares; the tensor must have it.
       field: the tensor's place in the request, for errors.
+      check: refuses a shape, before any element is converted.
     Returns:
       An array with the declared dtype and the tensor's shape.
     Raises:
       InvalidInput: the tensor is wrong; names the field and what is expected.
     """
-    unknown = value.keys() - {"dtype", "datatype", "shape", "data", "base64", "name", "parameters"}
+    unknown = value.keys() - _MEMBERS
     if unknown:
         raise InvalidInput(
-            f"unknown member {sorted(unknown)[0]!r}; a tensor has dtype, shape, and data or base64",
+            f"unknown member {min(map(str, unknown))!r}; a tensor has dtype, shape, and data or "
+            "base64",
             field,
         )
     if ("data" in value) == ("base64" in value):
         raise InvalidInput("a tensor has either data or base64, not both", field)
     _check_dtype(value.get("dtype", value.get("datatype", dtype)), dtype, field)
+    shape = _shape(value["shape"], field) if "shape" in value else None
+    if shape is not None and check is not None:
+        check(shape)
     if "base64" in value:
-        if "shape" not in value:
+        if shape is None:
             raise InvalidInput("a base64 tensor needs its shape", field)
-        return _from_base64(value["base64"], dtype, _shape(value["shape"], field), field)
-    array = from_values(value["data"], dtype, field)
-    if "shape" not in value:
-        return array
-    shape = _shape(value["shape"], field)
-    if math.prod(shape) != array.size:
+        return _from_base64(value["base64"], dtype, shape, field)
+    if shape is None:
+        return from_values(value["data"], dtype, field, check)
+    elements, nested = _flattened(value["data"], dtype, field)
+    if _size(shape, field) != len(elements):
         raise InvalidInput(
-            f"shape {list(shape)} holds {math.prod(shape)} elements, but data has {array.size}",
+            f"shape {list(shape)} holds {_size(shape, field)} elements, but data has "
+            f"{len(elements)}",
             field,
         )
-    if array.size and array.ndim > 1 and array.shape != shape:
-        raise InvalidInput(
-            f"shape is {list(shape)}, but data is nested as {list(array.shape)}", field
-        )
-    return array.reshape(shape)
+    if elements and len(nested) > 1 and nested != shape:
+        raise InvalidInput(f"shape is {list(shape)}, but data is nested as {list(nested)}", field)
+    return _converted(elements, shape, dtype, field)
 
 
-def from_values(value: Any, dtype: str, field: str) -> Array:
+def from_values(value: Any, dtype: str, field: str, check: CheckShape | None = None) -> Array:
     """Turn a JSON scalar or (nested) list into an array.
 
+    Args:
+      value: the scalar or list.
+      dtype: the dtype of the array.
+      field: the tensor's place in the request, for errors.
+      check: refuses a shape, before any element is converted.
     Raises:
       InvalidInput: a value has the wrong type, is out of range or not finite, or lists are ragged.
     """
-    if dtype in ("string", "bytes"):
-        return _from_texts(value, dtype, field)
+    elements, shape = _flattened(value, dtype, field)
+    if check is not None:
+        check(shape)
+    return _converted(elements, shape, dtype, field)
+
+
+def _flattened(value: Any, dtype: str, field: str) -> tuple[list[Any], tuple[int, ...]]:
+    """Check that a value is an element or a (nested) list of elements.
+
+    numpy would accept "1", null and true as numbers, and pad texts to the longest.
+
+    Returns:
+      The elements in row-major order, and the shape.
+    """
+    shape: list[int] = []
+    level = [value]
+    while level and type(level[0]) is list:
+        if len(shape) == MAX_DIMENSIONS:
+            raise InvalidInput(f"lists are nested more than {MAX_DIMENSIONS} deep", field)
+        size = len(level[0])
+        if set(map(type, level)) != {list} or set(map(len, level)) != {size}:
+            raise _ragged(dtype, field)
+        shape.append(size)
+        level = list(chain.from_iterable(level))
+    allowed = _ELEMENTS[NUMERIC[dtype].kind if dtype in NUMERIC else "O"]
+    if not allowed.issuperset(map(type, level)):
+        raise _mistyped(level, shape, allowed, dtype, field)
+    return level, tuple(shape)
+
+
+def _converted(elements: list[Any], shape: tuple[int, ...], dtype: str, field: str) -> Array:
+    """Turn checked elements into an array."""
+    if dtype not in NUMERIC:
+        if dtype == "bytes":
+            elements = [decode_base64(_without_data_uri(text), field) for text in elements]
+        # np.array would inspect each text to see whether it is a sequence.
+        array = np.empty(len(elements), dtype=object)
+        array[:] = elements
+        return array.reshape(shape)
     target = NUMERIC[dtype]
-    # numpy would accept "1", null and true as numbers, and pad texts to the longest.
-    values, _ = _typed(value, _ELEMENTS[target.kind], dtype, field)
     try:
         with np.errstate(over="ignore"):
-            array = np.array(values, dtype=target)
+            array = np.array(elements, dtype=target).reshape(shape)
     except OverflowError:
+        if target.kind == "f":
+            raise _infinite(dtype, field) from None
         limits = np.iinfo(target)
         raise InvalidInput(
             f"expected {dtype} values from {limits.min} to {limits.max}", field
         ) from None
-    except ValueError:
-        raise _ragged(dtype, field) from None
     return _finite(array, dtype, field)
 
 
-def from_binary(value: Binary, dtype: str, field: str) -> Array:
+def from_binary(value: Binary, dtype: str, field: str, check: CheckShape | None = None) -> Array:
     """Turn a binary input into an array.
 
+    Args:
+      value: the input.
+      dtype: the dtype of the array.
+      field: the tensor's place in the request, for errors.
+      check: refuses a shape, before any element is converted.
     Returns:
       An array with the input's shape; without dimensions for one element of a `bytes` tensor.
     Raises:
@@ -178,29 +239,39 @@ def from_binary(value: Binary, dtype: str, field: str) -> Array:
         return array
     if value.shape is None:
         raise InvalidInput(f"a binary tensor of {dtype} needs its shape", field)
+    if check is not None:
+        check(value.shape)
     return _from_bytes(value.raw, dtype, value.shape, "the body", field)
 
 
-def from_raw(value: Raw, dtype: str, field: str) -> Array:
+def from_raw(value: Raw, dtype: str, field: str, check: CheckShape | None = None) -> Array:
     """Turn a tensor of the Open Inference Protocol's binary extension into an array.
 
     BF16, which numpy lacks, is widened for a model that takes float32.
 
+    Args:
+      value: the tensor.
+      dtype: the dtype of the array.
+      field: the tensor's place in the request, for errors.
+      check: refuses a shape, before any element is converted.
     Raises:
       InvalidInput: the bytes do not match the shape, or the datatype is not the declared one.
     """
     shape = _shape(value.shape, field)
+    if check is not None:
+        check(shape)
     if value.datatype == "BF16" and dtype == "float32":
         halves = _from_bytes(value.raw, "uint16", shape, "the binary data", field)
         return _finite((halves.astype("<u4") << 16).view("<f4"), dtype, field)
     _check_dtype(value.datatype, dtype, field)
     if dtype in NUMERIC:
         return _from_bytes(value.raw, dtype, shape, "the binary data", field)
-    elements = _unframed(value.raw, field)
-    if len(elements) != math.prod(shape):
+    size = _size(shape, field)
+    elements = _unframed(value.raw, size, field)
+    if len(elements) != size:
         raise InvalidInput(
-            f"shape {list(shape)} holds {math.prod(shape)} elements, but the binary data has "
-            f"{len(elements)}",
+            f"shape {list(shape)} holds {size} elements, but the binary data has "
+            f"{len(elements) if len(elements) < size else 'more'}",
             field,
         )
     array = np.empty(len(elements), dtype=object)
@@ -211,9 +282,11 @@ def from_raw(value: Raw, dtype: str, field: str) -> Array:
     return array.reshape(shape)
 
 
-def _unframed(raw: memoryview, field: str) -> list[bytes]:
-    elements, at, end = [], 0, len(raw)
-    while at < end:
+def _unframed(raw: memoryview, size: int, field: str) -> list[bytes]:
+    """Return the elements of a BYTES tensor; at most one more than its shape holds."""
+    elements: list[bytes] = []
+    at, end = 0, len(raw)
+    while at < end and len(elements) <= size:
         start = at + 4
         at = start + int.from_bytes(raw[at:start], "little")
         if start > end or at > end:
@@ -289,6 +362,18 @@ def _shape(value: Any, field: str) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _size(shape: tuple[int, ...], field: str) -> int:
+    """Return the number of elements of a shape.
+
+    Raises:
+      InvalidInput: numpy cannot represent the shape, although it has no elements.
+    """
+    size = math.prod(shape)
+    if not size and math.prod(filter(None, shape)) > _MAX_ELEMENTS:
+        raise InvalidInput(f"shape {list(shape)} is too large", field)
+    return size
+
+
 def _from_base64(text: Any, dtype: str, shape: tuple[int, ...], field: str) -> Array:
     if dtype in ("string", "bytes"):
         raise InvalidInput(
@@ -300,7 +385,7 @@ def _from_base64(text: Any, dtype: str, shape: tuple[int, ...], field: str) -> A
 def _from_bytes(
     raw: bytes | memoryview, dtype: str, shape: tuple[int, ...], holder: str, field: str
 ) -> Array:
-    expected = math.prod(shape) * NUMERIC[dtype].itemsize
+    expected = _size(shape, field) * NUMERIC[dtype].itemsize
     if len(raw) != expected:
         raise InvalidInput(
             f"shape {list(shape)} of {dtype} is {expected} bytes, but {holder} holds {len(raw)}",
@@ -328,55 +413,17 @@ def decode_base64(text: Any, field: str) -> bytes:
         ) from None
 
 
-def _from_texts(value: Any, dtype: str, field: str) -> Array:
-    values, depth = _typed(value, str, dtype, field)
-    if depth == 1:
-        # np.array would inspect each text to see whether it is a sequence.
-        array = np.empty(len(values), dtype=object)
-        array[:] = values
-    else:
-        array = np.array(values, dtype=object)
-    if array.ndim != depth:
-        raise _ragged(dtype, field)
-    if dtype == "bytes":
-        for index, text in np.ndenumerate(array):
-            array[index] = decode_base64(_without_data_uri(text), field)
-    return array
-
-
-def _typed(value: Any, element: type, dtype: str, field: str) -> tuple[Any, int]:
-    """Check that a value is an element or a (nested) list of elements.
-
-    Returns:
-      The value and its depth of nesting.
-    """
-    depth, level = 0, value
-    while isinstance(level, list):
-        depth += 1
-        level = level[0] if level else None
-    if depth > MAX_DIMENSIONS:
-        raise InvalidInput(f"lists are nested more than {MAX_DIMENSIONS} deep", field)
-    try:
-        return msgspec.convert(value, _nested(element, depth)), depth
-    except msgspec.ValidationError as exc:
-        raise _mistyped(str(exc), dtype, field) from None
-
-
-@functools.cache
-def _nested(element: Any, depth: int) -> Any:
-    return element if depth == 0 else list[_nested(element, depth - 1)]  # type: ignore[misc]
-
-
-def _mistyped(message: str, dtype: str, field: str) -> InvalidInput:
-    match = re.match(r"Expected `(\w+)`, got `(\w+)`(?: - at `\$(.*)`)?", message)
-    if match is None:
-        return InvalidInput(f"expected {dtype} values: {message}", field)
-    expected, got, place = match.groups()
-    if "array" in (expected, got):
+def _mistyped(
+    elements: list[Any], shape: Sequence[int], allowed: frozenset[type], dtype: str, field: str
+) -> InvalidInput:
+    """Describe the first element of a wrong type."""
+    at, wrong = next((n, one) for n, one in enumerate(elements) if type(one) not in allowed)
+    if shape and type(wrong) is list:
         return _ragged(dtype, field)
+    place = "".join(f"[{index}]" for index in np.unravel_index(at, shape)) if shape else ""
+    got = _KINDS.get(type(wrong), type(wrong).__name__)
     return InvalidInput(
-        f"expected {dtype} values, got {_KINDS.get(got, got)}" + (f" at {place}" if place else ""),
-        field,
+        f"expected {dtype} values, got {got}" + (f" at {place}" if place else ""), field
     )
 
 
@@ -395,14 +442,18 @@ def _without_data_uri(text: str) -> str:
 
 def _finite(array: Array, dtype: str, field: str) -> Array:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InvalidInput(
-            f"expected finite {dtype} values, got NaN, infinity or a number out of range", field
-        )
+        raise _infinite(dtype, field)
     return array
 
 
-#: JSON types as errors name them, by msgspec's names.
-_KINDS = {
-    "str": "text", "bool": "true or false", "object": "an object", "array": "a list",
-    "int": "an integer", "float": "a fraction", "null": "null",
+def _infinite(dtype: str, field: str) -> InvalidInput:
+    return InvalidInput(
+        f"expected finite {dtype} values, got NaN, infinity or a number out of range", field
+    )
+
+
+#: JSON types as errors name them.
+_KINDS: dict[type, str] = {
+    str: "text", bool: "true or false", dict: "an object", list: "a list",
+    int: "an integer", float: "a fraction", type(None): "null",
 }  # fmt: skip

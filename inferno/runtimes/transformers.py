@@ -31,6 +31,7 @@ from inferno.repository.package import Package
 from inferno.runtimes import images
 from inferno.runtimes.base import ModelContext
 from inferno.runtimes.modules import ModuleRunner
+from inferno.runtimes.texts import head
 
 #: Nothing is downloaded, and no code of the folder runs: pickles are read as weights only.
 _SAFELY = {"local_files_only": True, "trust_remote_code": False}
@@ -103,13 +104,23 @@ class TextPipeline(Pipeline):
     def preprocess(self, inputs: Tensors) -> Tensors:
         """Tokenise the rows of one task; int64 [rows, tokens of the longest row] each."""
         encoded = self.tokenizer(
-            *(inputs[name].tolist() for name in self.inputs),
+            *(self._heads(inputs[name].tolist()) for name in self.inputs),
             truncation=self.max_tokens is not None,
             max_length=self.max_tokens,
             padding=True,
             return_tensors="np",
         )
         return {name: np.asarray(encoded[name], np.int64) for name in self.padding}
+
+    def _heads(self, texts: list[str]) -> list[str]:
+        """Return as much of each text as the model can read."""
+        words = getattr(self.tokenizer, "backend_tokenizer", None)
+        # How a pair is cut off depends on which text is the longer one.
+        if words is None or self.max_tokens is None or len(self.inputs) > 1:
+            return texts
+        if self.tokenizer.truncation_side == "left":
+            return texts
+        return [head(text, words, self.max_tokens) for text in texts]
 
 
 class TextClassification(TextPipeline):
@@ -204,8 +215,13 @@ class ImageClassification(Pipeline):
         Raises:
           ValueError: an input is not a picture, or is too large.
         """
-        pictures = [images.decode(raw) for raw in inputs["image"]]
-        return {"pixel_values": self.images(images=pictures, return_tensors="np")["pixel_values"]}
+        scaled = [self._scaled(raw) for raw in inputs["image"]]
+        return {"pixel_values": np.concatenate(scaled)}
+
+    def _scaled(self, raw: bytes) -> Array:
+        """Decode and scale one picture, whose full size takes memory only meanwhile."""
+        found = self.images(images=[images.decode(raw)], return_tensors="np")
+        return np.asarray(found["pixel_values"])
 
     def postprocess(self, outputs: Tensors) -> Tensors:
         """Return the classes."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from inferno.client import Client, Request
 from inferno.engine.engine import Engine
-from inferno.protocol.signature import Limits
+from inferno.protocol.limits import Limits
 from inferno.repository.repository import Repository
 from inferno.settings import Settings
 from inferno.testing.processes import ROOT

@@ -18,8 +18,8 @@ from celery import Celery
 from celery.result import AsyncResult
 from flask.testing import FlaskClient
 
+from inferno.protocol.limits import UNLIMITED, Limits
 from inferno.protocol.requests import MAX_PRIORITY, parse_submit
-from inferno.protocol.signature import Limits
 from inferno.repository.repository import Repository as Packages
 from inferno.settings import Settings
 from inferno.testing.processes import wait_until, worker
@@ -277,7 +277,9 @@ def submit(submitter: Submitter, settings: Settings) -> Callable[[str, str], str
 
     def submit(model: str, text: str) -> str:
         package = Packages.read(settings.repository).model(model).package()
-        request = parse_submit(json.dumps({"model": model, "inputs": {"text": text}}).encode())
+        request = parse_submit(
+            json.dumps({"model": model, "inputs": {"text": text}}).encode(), UNLIMITED
+        )
         inputs = request.arrays(package.signature, Limits(1000, 1000, 1000))
         return submitter.submit(request, package, inputs).task_id
 

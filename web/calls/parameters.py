@@ -6,8 +6,7 @@ import functools
 from typing import Any, TypeVar
 
 import msgspec
-from flask import request
-from werkzeug.datastructures import MultiDict
+from flask import Flask, request
 
 from inferno.errors import InvalidRequest
 from inferno.protocol.decoding import explain
@@ -15,18 +14,17 @@ from inferno.protocol.decoding import explain
 T = TypeVar("T")
 
 
-def query() -> MultiDict[str, str]:
-    """Return the parameters of the current HTTP request.
+def register(app: Flask) -> None:
+    """Refuse URLs whose parameters cannot be read, before every view of an app."""
 
-    Raises:
-      InvalidRequest: the query has bytes that are neither UTF-8 nor encoded.
-    """
-    try:
-        return request.args
-    except UnicodeDecodeError:
-        raise InvalidRequest(
-            "expected a query in UTF-8, got raw bytes; encode them with %"
-        ) from None
+    @app.before_request
+    def check() -> None:
+        try:
+            request.query_string.decode()
+        except UnicodeDecodeError:
+            raise InvalidRequest(
+                "expected a query in UTF-8, got raw bytes; encode them with %"
+            ) from None
 
 
 def read(kind: type[T]) -> T:
@@ -37,12 +35,11 @@ def read(kind: type[T]) -> T:
     Args:
       kind: struct that names the parameters and their types.
     Raises:
-      InvalidRequest: a parameter does not match its type; names the parameter. Or the query is
-        not UTF-8.
+      InvalidRequest: a parameter does not match its type; names the parameter.
     """
     lists = _lists(kind)  # type: ignore[arg-type]
     given: dict[str, Any] = {}
-    for name, values in query().lists():
+    for name, values in request.args.lists():
         if name in lists:
             given[name] = [item for value in values for item in value.split(",")]
         else:

@@ -112,7 +112,11 @@ def run_infer(name: str, version: str | None = None) -> Response:
     here = services()
     body = compression.read_body(here.settings.limits.max_body_bytes)
     inference, form = oip.parse_infer(
-        body, request.headers.get(oip.HEADER_LENGTH), name, version_number(version)
+        body,
+        request.headers.get(oip.HEADER_LENGTH),
+        name,
+        version_number(version),
+        here.gateway.limits,
     )
     task, result = _run(inference, body)
     if result is None:
@@ -170,7 +174,7 @@ def generate_stream(name: str, version: str | None = None) -> Response:
 def _generate(name: str, version: str | None) -> dict[str, Any] | Accepted:
     here = services()
     body = compression.read_body(here.settings.limits.max_body_bytes)
-    given = decode(body, oip.GenerateRequest)
+    given = decode(body, oip.GenerateRequest, here.gateway.limits)
     _, package = find(here, name, version)
     if (texts := oip.texts_of(package.signature)) is None:
         raise InvalidRequest(f"{name} does not take one text and return one text; use /infer")

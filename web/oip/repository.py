@@ -70,8 +70,10 @@ _ROLLOUT_ERRORS = (
 def index() -> Response:
     """List every version of every model, and whether it is loaded."""
     body = request.get_data()
-    only_ready = decode(body, oip.IndexRequest).ready if body.strip() else False
-    entries = _ready(services()) if only_ready else _all(services())
+    here = services()
+    limits = here.gateway.limits
+    only_ready = decode(body, oip.IndexRequest, limits).ready if body.strip() else False
+    entries = _ready(here) if only_ready else _all(here)
     return Response(documents.encode(list(entries)), mimetype="application/json")
 
 
@@ -129,7 +131,8 @@ def unload(name: str) -> Response:
 
 def _parameters() -> dict[str, Any]:
     body = request.get_data()
-    return decode(body, oip.LoadRequest).parameters if body.strip() else {}
+    limits = services().gateway.limits
+    return decode(body, oip.LoadRequest, limits).parameters if body.strip() else {}
 
 
 def _requested_version(parameters: dict[str, Any], name: str) -> int | None:

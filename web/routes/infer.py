@@ -22,7 +22,7 @@ from inferno.protocol.tasks import Answer as PredictAnswer
 from inferno.protocol.tasks import Predictions
 from inferno.repository.package import Package
 from tasks.results.views import TaskView
-from web.calls import idempotency, parameters, run
+from web.calls import idempotency, run
 from web.calls.documents import ACCEPTED_HEADERS, AcceptedTask
 from web.calls.preference import PREFERENCE_APPLIED
 from web.openapi.describe import Success, describe
@@ -71,11 +71,11 @@ def infer() -> Response:
     # `get_json` would refuse JSON without its content type, which many clients leave out.
     body = request.get_data()
     if is_binary(request.content_type):
-        inference = parse_binary(body, parameters.query().to_dict())
+        inference = parse_binary(body, request.args.to_dict())
         family, members = _binary_family("infer"), _NO_MEMBERS
     else:
         _refuse_parameters(BinarySubmitQuery)
-        inference = parse_submit(body)
+        inference = parse_submit(body, gateway.limits)
         family, members = "infer", body
     call = run.read(inference, family, body, default_wait_s=0.0)
     return run.answer_submit(gateway, call, run.submit(gateway, call), members)
@@ -101,11 +101,11 @@ def predict(model: str) -> Response:
     here = services()
     body = request.get_data()
     if is_binary(request.content_type):
-        inference = parse_binary(body, parameters.query().to_dict(), model)
+        inference = parse_binary(body, request.args.to_dict(), model)
         family, members = _binary_family(f"predict {model}"), _NO_MEMBERS
     else:
         _refuse_parameters(BinaryPredictQuery)
-        inference = parse_predict(body, model)
+        inference = parse_predict(body, model, here.gateway.limits)
         family, members = f"predict {model}", body
     call = run.read(inference, family, body, here.settings.server.sync_wait_ms / 1000)
     return run.answer_predict(here.gateway, call, run.predict(here.gateway, call), members)
@@ -118,7 +118,7 @@ def _refuse_parameters(kind: type[BinaryPredictQuery]) -> None:
       InvalidField: such a parameter was given; names it.
     """
     for name in kind.__struct_fields__:
-        if name in parameters.query():
+        if name in request.args:
             raise InvalidField(f"expected {name} in the JSON body, not in the URL", name)
 
 

@@ -221,7 +221,7 @@ def activate(name: str) -> Response:
     """Load versions in every worker, then send them the requests without a version."""
     here = services()
     model = here.catalog.refresh().model(name)
-    body = parse_activate(request.get_data())
+    body = parse_activate(request.get_data(), services().gateway.limits)
     if isinstance(body.version, str):
         here.rollouts.load(model, None)
     else:
@@ -234,7 +234,7 @@ def activate(name: str) -> Response:
 def load() -> Response:
     """Load a version in every worker, then send it traffic unless the body says otherwise."""
     here = services()
-    body = parse_load(request.get_data())
+    body = parse_load(request.get_data(), services().gateway.limits)
     model = here.catalog.refresh().model(body.name)
     version = None if isinstance(body.version, str) else body.version
     version = here.rollouts.load(model, version, activate=body.activate)
@@ -249,7 +249,7 @@ def load() -> Response:
 def unload() -> Response:
     """Take one or all versions of a model out of service, and drop them in every worker."""
     here = services()
-    body = parse_unload(request.get_data())
+    body = parse_unload(request.get_data(), services().gateway.limits)
     here.rollouts.unload(here.catalog.refresh().model(body.name), body.version)
     model = here.catalog.refresh().model(body.name)
     return documents.respond(

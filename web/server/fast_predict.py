@@ -232,7 +232,7 @@ class FastPredict:
         try:
             self._admit(head.head)
             body = exchange.body()
-            inference = parse_predict(body, head.model)
+            inference = parse_predict(body, head.model, self._gateway.limits)
             call = run.Call(inference, self._preference, None, exchange.connection.sock)
             ran = run.predict(self._gateway, call)
         except Exception as exc:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from inferno.errors import BrokerUnavailable, InfernoError, InvalidField, InvalidRequest
+from inferno.protocol.decoding import decode
 from inferno.protocol.requests import convert_submit
 from inferno.protocol.tasks import TaskState
 from tasks.gateway import Gateway
@@ -79,7 +80,7 @@ class Conversation:
         """Do what a message asks for; a bad message is answered with an error."""
         reference = None
         try:
-            message = _decode(text)
+            message = decode(text, dict[str, Any], self._gateway.limits)
             reference = message.pop("id", None)
             kind = message.pop("type", None)
             handler = self._handlers.get(kind) if isinstance(kind, str) else None
@@ -290,15 +291,6 @@ def envelope(document: TaskView) -> bytes:
 def error_envelope(task_id: str, error: InfernoError) -> bytes:
     """Return the message of a task whose outcome cannot be shown."""
     return documents.encode({"type": "error", "task_id": task_id, "data": error.problem()})
-
-
-def _decode(text: str | bytes) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeError) as exc:
-        raise InvalidRequest(f"expected a JSON object: {exc}") from None
-    except RecursionError:
-        raise InvalidRequest("the message is nested too deeply") from None
 
 
 def _task_ids(message: dict[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from kombu.asynchronous.timer import Entry
 from inferno import names
 from inferno.batching.former import BatchFormer, Flush, FlushReason, WaitingTask, batch_key
 from inferno.errors import DeadlineExceeded, InfernoError, InvalidInput, TaskCancelled
+from inferno.protocol.limits import Limits
 from inferno.protocol.tasks import TaskState
 from inferno.repository.package import Package
 from inferno.repository.repository import Model
@@ -74,6 +75,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         executors: int,
         turns: Turns,
         former: BatchFormer[Member],
+        limits: Limits,
         settings: EventSettings,
     ) -> None:
         """Serve one model.
@@ -86,6 +88,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
           executors: forward passes at the same time.
           turns: order of the forward passes, shared with `execution`.
           former: decides which tasks leave together.
+          limits: largest sizes of inputs.
           settings: which events Celery is sent.
         """
         super().__init__()
@@ -97,6 +100,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
         self._executors = executors
         self._turns = turns
         self._former = former
+        self._limits = limits
         self._settings = settings
         self._events: Events = None  # type: ignore[assignment]
         #: Number of batches in threads.
@@ -213,7 +217,7 @@ class InferenceTask(Batches):  # type: ignore[misc]
             package = self._package(read_version(read_arguments(request)))
             if request.id in worker_state.revoked:
                 raise _revoked()
-            member = read_member(request, package, received_at, self._lanes)
+            member = read_member(request, package, received_at, self._lanes, self._limits)
         except InfernoError as error:
             self._refuse({read_stub(request, package, received_at, self._lanes): error})
             return

@@ -13,15 +13,12 @@ from celery.worker.request import Request
 from inferno.batching.former import FlushReason
 from inferno.engine.collation import count_rows
 from inferno.errors import InvalidInput, ModelNotFound
-from inferno.protocol.signature import Limits
+from inferno.protocol.limits import Limits
 from inferno.protocol.tensors import Tensors
 from inferno.protocol.webhooks import DEFAULT_EVENTS
 from inferno.repository.package import Package
 from tasks.broker.lanes import Held, Lanes
 from tasks.state import claims
-
-#: The web tier has already checked the sizes of inputs.
-UNBOUNDED = Limits(text_bytes=2**31, image_bytes=2**31, rows=2**31)
 
 #: What Celery itself would run after a task. Refused, because it would never run.
 _FOLLOWERS = ("callbacks", "errbacks", "chain", "chord")
@@ -109,9 +106,20 @@ def read_version(kwargs: dict[str, Any]) -> int | None:
     return version
 
 
-def read_member(request: Request, package: Package, received_at: float, lanes: Lanes) -> Member:
+def read_member(
+    request: Request, package: Package, received_at: float, lanes: Lanes, limits: Limits
+) -> Member:
     """Read a request as a member.
 
+    The web tier has checked the inputs of its tasks; those of other Celery clients are only checked
+    here.
+
+    Args:
+      request: the message, as Celery has read it.
+      package: version that answers.
+      received_at: arrival in this worker, in seconds since the epoch.
+      lanes: translate the broker's priorities.
+      limits: largest sizes of inputs.
     Raises:
       InfernoError: says what is wrong with the message.
     """
@@ -127,8 +135,9 @@ def read_member(request: Request, package: Package, received_at: float, lanes: L
         package.signature.check_outputs(outputs)
     if claimed:
         arrays = claims.stand_ins(kwargs[claims.ARGUMENT])
+        package.signature.check_shapes(arrays, limits)
     else:
-        arrays = package.signature.parse(inputs, UNBOUNDED)
+        arrays = package.signature.parse(inputs, limits)
     return Member(
         request=request,
         held=Held.of(request.message.delivery_info),

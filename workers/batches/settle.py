@@ -23,6 +23,7 @@ from inferno.errors import (
     WorkerLost,
 )
 from inferno.protocol import packing
+from inferno.protocol.limits import Limits
 from inferno.settings import Settings
 from tasks.broker.connection import UNAVAILABLE
 from tasks.broker.lanes import Lanes, TaskMessage
@@ -30,7 +31,7 @@ from tasks.state.commands import Command
 from tasks.state.transitions import Begun, Rider, Transitions, Verdict
 from tasks.transport.refusals import is_refusal
 from workers.batches.forward import Answer
-from workers.batches.member import UNBOUNDED, Batch, Member
+from workers.batches.member import Batch, Member
 from workers.batches.settlement import Settled, Settlement, Settlements, webhooks
 
 logger = logging.getLogger(__name__)
@@ -50,10 +51,11 @@ class Settler:
         Args:
           lanes: take further attempts and webhooks.
           transitions: write outcomes.
-          settings: limits of attempts and retries, and which payloads are kept.
+          settings: limits of inputs, attempts and retries, and which payloads are kept.
         """
         self._lanes = lanes
         self._transitions = transitions
+        self._limits = Limits.of(settings.limits)
         self._max_attempts = settings.tasks.max_attempts
         self._settlements = Settlements(lanes, transitions, settings)
         self._stopping = Event()
@@ -93,7 +95,9 @@ class Settler:
         errors: dict[Member, InfernoError] = {}
         for member in members:
             try:
-                ready.append(_redeemed(member, next(found)) if member.claimed else member)
+                if member.claimed:
+                    member = _redeemed(member, next(found), self._limits)
+                ready.append(member)
             except InfernoError as error:
                 logger.error("task %s: %s", member.request.id, error)
                 errors[member] = error
@@ -184,14 +188,14 @@ class Settler:
                 self._stopping.wait(self.RETRY_S)
 
 
-def _redeemed(member: Member, payload: bytes | None) -> Member:
+def _redeemed(member: Member, payload: bytes | None, limits: Limits) -> Member:
     if payload is None:
         raise InputsLost("its inputs were deleted before it could run")
     try:
         given = packing.unpack(payload)
     except (TypeError, ValueError) as exc:
         raise InvalidInput(f"its inputs cannot be read: {exc}", "inputs") from None
-    inputs = member.package.signature.parse(given, UNBOUNDED)
+    inputs = member.package.signature.parse(given, limits)
     return msgspec.structs.replace(member, inputs=inputs)
 
 

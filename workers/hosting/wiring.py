@@ -12,6 +12,7 @@ from inferno import names
 from inferno.batching.former import BatchFormer
 from inferno.engine.cores import Cores
 from inferno.errors import ConfigurationError, PackageError
+from inferno.protocol.limits import Limits
 from inferno.repository.repository import Repository
 from inferno.settings import Settings
 from tasks.broker.connection import connect
@@ -97,6 +98,7 @@ def _task(
         executors=hosted.executors,
         turns=turns,
         former=former,
+        limits=Limits.of(settings.limits),
         settings=settings.events,
     )
     hosted.reconciled = lambda: task.serve(hosted.model, hosted.max_batch_size)

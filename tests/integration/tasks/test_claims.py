@@ -16,8 +16,8 @@ from celery import Celery
 
 from inferno import names
 from inferno.errors import InputsLost, InvalidInput, PayloadGone, TaskNotFound, WorkerLost
+from inferno.protocol.limits import Limits
 from inferno.protocol.requests import InferRequest
-from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import TaskState
 from inferno.protocol.tensors import Binary
 from inferno.repository.repository import Repository as Packages
@@ -29,6 +29,7 @@ from tasks.state.outcomes import Outcome
 from tasks.state.records import Record, Records
 from tests.integration.conftest import occupied, send
 from tests.integration.tasks.test_control import LONG_PAUSE
+from tests.pictures import png_header
 
 LARGE = 100_000
 
@@ -159,9 +160,10 @@ def test_a_large_image_goes_through_the_platform(
         "outputs": DIGEST_SIGNATURE["outputs"][:1],
     }
     code = DIGEST.replace(', "sum": inputs["x"].sum(axis=1)', "")
-    pixel = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
+    header = png_header(3, 2)
+    pixel = base64.b64encode(header).decode()
     repository.add("image", code=code, signature=signature, warm_up={"inputs": {"image": pixel}})
-    body = b"\x89PNG\r\n\x1a\n" + bytes(600_000)
+    body = header + bytes(600_000)
     with start_worker("image"), web(env, tmp_path / "web.log") as address:
         url = f"http://{address}/v1/models/image:predict"
         binary = httpx.post(url, content=body, headers={"Content-Type": "image/png"}, timeout=30)

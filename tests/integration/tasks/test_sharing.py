@@ -16,8 +16,8 @@ import redis
 import websocket
 
 from inferno.client import Client
+from inferno.protocol.limits import UNLIMITED, Limits
 from inferno.protocol.requests import parse_predict
-from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import TaskState
 from inferno.repository.repository import Repository as Models
 from inferno.testing.processes import wait_until, web
@@ -171,7 +171,7 @@ def test_a_keyed_task_whose_answer_was_lost_is_over_when_it_is_asked_for_again(
         known(client, "again")
         predict(http, "again", "text")
     package = Models.read(settings.repository).model("again").package(1)
-    request = parse_predict(b'{"inputs": {"text": "text"}}', "again")
+    request = parse_predict(b'{"inputs": {"text": "text"}}', "again", UNLIMITED)
     inputs = request.arrays(package.signature, Limits(100, 100, 100))
     submitter = Submitter(celery, client, settings)
     accept, calls = submitter._transitions.accept, []

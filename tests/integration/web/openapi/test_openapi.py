@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jsonschema_rs
@@ -161,3 +162,25 @@ def test_page_loads_nothing_from_elsewhere(app):
     for file in [file for file in files if not file.startswith("#")]:
         with client.get(file) as answer:
             assert answer.status_code == 200, file
+
+
+def test_document_is_built_once_for_each_change_of_the_models(
+    redis_url, repository, tmp_path, monkeypatch
+):
+    root = tmp_path / "models"
+    shutil.copytree(repository, root)
+    settings = {"redis": {"url": redis_url}, "repository": {"root": root}}
+    client = create_app(Settings.model_validate(settings)).test_client()
+    built, build = [], openapi.document
+
+    def counted(*args):
+        built.append(args)
+        return build(*args)
+
+    monkeypatch.setattr(openapi, "document", counted)
+    answers = {client.get("/openapi.json").data for _ in range(3)}
+    assert (len(answers), len(built)) == (1, 1)
+    manifest = root / "digits" / "1" / "model.yaml"
+    manifest.write_text(manifest.read_text() + "description: Another text.\n")
+    assert "Another text." in client.get("/openapi.json").text
+    assert len(built) == 2

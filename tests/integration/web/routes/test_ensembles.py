@@ -10,8 +10,8 @@ import yaml
 from msgspec.structs import replace
 
 from inferno.names import stage_task_id
+from inferno.protocol.limits import Limits
 from inferno.protocol.requests import InferRequest
-from inferno.protocol.signature import Limits
 from inferno.protocol.tasks import TaskState
 from inferno.testing.processes import wait_until
 from tasks.intake.submit import Submission

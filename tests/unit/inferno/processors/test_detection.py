@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from inferno.errors import InvalidInput, PackageError
 from inferno.processors.yolo import suppress
 from inferno.protocol.tensors import Array, Tensors
 from inferno.repository.package import Package
+from inferno.runtimes import images
 from inferno.settings import BatchingSettings, InferenceSettings
 from tests.unit.inferno.artifacts import png, yolo_bytes
 
@@ -294,3 +296,21 @@ def test_detectors_in_torchscript_are_served(package: ReadPackage) -> None:
     answers = engine.forward(members)
     assert [answer["count"].tolist() for answer in answers] == [[1], [1], [0]]
     assert found(answers[1]) == [("dog", 0.6, [0.25, 0.375, 0.75, 0.625])]
+
+
+def test_pictures_of_a_task_are_decoded_one_by_one(
+    package: ReadPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = yolo(package)
+    decoded: list[weakref.ref[Image.Image]] = []
+    decode, alive = images.decode, []
+
+    def watched(raw: bytes, max_pixels: int) -> Image.Image:
+        picture = decode(raw, max_pixels)
+        decoded.append(weakref.ref(picture))
+        alive.append(sum(one() is not None for one in decoded))
+        return picture
+
+    monkeypatch.setattr(images, "decode", watched)
+    engine.prepare({"image": np.array([png(64, 32)] * 5, object)})
+    assert alive == [1] * 5

@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 
 from inferno.errors import InvalidField, InvalidRequest
 from inferno.protocol import oip, tensors
-from inferno.protocol.signature import Limits, Signature
+from inferno.protocol.limits import Limits
+from inferno.protocol.signature import Signature
 
 LIMITS = Limits(text_bytes=1000, image_bytes=1000, rows=100)
 
 
 def parse(inputs: list[dict[str, Any]], binary: bytes = b"", **members: Any) -> Any:
     head = json.dumps({"inputs": inputs, **members}).encode()
-    return oip.parse_infer(head + binary, str(len(head)), "m", None)
+    return oip.parse_infer(head + binary, str(len(head)), "m", None, LIMITS)
 
 
 X = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1.0]}

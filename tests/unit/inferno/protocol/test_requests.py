@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inferno.errors import InvalidField, InvalidInput, InvalidRequest
+from inferno.protocol.limits import Limits
 from inferno.protocol.requests import (
     InferRequest,
     convert_submit,
@@ -20,7 +21,7 @@ from inferno.protocol.requests import (
     parse_predict,
     parse_submit,
 )
-from inferno.protocol.signature import Limits, Signature
+from inferno.protocol.signature import Signature
 from inferno.protocol.tensors import Binary
 from tests.unit.inferno.strategies import json_values
 
@@ -28,12 +29,12 @@ LIMITS = Limits(text_bytes=100, image_bytes=100, rows=4)
 
 
 def submit(**body: Any) -> InferRequest:
-    return parse_submit(json.dumps(body).encode())
+    return parse_submit(json.dumps(body).encode(), LIMITS)
 
 
 def refusal(body: bytes) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as raised:
-        parse_submit(body)
+        parse_submit(body, LIMITS)
     return raised.value
 
 
@@ -86,7 +87,7 @@ def test_a_webhook_is_told_of_the_end_unless_the_body_says_otherwise(
     expected = InferRequest({"x": 1}, "m", webhook=body["webhook"], webhook_events=events)
     assert submit(**body) == convert_submit(body) == expected
     del body["model"]
-    assert parse_predict(json.dumps(body).encode(), "m") == expected
+    assert parse_predict(json.dumps(body).encode(), "m", LIMITS) == expected
 
 
 def test_without_a_webhook_there_are_no_events() -> None:
@@ -124,7 +125,7 @@ def test_a_wrong_webhook_names_the_field_and_the_expectation(
 ) -> None:
     for parse in (
         lambda: convert_submit(body | {"model": "m"}),
-        lambda: parse_predict(json.dumps(body).encode(), "m"),
+        lambda: parse_predict(json.dumps(body).encode(), "m", LIMITS),
     ):
         with pytest.raises(InvalidField) as raised:
             parse()
@@ -133,7 +134,9 @@ def test_a_wrong_webhook_names_the_field_and_the_expectation(
 
 
 def test_a_predict_takes_its_model_from_the_path() -> None:
-    request = parse_predict(b'{"inputs": {"x": {"dtype": "float32"}}, "timeout_ms": 5}', "m")
+    request = parse_predict(
+        b'{"inputs": {"x": {"dtype": "float32"}}, "timeout_ms": 5}', "m", LIMITS
+    )
     assert request == InferRequest({"x": {"dtype": "float32"}}, "m", timeout_ms=5.0)
 
 
@@ -211,7 +214,7 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes, detail: str) -> N
 
 def test_a_body_may_be_nested_and_is_refused_by_the_signature() -> None:
     # Given JSON that can just be read
-    request = parse_submit(b'{"model": "m", "inputs": ' + b"[" * 500 + b"]" * 500 + b"}")
+    request = parse_submit(b'{"model": "m", "inputs": ' + b"[" * 500 + b"]" * 500 + b"}", LIMITS)
     spec = {"name": "x", "dtype": "float32", "shape": ["batch", "n"]}
     signature = Signature.model_validate({"inputs": [spec], "outputs": [spec | {"name": "y"}]})
     # Then the model's signature says what is wrong with it
@@ -237,7 +240,7 @@ def test_long_nonsense_is_not_repeated_at_length() -> None:
 )
 def test_a_wrong_predict_names_the_field(body: bytes, field: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
-        parse_predict(body, "m")
+        parse_predict(body, "m", LIMITS)
     assert raised.value.field == field
 
 
@@ -275,9 +278,9 @@ bodies = messages.map(lambda body: json.dumps(body).encode())
 @example(b'{" - at `$": 1}')
 def test_any_body_is_a_request_or_refused(body: bytes) -> None:
     with suppress(InvalidRequest):
-        assert isinstance(parse_submit(body), InferRequest)
+        assert isinstance(parse_submit(body, LIMITS), InferRequest)
     with suppress(InvalidRequest):
-        assert isinstance(parse_predict(body, "m"), InferRequest)
+        assert isinstance(parse_predict(body, "m", LIMITS), InferRequest)
 
 
 @given(message=messages)

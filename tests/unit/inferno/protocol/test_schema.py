@@ -14,9 +14,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from inferno.errors import InvalidInput
+from inferno.protocol.limits import Limits
 from inferno.protocol.requests import parse_predict
 from inferno.protocol.schema import inputs_schema, request_schema, response_schema
-from inferno.protocol.signature import BATCH, Limits, Signature, TensorSpec
+from inferno.protocol.signature import BATCH, Signature, TensorSpec
 from inferno.protocol.tensors import DTYPES, NUMERIC, Tensors, encode
 
 LIMITS = Limits(text_bytes=20, image_bytes=50, rows=3)
@@ -266,7 +267,7 @@ def test_body_of_a_request_is_that_of_a_predict() -> None:
     schema = validator(request_schema(signature, LIMITS))
     for body in ({"inputs": {"x": "a"}}, {"inputs": {"x": "a"}, "outputs": ["y"], "priority": 9}):
         schema.validate(body)
-        wanted = parse_predict(msgspec.json.encode(body), "m")
+        wanted = parse_predict(msgspec.json.encode(body), "m", LIMITS)
         assert set(wanted.arrays(signature, LIMITS)) == {"x"}
     wrongs: list[dict[str, Any]] = [
         {"outputs": ["z"]}, {"outputs": []}, {"priority": 10}, {"codec": "xml"},

@@ -13,16 +13,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from inferno.errors import InvalidInput, RequestError
-from inferno.protocol.signature import Limits, Signature
+from inferno.protocol.limits import Limits
+from inferno.protocol.signature import Signature
 from inferno.protocol.tensors import Binary
 from tests.unit.inferno import strategies
 
 LIMITS = Limits(text_bytes=100, image_bytes=50, rows=4)
 
-PNG = b"\x89PNG\r\n\x1a\n...."
-JPEG = b"\xff\xd8\xff...."
-GIF = b"GIF89a"
-WEBP = b"RIFF\x24\0\0\0WEBPVP8 "
+#: Headers of pictures of 3x2 pixels, up to where the pixels begin.
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\3\0\0\0\2\x08\0\0\0\0....\0\0\0\1IDAT"
+JPEG = b"\xff\xd8\xff\xc0\0\x0b\x08\0\2\0\3\1\1\x11\0\xff\xda"
+GIF = b"GIF89a\3\0\2\0\0\0\0\x2c\0\0\0\0\3\0\2\0\0"
+WEBP = b"RIFF\x24\0\0\0WEBPVP8 \x10\0\0\0\0\0\0\x9d\1\x2a\3\0\2\0"
 WAV = b"RIFF\x24\0\0\0WAVEfmt "
 
 
@@ -185,7 +187,7 @@ def test_images_are_known_by_their_first_bytes(raw: bytes) -> None:
         ("", "expected base64 of at least one byte, got nothing"),
         (b64(b"<svg/>"), "expected an image (PNG, JPEG, GIF, WebP), got other bytes"),
         (b64(WAV), "expected an image (PNG, JPEG, GIF, WebP), got other bytes"),
-        (b64(PNG + b"." * 50), "expected at most 50 bytes, got 62"),
+        (b64(PNG + b"." * 50), "expected at most 50 bytes, got 91"),
         (b64(PNG)[:-1], "malformed base64"),
     ],
 )

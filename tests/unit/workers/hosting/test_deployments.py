@@ -11,6 +11,7 @@ import yaml
 from inferno.engine.cores import Cores
 from inferno.errors import InvalidRequest, ModelNotFound
 from inferno.protocol.deployments import parse_activate, parse_load, parse_unload
+from inferno.protocol.limits import UNLIMITED
 from inferno.repository.repository import Model, Repository
 from inferno.settings import RepositorySettings, Settings
 from tasks.state.deployments import Deployment
@@ -209,5 +210,5 @@ def test_what_was_not_used_for_longest_makes_room(model, monkeypatch):
 )
 def test_a_body_that_is_wrong_says_where(parse, body, field):
     with pytest.raises(InvalidRequest) as raised:
-        parse(body)
+        parse(body, UNLIMITED)
     assert raised.value.field == field
