@@ -191,3 +191,14 @@ class Records:
                 Record.read(task_id, fields) if fields else None
                 for task_id, fields in zip(task_ids, pipe.execute(), strict=True)
             ]
+
+    def result_bytes(self, task_ids: Sequence[str]) -> list[int]:
+        """Return the sizes of stored results, in bytes; 0 for a task without one.
+
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        with translated(), self._redis.pipeline(transaction=False) as pipe:
+            for task_id in task_ids:
+                pipe.strlen(names.result_key(task_id))
+            return cast(list[int], pipe.execute())
