@@ -13,6 +13,7 @@ from typing import Any
 import gevent
 
 from inferno.settings import load
+from web.server.memory import return_large_blocks
 
 _settings = load()
 
@@ -43,6 +44,7 @@ def post_worker_init(worker: Any) -> None:
     # take 50 ms, in which no request is answered.
     gc.collect()
     gc.freeze()
+    return_large_blocks()
 
     # WebSockets do not end by themselves.
     def stop(number: int, frame: Any) -> None:
