@@ -92,7 +92,8 @@ def _forget_the_rest(request: Request) -> None:
 
 
 def _mismatched(_: WebsocketMismatch) -> Response:
-    if request.headers.get("Upgrade", "").lower() == "websocket":
+    tokens = [token.strip() for token in request.headers.get("Connection", "").lower().split(",")]
+    if "upgrade" in tokens and request.headers.get("Upgrade", "").lower() == "websocket":
         return problem(InvalidRequest("the path is no WebSocket: expected no Upgrade header"))
     return _upgrade_required(
         UpgradeRequired("the path is a WebSocket: expected Connection: Upgrade, Upgrade: websocket")

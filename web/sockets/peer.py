@@ -200,6 +200,7 @@ class Peer:
                 self._wire.discard()
         self._ended.set()
         self._thread.join()
+        self._wire.discard()
         self._budget.leave(self._share)
 
     def _fits(self, size: int) -> bool:

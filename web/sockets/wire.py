@@ -7,6 +7,7 @@ too much fills its own buffers and not ours.
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import struct
 import time
@@ -81,7 +82,9 @@ class Wire:
         self._begun_at: float | None = None
         self._fragmented = False
         self._ping_due = time.monotonic() + limits.ping_interval_s
-        self._pinged_at = time.monotonic()
+        self._pinged_at = -math.inf
+        #: When the client last sent bytes, or took a part of a message: it cannot answer within.
+        self._alive_at = time.monotonic()
         #: The answer to the newest ping; older ones need none (RFC 6455, 5.5.3).
         self._pong: Event | None = None
         self._ping: Event | None = None
@@ -122,7 +125,8 @@ class Wire:
     def _parse(self) -> bytes | bytearray | None:
         """Handle the frames that have arrived, up to the end of a message."""
         for event in self._connection.events():
-            self._pace.take(self._heads.taken())
+            if self._pace.take(self._heads.taken()) and self.has_hung_up():
+                raise Closed  # Nobody waits for answers to the rest of what it sent.
             self._turn.take()
             if isinstance(event, Message):
                 message = self._joined(event)
@@ -163,9 +167,10 @@ class Wire:
     def _read(self, until: float) -> None:
         """Wait for bytes, and see that the client is there."""
         now, limits = time.monotonic(), self._limits
-        if now >= self._ping_due and self._share.progressed_at > self._pinged_at:
+        if now >= self._ping_due and self._alive_at > self._pinged_at:
             self._ping, self._pinged_at = Ping(), now
             self._ping_due = now + limits.ping_interval_s
+            return
         ends = [until, self._ping_due]
         if self._begun_at is not None:
             ends.append(self._begun_at + limits.message_timeout_s)
@@ -181,8 +186,9 @@ class Wire:
         if not data:
             raise Closed
         self._share.progress()
+        self._alive_at = time.monotonic()
         if self._begun_at is None:
-            self._begun_at = time.monotonic()
+            self._begun_at = self._alive_at
         try:
             self._connection.receive_data(data)
         except LocalProtocolError:
@@ -195,7 +201,7 @@ class Wire:
                 CloseReason.POLICY_VIOLATION,
                 f"a message was not complete after {limits.message_timeout_s:g} s",
             )
-        if now >= self._ping_due and self._share.progressed_at <= self._pinged_at:
+        if now >= self._ping_due and self._alive_at <= self._pinged_at:
             raise Violation(CloseReason.POLICY_VIOLATION, "no answer to a ping")
 
     # -- Write -------------------------------------------------------------------------------------
@@ -274,6 +280,8 @@ class Wire:
             self._sock.settimeout(self._limits.send_timeout_s)
             view = view[self._sock.send(view[:_CHUNK]) :]
             self._share.progress()
+            if view:
+                self._alive_at = time.monotonic()
 
 
 class _Heads(Extension):
@@ -323,17 +331,23 @@ class _Pace:
         self._tokens = rate
         self._filled_at = time.monotonic()
 
-    def take(self, count: int) -> None:
-        """Take tokens; where there are too few, sleep until there are enough."""
+    def take(self, count: int) -> bool:
+        """Take tokens; where there are too few, sleep until there are enough.
+
+        Returns:
+          whether it has slept.
+        """
         self._tokens -= count
         if self._tokens > 0:
-            return
+            return False
         now = time.monotonic()
         filled = self._tokens + (now - self._filled_at) * self._rate
         self._tokens, self._filled_at = min(filled, self._rate), now
         missing_s = -self._tokens / self._rate
-        if missing_s > _PAUSE_S:
-            time.sleep(missing_s)
+        if missing_s < _PAUSE_S:
+            return False
+        time.sleep(missing_s)
+        return True
 
 
 class _Turn:

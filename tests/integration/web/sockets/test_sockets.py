@@ -28,7 +28,7 @@ def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
         "max_queued_messages": getattr(request, "param", 5),
         "max_subscriptions": 10,
         "ping_interval_s": 2.0,
-        "send_timeout_s": 2.0,
+        "send_timeout_s": 6.0,
     }
     return settings.model_copy(update={"websocket": settings.websocket.model_copy(update=changes)})
 
