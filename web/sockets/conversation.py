@@ -416,7 +416,9 @@ def _reference(message: dict[str, Any]) -> Any:
     reference = message.pop("id", None)
     if reference is None or isinstance(reference, (bool, int, float)):
         return reference
-    size = len(msgspec.json.encode(reference))
+    # A long text is not written to find that it is too long.
+    long_text = isinstance(reference, str) and len(reference) > REFERENCE_BYTES
+    size = len(reference) if long_text else len(msgspec.json.encode(reference))
     if size > REFERENCE_BYTES:
         raise InvalidField(f"expected at most {REFERENCE_BYTES} bytes of JSON, got {size}", "id")
     return reference
