@@ -3,7 +3,8 @@
     InfernoError
     ├── RequestError             the client must change something
     │   ├── InvalidRequest       400  the body or a header is malformed
-    │   │   └── InvalidField     422  a field of the body is wrong, missing or unknown
+    │   │   ├── InvalidField     422  a field of the body is wrong, missing or unknown
+    │   │   └── UpgradeRequired  426  the path is a WebSocket
     │   ├── InvalidInput         422  an input does not match the model's signature
     │   ├── PayloadTooLarge      413  the body or one input exceeds its limit
     │   ├── ModelNotFound        404  no such model or version
@@ -130,6 +131,14 @@ class InvalidField(InvalidRequest):
     status = 422
     code = "invalid_field"
     title = "Invalid field"
+
+
+class UpgradeRequired(InvalidRequest):
+    """The path is a WebSocket, and the request asks for none or for another version of it."""
+
+    status = 426
+    code = "upgrade_required"
+    title = "Upgrade required"
 
 
 class InvalidInput(RequestError):

@@ -563,7 +563,33 @@ class WebsocketSettings(Group):
     """WebSocket connections."""
 
     ping_interval_s: float = Field(
-        default=25.0, gt=0, description="Time between two pings from the server, in seconds."
+        default=25.0,
+        gt=0,
+        description="Time between two pings from the server, in seconds. A client that has sent "
+        "nothing since the last one, and taken nothing, is closed.",
+    )
+    message_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="How long a client may take to send one message, in seconds.",
+    )
+    send_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="A client that takes none of the bytes sent to it for this long is cut off, in "
+        "seconds.",
+    )
+    max_message_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Maximum size of one message from a client, in bytes. Unset: "
+        "INFERNO_LIMITS__MAX_BODY_BYTES.",
+    )
+    messages_per_s: float = Field(
+        default=5000.0,
+        ge=1,
+        description="Number of messages that are read from one socket in a second; pings and "
+        "fragments count too. What comes faster is read later.",
     )
     max_queued_messages: int = Field(
         default=1000,
@@ -571,8 +597,29 @@ class WebsocketSettings(Group):
         description="Maximum number of messages waiting for a slow reader. At more, its socket is "
         "closed.",
     )
+    max_queued_bytes: int = Field(
+        default=16_000_000,
+        ge=1,
+        description="Maximum size of the messages waiting for a slow reader, in bytes, and of the "
+        "submits of one socket that are handled at the same time. One message always fits.",
+    )
+    max_held_bytes: int = Field(
+        default=128_000_000,
+        ge=1,
+        description="Maximum size of all messages that one web process holds for its sockets: "
+        "arriving, being handled or waiting to be sent, in bytes. At more, the socket that has "
+        "held most for longest is closed.",
+    )
     max_subscriptions: int = Field(
-        default=10_000, ge=1, description="Maximum number of tasks that one socket waits for."
+        default=10_000,
+        ge=1,
+        description="Maximum number of tasks that one socket waits for, or names in one message.",
+    )
+    max_per_address: int = Field(
+        default=2000,
+        ge=1,
+        description="Maximum number of sockets of one client address in each web process. Behind a "
+        "proxy, all clients have its address.",
     )
 
 

@@ -305,6 +305,20 @@ class Gateway:
             record, outcome = self.records.fetch(task_id)
         return record, outcome
 
+    def records_of(self, task_ids: Sequence[str]) -> list[Record | None]:
+        """Return the records of tasks in one round trip; None for a task without a record.
+
+        Late tasks are ended first, as by `fetch`.
+
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        found = self.records.records(task_ids)
+        late = [record for record in found if record is not None and is_late(record)]
+        for record in late:
+            self.control.expire(record)
+        return self.records.records(task_ids) if late else found
+
     def listeners(self, task_id: str) -> int:
         """Return how many processes listen to the channel of a task's result.
 

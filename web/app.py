@@ -14,6 +14,7 @@ from web.routes import cache, dead, health, infer, lanes, models, pages, referen
 from web.security import Admit
 from web.services import Services
 from web.sockets import routes as sockets
+from web.sockets.handshake import NoThread
 from web.sockets.peer import Peers
 
 #: The families of routes of our own API.
@@ -32,9 +33,6 @@ PREFIXES = ("", "/v1", "/api/v1")
 #: The Open Inference Protocol, under a prefix of its own.
 OIP = (oip_infer.blueprint, oip_models.blueprint, oip_repository.blueprint)
 
-#: Number of ping intervals after which a socket that takes no data is cut off.
-STALLED_PINGS = 2
-
 
 def create_app(settings: Settings | None = None, admit: Admit = security.admit) -> Flask:
     """Build the app.
@@ -48,16 +46,9 @@ def create_app(settings: Settings | None = None, admit: Admit = security.admit) 
     settings = settings or load()
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = settings.limits.max_body_bytes
-    app.config["SOCK_SERVER_OPTIONS"] = {
-        "ping_interval": settings.websocket.ping_interval_s,
-        "max_message_size": settings.limits.max_body_bytes,
-        "receive_bytes": 65_536,
-    }
+    app.config["SOCK_SERVER_OPTIONS"] = {"thread_class": NoThread}
     app.extensions["inferno"] = Services.build(settings)
-    app.extensions["peers"] = Peers(
-        settings.websocket.max_queued_messages,
-        STALLED_PINGS * settings.websocket.ping_interval_s,
-    )
+    app.extensions["peers"] = Peers(settings)
     app.extensions["prefixes"] = PREFIXES
     errors.register(app)
     security.register(app, admit)

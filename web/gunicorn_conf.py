@@ -48,7 +48,7 @@ def post_worker_init(worker: Any) -> None:
     # take 50 ms, in which no request is answered.
     gc.collect()
     gc.freeze()
-    memory.prepare()
+    memory.return_large_blocks()
 
     # WebSockets do not end by themselves.
     def stop(number: int, frame: Any) -> None:

@@ -44,7 +44,7 @@ def convert_query(query: Mapping[str, Any], kind: type[_T]) -> _T:
         raise explain(exc, kind) from None
 
 
-def decode(body: bytes | str, kind: type[_T], limits: Limits) -> _T:
+def decode(body: bytes | bytearray | str, kind: type[_T], limits: Limits) -> _T:
     """Read JSON that is an object.
 
     Args:
@@ -67,7 +67,7 @@ def decode(body: bytes | str, kind: type[_T], limits: Limits) -> _T:
         raise InvalidRequest("the body is nested too deeply") from None
 
 
-def _decode(body: bytes | str, kind: type[_T]) -> _T:
+def _decode(body: bytes | bytearray | str, kind: type[_T]) -> _T:
     if len(body) < _LARGE or not gc.isenabled():
         return msgspec.json.decode(body, type=kind)
     # Every new list counts towards the next collection, which would search all of them in vain:
@@ -79,7 +79,7 @@ def _decode(body: bytes | str, kind: type[_T]) -> _T:
         gc.enable()
 
 
-def _check_structure(body: bytes | str, limits: Limits) -> None:
+def _check_structure(body: bytes | bytearray | str, limits: Limits) -> None:
     """Refuse JSON whose decoding would take too much time or memory.
 
     Counting single bytes is hundreds of times as fast as decoding. The first counts include what is
@@ -109,7 +109,7 @@ def _check_structure(body: bytes | str, limits: Limits) -> None:
             raise InvalidRequest(f"expected JSON nested at most {limits.json_depth} deep")
 
 
-def _structure(body: bytes) -> bytes:
+def _structure(body: bytes | bytearray) -> bytes:
     """Return the brackets, commas and colons of JSON that are not in texts, in their order."""
     plain = body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
     marks = np.frombuffer(plain.translate(None, _CONTENT), np.uint8)

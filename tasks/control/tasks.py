@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -71,13 +72,33 @@ class Control:
           WrongState: the task is over.
           BrokerUnavailable: Redis does not answer.
         """
-        record = self._known(task_id)
+        (refused,) = self.cancel_all([task_id])
+        if refused is not None:
+            raise refused
+
+    def cancel_all(self, task_ids: Sequence[str]) -> list[TaskNotFound | WrongState | None]:
+        """Cancel tasks in a few round trips; see `cancel`.
+
+        Args:
+          task_ids: at most `CHUNK` different ids.
+        Returns:
+          for each why it was not cancelled, or None.
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        known = dict(zip(task_ids, self._records.records(task_ids), strict=True))
+        running = [
+            record
+            for record in known.values()
+            if record is not None and record.state is not TaskState.CANCELLED
+        ]
         error = TaskCancelled("the task was cancelled")
-        if record.state is TaskState.CANCELLED or self._end([self._target(record)], error):
-            return
-        state = self._known(task_id).state
-        if state is not TaskState.CANCELLED:
-            raise WrongState(f"the task is {state}; only a task that is not over can be cancelled")
+        ended = self._end([self._target(record) for record in running], error)
+        # The others ended by themselves, or another caller cancelled them meanwhile.
+        over = [record.task_id for record, done in zip(running, ended, strict=True) if not done]
+        known.update(zip(over, self._records.records(over), strict=True))
+        left = {*over, *(task_id for task_id, record in known.items() if record is None)}
+        return [_refusal(task_id, known[task_id]) if task_id in left else None for task_id in known]
 
     def expire(self, record: Record) -> bool:
         """End a task whose deadline has passed before a worker fetched it.
@@ -88,7 +109,7 @@ class Control:
           BrokerUnavailable: Redis does not answer.
         """
         late = DeadlineExceeded("no worker took the task within timeout_ms", "timeout_ms")
-        return bool(self._end([self._target(record)], late))
+        return all(self._end([self._target(record)], late))
 
     def purge(self, model: str, count: int | None) -> int:
         """Cancel every task that waits in a model's lane or for its next attempt.
@@ -122,7 +143,7 @@ class Control:
                 _Target(record or self._unrecorded(one, model), one)
                 for record, one in zip(known, part, strict=True)
             ]
-            ended += self._end(targets, error)
+            ended += sum(self._end(targets, error))
         return ended
 
     def _unrecorded(self, waiting: WaitingMessage, model: str) -> Record:
@@ -148,14 +169,8 @@ class Control:
                     return _Target(record, waiting)
         return _Target(record, WaitingMessage(record.task_id, record.location))
 
-    def _known(self, task_id: str) -> Record:
-        (record,) = self._records.records([task_id])
-        if record is None:
-            raise TaskNotFound(f"no task has the id {task_id!r}")
-        return record
-
-    def _end(self, targets: list[_Target], error: InfernoError) -> int:
-        """End those of the tasks that are not over with an error; return their number."""
+    def _end(self, targets: list[_Target], error: InfernoError) -> list[bool]:
+        """End those of the tasks that are not over with an error; return for each if it was."""
         state = TaskState.EXPIRED if isinstance(error, DeadlineExceeded) else TaskState.CANCELLED
         calls = [self._webhook(target.record) for target in targets]
         steps = [
@@ -173,7 +188,7 @@ class Control:
             for call, done in zip(calls, ended, strict=True):
                 if call is not None and done:
                     self.lanes.send(call)
-        return sum(ended)
+        return ended
 
     def _commands(
         self, target: _Target, state: TaskState, error: InfernoError, call: TaskMessage | None
@@ -208,6 +223,15 @@ class Control:
             record.version,
             time.time(),
         )
+
+
+def _refusal(task_id: str, record: Record | None) -> TaskNotFound | WrongState | None:
+    """Return why a task that was not cancelled now cannot be; None if it was cancelled before."""
+    if record is None:
+        return TaskNotFound(f"no task has the id {task_id!r}")
+    if record.state is TaskState.CANCELLED:
+        return None
+    return WrongState(f"the task is {record.state}; only a task that is not over can be cancelled")
 
 
 def _payload(text: bytes) -> bytes | None:

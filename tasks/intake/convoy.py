@@ -67,7 +67,11 @@ class Convoy(Generic[T, R]):
         if not call.over:
             self._lead()
         if call.error is not None:
-            raise call.error
+            try:
+                raise call.error
+            finally:
+                # The error now holds this frame.
+                del call
         return cast(R, call.answer)
 
     def _lead(self) -> None:
@@ -78,8 +82,11 @@ class Convoy(Generic[T, R]):
             for call, answer in zip(calls, answers, strict=True):
                 call.answer = answer
         except BaseException as exc:
+            # Its traceback would hold this frame, and so every item until a garbage collection.
+            error = exc.with_traceback(None)
             for call in calls:
-                call.error = exc
+                call.error = error
+            del error
         with self._lock:
             self._under_way = bool(self._waiting)
             if self._waiting:

@@ -274,7 +274,11 @@ class Submitter:
                 # Redis may have accepted it before the connection was lost. Repeating is harmless.
                 admitted = self._accept_again(arrival)
         if isinstance(admitted, Exception):
-            raise admitted
+            try:
+                raise admitted
+            finally:
+                # The error now holds this frame, and with it the inputs.
+                del admitted
         return self._accepted(message, arrival, admitted)
 
     def _arrival(

@@ -108,6 +108,8 @@ class Bridge:
     LINGER_S = 0.1
     #: Number of channels to leave at which the UNSUBSCRIBE is sent at once.
     LINGER_CHANNELS = 256
+    #: Number of stored results that are read at once.
+    FETCHED = 16
     #: Shortest and longest pause between attempts to connect, in seconds.
     BACKOFF_S = (0.05, 2.0)
 
@@ -339,8 +341,11 @@ class Bridge:
 
     def _fetch(self, channels: list[bytes]) -> None:
         task_ids = [channel.removeprefix(_CHANNEL_PREFIX).decode() for channel in channels]
-        for outcome in self._records.outcomes(task_ids).values():
-            self._deliver(outcome)
+        # Few at once: each result may have megabytes.
+        for start in range(0, len(task_ids), self.FETCHED):
+            some = task_ids[start : start + self.FETCHED]
+            for outcome in self._records.outcomes(some).values():
+                self._deliver(outcome)
 
     def _deliver(self, outcome: Outcome) -> None:
         channel = names.result_key(outcome.task_id).encode()

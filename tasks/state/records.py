@@ -206,6 +206,17 @@ class Records:
             found = list(zip(task_ids, pipe.execute(raise_on_error=False), strict=True))
         return [_readable(task_id, fields) for task_id, fields in found]
 
+    def result_bytes(self, task_ids: Sequence[str]) -> list[int]:
+        """Return the sizes of stored results, in bytes; 0 for a task without one.
+
+        Raises:
+          BrokerUnavailable: Redis does not answer.
+        """
+        with translated(), self._redis.pipeline(transaction=False) as pipe:
+            for task_id in task_ids:
+                pipe.strlen(names.result_key(task_id))
+            return cast(list[int], pipe.execute())
+
 
 def _readable(task_id: str, fields: Any) -> Record | None:
     """Return a record; None if there is none, or none that can be read."""

@@ -1,21 +1,26 @@
-"""Keeps a process small that has had large requests: glibc keeps the memory that was used."""
+"""Memory of a web process: what large requests took goes back to the system."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 
-#: `M_MMAP_THRESHOLD` of glibc's malloc.h.
+#: Size from which glibc maps a block by itself, and returns it as soon as it is freed; in bytes.
+MAPPED_BYTES = 262_144
+#: glibc's number of this parameter (`M_MMAP_THRESHOLD` in malloc.h).
 _MMAP_THRESHOLD = -3
-#: Buffers from this size on get pages of their own, which go back when the buffer is freed.
-LARGE_BYTES = 1_000_000
 
 
-def prepare() -> None:
-    """Let large buffers go back to the system at once. Other C libraries ignore it."""
-    setting = getattr(ctypes.CDLL(None), "mallopt", None)
-    if setting is not None:
-        setting(_MMAP_THRESHOLD, LARGE_BYTES)
+def return_large_blocks() -> None:
+    """Return large blocks to the system when they are freed.
+
+    By itself, glibc raises the size with each larger block that is freed, up to 32 MiB, and keeps
+    what is below it: a process would stay as large as its busiest moment was.
+    """
+    # Other C libraries have no such function.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def give_back() -> None:

@@ -20,10 +20,12 @@ from web.calls import documents
 from web.calls.parameters import read
 from web.calls.preference import Wait, granted_s
 from web.services import services
+from web.sockets import handshake
 from web.sockets.conversation import Arrival, Conversation, envelope, envelopes, error_envelope
 from web.sockets.peer import Peers
 
 blueprint = Blueprint("sockets", __name__)
+handshake.register(blueprint)
 
 #: Longest and default wait of `/ws/<task_id>`, in seconds.
 WAIT_S = 300.0
@@ -56,7 +58,8 @@ def one_task(ws: Server, task_id: str) -> None:
                 yield error_envelope(task_id, exc)
 
         def arrived(outcome: Outcome) -> None:
-            peer.push(write, Arrival.of(outcome))
+            arrival = Arrival.of(outcome)
+            peer.push(write, arrival, arrival.held, arrival.loaded)
             peer.close()
 
         subscription = gateway.bridge.subscribe(task_id, arrived)
@@ -73,9 +76,9 @@ def one_task(ws: Server, task_id: str) -> None:
 
 def many_tasks(ws: Server) -> None:
     """Hold a conversation about any number of tasks."""
-    here = services()
+    gateway = services().gateway
     with _peers().open(ws) as peer:
-        conversation = Conversation(here.gateway, peer, here.settings.websocket.max_subscriptions)
+        conversation = Conversation(gateway, peer)
         try:
             while True:
                 conversation.handle(peer.receive() or b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 from typing import Any
 
 import pytest
@@ -90,8 +91,12 @@ def test_a_task_that_is_run_again_is_checked_again(
         request, package, request.arrays(package.signature, UNLIMITED)
     ).task_id
     for _ in range(2):
-        wait_until(lambda task_id=task_id: records.fetch(task_id)[0].state is TaskState.FAILED)
+        wait_until(functools.partial(has_failed, records, task_id))
         _, outcome = records.fetch(task_id)
         assert "at most 20 elements" in outcome.error.detail
         task_id = replay.retry(task_id).task_id
     assert limited.poll() is None
+
+
+def has_failed(records: Any, task_id: str) -> bool:
+    return records.fetch(task_id)[0].state is TaskState.FAILED

@@ -50,7 +50,7 @@ def message(client: FlaskClient, model: str, inputs: Any) -> dict[str, Any]:
     """Submit in a conversation, as sockets have it."""
     said: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     gateway = client.application.extensions["inferno"].gateway
-    conversation = Conversation(gateway, cast(Peer, SimpleNamespace(put=said.put)), 10)
+    conversation = Conversation(gateway, cast(Peer, SimpleNamespace(put=said.put)))
     conversation.handle(_json({"type": "submit", "model": model, "inputs": inputs}))
     answer: dict[str, Any] = json.loads(said.get(timeout=10))
     assert answer["type"] == "error"

@@ -16,6 +16,7 @@ from inferno.errors import BrokerUnavailable, DeadlineExceeded, ForwardFailed
 from inferno.protocol.tasks import TaskState
 from inferno.settings import Settings
 from tasks.gateway import Gateway
+from web.sockets import conversation
 
 NATIVE = {"model": "sentiment", "inputs": {"text": "Good."}}
 
@@ -27,6 +28,7 @@ def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
         "max_queued_messages": getattr(request, "param", 5),
         "max_subscriptions": 10,
         "ping_interval_s": 2.0,
+        "send_timeout_s": 6.0,
     }
     return settings.model_copy(update={"websocket": settings.websocket.model_copy(update=changes)})
 
@@ -178,7 +180,7 @@ def test_flood_of_messages_is_read_as_it_is_handled(connect, app, monkeypatch, u
         go_on.wait(10)
         self._say(reference, {"type": "pong"})
 
-    monkeypatch.setattr("web.sockets.conversation.Conversation._ping", slow)
+    monkeypatch.setitem(conversation._HANDLERS, "ping", slow)
     ws = connect("/ws")
     for reference in range(200):
         say(ws, type="ping", id=reference)
@@ -441,7 +443,7 @@ def test_sockets_are_told_that_the_server_stops(app, connect):
 
 def test_plain_http_on_a_socket_s_path_is_a_problem(client):
     response = client.get("/ws")
-    assert response.status_code == 400
+    assert (response.status_code, response.headers["Upgrade"]) == (426, "websocket")
     assert response.mimetype == "application/problem+json"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -72,3 +74,26 @@ def test_what_fails_together_is_told_to_each_and_to_nobody_else(line):
             with pytest.raises(ValueError, match="too few"):
                 other.result(10)
         assert pool.submit(convoy.call, 5).result(10) == 10
+
+
+def test_items_of_a_convoy_that_fails_are_free_at_once():
+    class Item:
+        pass
+
+    def run(items):
+        raise ValueError("Redis is gone")
+
+    def call():
+        item = Item()
+        freed.append(weakref.ref(item))
+        with pytest.raises(ValueError, match="Redis is gone"):
+            convoy.call(item)
+
+    convoy = Convoy(run)
+    freed: list[weakref.ref[Item]] = []
+    gc.disable()
+    try:
+        call()
+        assert freed[0]() is None
+    finally:
+        gc.enable()
