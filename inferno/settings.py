@@ -40,11 +40,28 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
+def _from_commas(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
 class ServerSettings(Group):
     """The web tier."""
 
     host: str = Field(default="127.0.0.1", description="Address that the web tier listens on.")
     port: Port = Field(default=8000, description="Port that the web tier listens on.")
+    hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Names under which clients reach the web tier and Flower, separated by commas, "
+        "such as `inferno.example`. IP addresses, `localhost` and the address that a server "
+        "listens on need no entry. `*`: any name.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins of other sites whose pages may call the web tier from a browser, "
+        "separated by commas, such as `https://app.example`. `*`: every page.",
+    )
     processes: int = Field(
         default=2, ge=1, description="Number of web processes (gunicorn workers)."
     )
@@ -56,6 +73,29 @@ class ServerSettings(Group):
         ge=1,
         description="How long a synchronous call waits before it answers 202, in milliseconds.",
     )
+
+    @field_validator("hosts", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return _from_commas(value)
+
+    @field_validator("hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name != "*" and not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+                raise ValueError(f"expected names such as inferno.example, not {name!r}")
+        return tuple(map(str.lower, value))
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(
+                r"[A-Za-z][\w+.-]*://[^/\s?#]+", origin, re.ASCII
+            ):
+                raise ValueError(f"expected origins such as https://app.example, not {origin!r}")
+        return tuple(map(str.lower, value))
 
 
 class RedisSettings(Group):
@@ -245,10 +285,8 @@ class InferenceSettings(Group):
 
     @field_validator("onnx_providers", mode="before")
     @classmethod
-    def _from_commas(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        return tuple(name.strip() for name in value.split(",") if name.strip())
+    def _split(cls, value: object) -> object:
+        return _from_commas(value)
 
     @field_validator("cores", mode="before")
     @classmethod

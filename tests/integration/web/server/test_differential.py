@@ -359,6 +359,8 @@ def env(redis_url, repository):
         "INFERNO_REDIS__URL": redis_url,
         "INFERNO_REPOSITORY__ROOT": str(repository),
         "INFERNO_SERVER__SYNC_WAIT_MS": "2000",
+        # The name in these requests.
+        "INFERNO_SERVER__HOSTS": "here",
         "INFERNO_LIMITS__MAX_BODY_BYTES": "100000",
         "INFERNO_LIMITS__MAX_TEXT_BYTES": "50000",
         # The order of methods in `Allow` is that of a set.
