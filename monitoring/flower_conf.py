@@ -1,11 +1,15 @@
 """Flower's options, with values from Inferno's settings; the Procfile's `flower` line uses them."""
 
+from urllib.parse import urlsplit as _urlsplit
+
 import flower.views as _views
 
 from inferno import names as _names
 from inferno.errors import PackageError as _PackageError
+from inferno.protocol.browsers import BrowserRules as _BrowserRules
 from inferno.repository.repository import Repository as _Repository
 from inferno.settings import load as _load
+from monitoring.flower import guard as _guard
 from monitoring.flower.broker import Broker as _Broker
 
 _settings = _load()
@@ -19,3 +23,7 @@ try:
 except _PackageError:
     _Broker.lanes = []  # Without the repository, Flower shows the queues that workers report.
 _views.Broker = _Broker
+
+_guard.install(
+    _BrowserRules((address, _urlsplit(_settings.flower_url).hostname, *_settings.server.hosts))
+)
