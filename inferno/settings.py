@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -62,6 +63,15 @@ class ServerSettings(Group):
         description="Origins of other sites whose pages may call the web tier from a browser, "
         "separated by commas, such as `https://app.example`. `*`: every page.",
     )
+    certfile: Path | None = Field(
+        default=None,
+        description="File with the TLS certificate and its chain, in PEM. Unset: no TLS.",
+    )
+    keyfile: Path | None = Field(
+        default=None,
+        validate_default=True,
+        description="File with the key of the TLS certificate, in PEM.",
+    )
     processes: int = Field(
         default=2, ge=1, description="Number of web processes (gunicorn workers)."
     )
@@ -73,6 +83,13 @@ class ServerSettings(Group):
         ge=1,
         description="How long a synchronous call waits before it answers 202, in milliseconds.",
     )
+
+    @field_validator("keyfile")
+    @classmethod
+    def _check_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if (value is None) != (info.data.get("certfile") is None):
+            raise ValueError(f"expected {variable('server', 'certfile')} with it, or neither")
+        return value
 
     @field_validator("hosts", "cors_origins", mode="before")
     @classmethod
@@ -92,7 +109,7 @@ class ServerSettings(Group):
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for origin in value:
             if origin != "*" and not re.fullmatch(
-                r"[A-Za-z][\w+.-]*://[^/\s?#]+", origin, re.ASCII
+                r"[A-Za-z][\w+.-]*://[^/\s?#*@]+", origin, re.ASCII
             ):
                 raise ValueError(f"expected origins such as https://app.example, not {origin!r}")
         return tuple(map(str.lower, value))
@@ -646,6 +663,26 @@ def load() -> Settings:
     except SettingsError as exc:
         # A variable such as INFERNO_SERVER sets a whole group as JSON.
         raise ConfigurationError(f"a group of settings is not valid JSON: {exc}") from None
+
+
+def exposure(name: str, host: str, port: int) -> str | None:
+    """Return a warning if others than this machine can reach a server, which authenticates nobody.
+
+    Args:
+      name: name of the server, for people.
+      host: address that it listens on.
+      port: port that it listens on.
+    """
+    try:
+        local = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        local = False  # A name of this machine, or empty for every address.
+    if local:
+        return None
+    return (
+        f"{name} listens on {host or 'every address'}, port {port}, and authenticates nobody: "
+        "whoever reaches it controls the models and reads all tasks"
+    )
 
 
 def variable(group: str, field: str) -> str:

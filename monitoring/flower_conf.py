@@ -1,5 +1,6 @@
 """Flower's options, with values from Inferno's settings; the Procfile's `flower` line uses them."""
 
+import logging as _logging
 from urllib.parse import urlsplit as _urlsplit
 
 import flower.views as _views
@@ -8,6 +9,7 @@ from inferno import names as _names
 from inferno.errors import PackageError as _PackageError
 from inferno.protocol.browsers import BrowserRules as _BrowserRules
 from inferno.repository.repository import Repository as _Repository
+from inferno.settings import exposure as _exposure
 from inferno.settings import load as _load
 from monitoring.flower import guard as _guard
 from monitoring.flower.broker import Broker as _Broker
@@ -27,3 +29,6 @@ _views.Broker = _Broker
 _guard.install(
     _BrowserRules((address, _urlsplit(_settings.flower_url).hostname, *_settings.server.hosts))
 )
+
+if (_warning := _exposure("Flower", address, port)) is not None:
+    _logging.getLogger("flower").warning(_warning)

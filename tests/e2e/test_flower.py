@@ -152,6 +152,19 @@ def test_flower_shows_lanes_that_have_no_worker(tmp_path, redis_url, log):
         kombu.pools.reset()
 
 
+def test_flower_warns_when_others_can_reach_it(redis_url, log):
+    port = free_port()
+    env = {
+        "INFERNO_REDIS__URL": redis_url,
+        "INFERNO_FLOWER__HOST": "0.0.0.0",
+        "INFERNO_FLOWER__PORT": str(port),
+    }
+    command = ["celery", "-A", "tasks", "flower", "--conf=monitoring/flower_conf.py"]
+    with process([command_path(command[0]), *command[1:]], env, log):
+        wait_until(lambda: b"Visit me at" in log.read_bytes())
+    assert f"Flower listens on 0.0.0.0, port {port}" in log.read_text()
+
+
 def lengths(url: str) -> dict[str, int]:
     """Return what Flower's API says of queues."""
     queues = httpx.get(f"{url}/api/queues/length").json()["active_queues"]
