@@ -1,13 +1,16 @@
 """Which calls of browsers are answered, and which pages may make them.
 
 A browser calls whatever address a page names, and so reaches servers that only listen on this
-machine. Two headers, which pages cannot set, tell whose page makes a call:
+machine. Headers that pages cannot set tell whose page makes a call:
 
 - `Host` is the name by which the page knows the platform. Attackers can let names of their own
   resolve to this machine's address (DNS rebinding); their pages then have the platform's origin.
   So only the platform's own names are answered. IP addresses always are: nobody resolves them.
 - `Origin` is the site of the page. Browsers send it with each call that can change something, and
   with each WebSocket handshake. It has to be the platform's own, or one that is allowed.
+
+A third, `Sec-Fetch-Site`, also comes with pictures and scripts that a page includes. Their answers
+would be withheld from the page, so they are refused at once. Links to the platform work.
 
 Clients that are not browsers send no `Origin`. The type of a body decides nothing: `curl -d` sends
 JSON as the type of forms, and what a page may send without asking first depends on the browser.
@@ -25,6 +28,9 @@ from inferno.settings import variable
 
 #: Methods that change nothing. Browsers send some of them without an `Origin`.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+#: Values of `Sec-Fetch-Site` for pages of other origins.
+_FOREIGN = ("cross-site", "same-site")
 
 #: A name or an IPv4 address, or an IPv6 address in brackets; then perhaps a port.
 _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::\d*)?", re.ASCII)
@@ -55,7 +61,8 @@ class BrowserRules:
           headers: values by lower-case name.
         Raises:
           Misdirected: the call is for another host.
-          ForeignOrigin: a page of another site would change something, or open a WebSocket.
+          ForeignOrigin: a page of another site would change something, open a WebSocket or include
+            the answer.
         """
         host = headers.get("host")
         if host is not None and not self._knows(host):
@@ -63,7 +70,7 @@ class BrowserRules:
                 f"this server does not know itself as {host!r}; "
                 f"add the name to {variable('server', 'hosts')} if it is one of its own"
             )
-        if method not in SAFE_METHODS or "upgrade" in headers:
+        if method not in SAFE_METHODS or "upgrade" in headers or _includes(headers):
             self._check_page(headers, host)
 
     def allows(self, origin: str) -> bool:
@@ -78,8 +85,7 @@ class BrowserRules:
     def _check_page(self, headers: Mapping[str, str], host: str | None) -> None:
         origin = headers.get("origin")
         if origin is None:
-            # Browsers that send no `Origin` may say at least that the page is another's.
-            if headers.get("sec-fetch-site", "") not in ("cross-site", "same-site"):
+            if headers.get("sec-fetch-site") not in _FOREIGN:
                 return
             origin = "another site"
         elif self.allows(origin) or _site(origin) == (host or "").lower():
@@ -95,6 +101,11 @@ class BrowserRules:
             return False
         address, name = found.groups()
         return "*" in self._names or _is_address(address or name) or name.lower() in self._names
+
+
+def _includes(headers: Mapping[str, str]) -> bool:
+    """Return whether a page of another site asks, other than by leading to this one."""
+    return headers.get("sec-fetch-site") in _FOREIGN and headers.get("sec-fetch-mode") != "navigate"
 
 
 def _site(origin: str) -> str | None:

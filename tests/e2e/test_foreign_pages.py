@@ -249,6 +249,14 @@ def test_nothing_is_read(page: Page, platform: Platform, path: str) -> None:
     assert page.evaluate(READ, platform.url + path) == {}
 
 
+def test_included_address_is_not_even_looked_up(page: Page, platform: Platform) -> None:
+    # Asking for a model can load it, and asking for a task can wait.
+    seen = statuses(page)
+    page.evaluate(READ, platform.url + "/v1/models/digits")
+    wait_for_answers(page, seen, 5)
+    assert set(seen) == {403}
+
+
 @pytest.mark.parametrize("path", ["/", "/docs", "flower"])
 def test_no_page_is_framed(page: Page, platform: Platform, path: str) -> None:
     url = platform.flower_url if path == "flower" else platform.url + path

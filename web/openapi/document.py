@@ -19,7 +19,6 @@ from flask import Flask
 from werkzeug.routing import Rule
 
 from inferno.errors import ForeignOrigin, InfernoError, Misdirected, Problem, RequestInProgress
-from inferno.protocol.browsers import SAFE_METHODS
 from inferno.protocol.schema import schema_of
 from inferno.repository.package import Package
 from inferno.version import inferno_version
@@ -212,9 +211,7 @@ def _request_body(
 def _errors(route: Route) -> Iterator[type[InfernoError]]:
     """Yield the errors that a view declares, and those of calls that never reach it."""
     yield from OPERATIONS[route.view].errors
-    yield Misdirected
-    if route.method.upper() not in SAFE_METHODS:
-        yield ForeignOrigin
+    yield from (ForeignOrigin, Misdirected)
 
 
 def _responses(

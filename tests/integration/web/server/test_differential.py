@@ -530,3 +530,9 @@ def test_sockets_are_refused(guarded):
     refused = request + f"User-Agent: {REFUSED}\r\n\r\n".encode()
     for port in guarded:
         assert exchange(port, [refused]).startswith(b"HTTP/1.1 429 ")
+
+
+def test_foreign_hosts_are_refused_on_both_ways(ports):
+    short, flask = ask_both(ports, Case("foreign host", [ask(host="evil.example")]))
+    assert short == flask
+    assert short.startswith(b"HTTP/1.1 421 ")

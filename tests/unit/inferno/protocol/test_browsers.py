@@ -110,7 +110,7 @@ def test_foreign_pages_may_not(method: str, origin: str) -> None:
 
 
 @pytest.mark.parametrize("origin", FOREIGN)
-def test_foreign_pages_open_no_socket_but_may_ask(origin: str) -> None:
+def test_foreign_pages_open_no_socket(origin: str) -> None:
     with pytest.raises(ForeignOrigin):
         check("GET", host="localhost:8000", origin=origin, upgrade="websocket")
     check("GET", host="localhost:8000", origin=origin)
@@ -118,9 +118,32 @@ def test_foreign_pages_open_no_socket_but_may_ask(origin: str) -> None:
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_calls_without_origin_tell_of_foreign_pages_otherwise(site: str) -> None:
+    for mode in ("navigate", "no-cors", "cors"):
+        with pytest.raises(ForeignOrigin):
+            check(host="localhost", sec_fetch_site=site, sec_fetch_mode=mode)
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_foreign_pages_may_link_but_not_include(site: str) -> None:
+    check("GET", host="localhost", sec_fetch_site=site, sec_fetch_mode="navigate")
+    for mode in ("no-cors", "cors", "same-origin"):
+        with pytest.raises(ForeignOrigin):
+            check("GET", host="localhost", sec_fetch_site=site, sec_fetch_mode=mode)
+    check(
+        "GET",
+        host="localhost",
+        sec_fetch_site=site,
+        sec_fetch_mode="cors",
+        origin="https://app.example",
+    )
     with pytest.raises(ForeignOrigin):
-        check(host="localhost", sec_fetch_site=site)
-    check("GET", host="localhost", sec_fetch_site=site)
+        check(
+            "OPTIONS",
+            host="localhost",
+            sec_fetch_site=site,
+            sec_fetch_mode="cors",
+            origin="https://evil.example",
+        )
 
 
 @pytest.mark.parametrize("site", ["same-origin", "none"])
