@@ -6,6 +6,8 @@
     │   │   ├── InvalidField     422  a field of the body is wrong, missing or unknown
     │   │   └── UpgradeRequired  426  the path is a WebSocket
     │   ├── InvalidInput         422  an input does not match the model's signature
+    │   ├── ForeignOrigin        403  a page of another site made the call
+    │   ├── Misdirected          421  the platform does not know itself by this host name
     │   ├── PayloadTooLarge      413  the body or one input exceeds its limit
     │   ├── ModelNotFound        404  no such model or version
     │   ├── TaskNotFound         404  no such task
@@ -147,6 +149,22 @@ class InvalidInput(RequestError):
     status = 422
     code = "invalid_input"
     title = "Invalid input"
+
+
+class ForeignOrigin(RequestError):
+    """A page of another site made the call, and its origin is not allowed."""
+
+    status = 403
+    code = "foreign_origin"
+    title = "Foreign origin"
+
+
+class Misdirected(RequestError):
+    """The call names a host that is not one of the platform's names."""
+
+    status = 421
+    code = "misdirected"
+    title = "Misdirected request"
 
 
 class PayloadTooLarge(RequestError):

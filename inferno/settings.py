@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -40,11 +41,37 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
+def _from_commas(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
 class ServerSettings(Group):
     """The web tier."""
 
     host: str = Field(default="127.0.0.1", description="Address that the web tier listens on.")
     port: Port = Field(default=8000, description="Port that the web tier listens on.")
+    hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Names under which clients reach the web tier and Flower, separated by commas, "
+        "such as `inferno.example`. IP addresses, `localhost` and the address that a server "
+        "listens on need no entry. `*`: any name.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins of other sites whose pages may call the web tier from a browser, "
+        "separated by commas, such as `https://app.example`. `*`: every page.",
+    )
+    certfile: Path | None = Field(
+        default=None,
+        description="File with the TLS certificate and its chain, in PEM. Unset: no TLS.",
+    )
+    keyfile: Path | None = Field(
+        default=None,
+        validate_default=True,
+        description="File with the key of the TLS certificate, in PEM.",
+    )
     processes: int = Field(
         default=2, ge=1, description="Number of web processes (gunicorn workers)."
     )
@@ -92,6 +119,36 @@ class ServerSettings(Group):
         ge=1,
         description="How long a synchronous call waits before it answers 202, in milliseconds.",
     )
+
+    @field_validator("keyfile")
+    @classmethod
+    def _check_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if (value is None) != (info.data.get("certfile") is None):
+            raise ValueError(f"expected {variable('server', 'certfile')} with it, or neither")
+        return value
+
+    @field_validator("hosts", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return _from_commas(value)
+
+    @field_validator("hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name != "*" and not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+                raise ValueError(f"expected names such as inferno.example, not {name!r}")
+        return tuple(map(str.lower, value))
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(
+                r"[A-Za-z][\w+.-]*://[^/\s?#*@]+", origin, re.ASCII
+            ):
+                raise ValueError(f"expected origins such as https://app.example, not {origin!r}")
+        return tuple(map(str.lower, value))
 
 
 class RedisSettings(Group):
@@ -287,10 +344,8 @@ class InferenceSettings(Group):
 
     @field_validator("onnx_providers", mode="before")
     @classmethod
-    def _from_commas(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        return tuple(name.strip() for name in value.split(",") if name.strip())
+    def _split(cls, value: object) -> object:
+        return _from_commas(value)
 
     @field_validator("cores", mode="before")
     @classmethod
@@ -759,6 +814,26 @@ def load() -> Settings:
     except SettingsError as exc:
         # A variable such as INFERNO_SERVER sets a whole group as JSON.
         raise ConfigurationError(f"a group of settings is not valid JSON: {exc}") from None
+
+
+def exposure(name: str, host: str, port: int) -> str | None:
+    """Return a warning if others than this machine can reach a server, which authenticates nobody.
+
+    Args:
+      name: name of the server, for people.
+      host: address that it listens on.
+      port: port that it listens on.
+    """
+    try:
+        local = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        local = False  # A name of this machine, or empty for every address.
+    if local:
+        return None
+    return (
+        f"{name} listens on {host or 'every address'}, port {port}, and authenticates nobody: "
+        "whoever reaches it controls the models and reads all tasks"
+    )
 
 
 def variable(group: str, field: str) -> str:

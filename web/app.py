@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
+from inferno.protocol.browsers import BrowserRules
 from inferno.settings import Settings, load
 from web import security
 from web.calls import errors, parameters
@@ -34,12 +35,13 @@ PREFIXES = ("", "/v1", "/api/v1")
 OIP = (oip_infer.blueprint, oip_models.blueprint, oip_repository.blueprint)
 
 
-def create_app(settings: Settings | None = None, admit: Admit = security.admit) -> Flask:
+def create_app(settings: Settings | None = None, admit: Admit | None = None) -> Flask:
     """Build the app.
 
     Args:
       settings: the settings; by default from the environment.
-      admit: runs before each call, and raises an error to refuse it.
+      admit: runs before each call, and raises an error to refuse it; by default the rules for
+        browsers.
     Raises:
       ConfigurationError: a setting or the model repository is wrong.
     """
@@ -51,7 +53,9 @@ def create_app(settings: Settings | None = None, admit: Admit = security.admit) 
     app.extensions["peers"] = Peers(settings)
     app.extensions["prefixes"] = PREFIXES
     errors.register(app)
-    security.register(app, admit)
+    server = settings.server
+    rules = BrowserRules((server.host, *server.hosts), server.cors_origins)
+    security.register(app, admit or security.admission(rules), rules)
     parameters.register(app)
     app.register_blueprint(pages.blueprint)
     for prefix in PREFIXES:

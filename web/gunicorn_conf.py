@@ -13,13 +13,15 @@ from typing import Any
 import gevent
 
 from inferno import log_records
-from inferno.settings import load
+from inferno.settings import exposure, load
 from web.server import memory
 
 log_records.install()
 _settings = load()
 
 bind = f"{_settings.server.host}:{_settings.server.port}"
+certfile = _settings.server.certfile and str(_settings.server.certfile)
+keyfile = _settings.server.keyfile and str(_settings.server.keyfile)
 workers = _settings.server.processes
 worker_class = "web.server.worker.Worker"
 # The worker counts connections itself, so that a full process can replace slow ones.
@@ -39,6 +41,13 @@ forwarder_headers = ""
 accesslog = None
 # A control socket would be created in the user's home directory.
 control_socket_disable = True
+
+
+def on_starting(server: Any) -> None:
+    """Warn if others than this machine can reach the front end."""
+    warning = exposure("The front end", _settings.server.host, _settings.server.port)
+    if warning is not None:
+        server.log.warning(warning)
 
 
 def post_worker_init(worker: Any) -> None:

@@ -105,7 +105,9 @@ class Connection:
         """
         address = "ws" + self.url.removeprefix("http") + "/ws"
         with _translating(self.url):
-            return Socket(self.url, websocket.create_connection(address, timeout=SILENCE_S))
+            # `Origin` is for browsers; behind a proxy that renames hosts, it would look foreign.
+            socket = websocket.create_connection(address, timeout=SILENCE_S, suppress_origin=True)
+            return Socket(self.url, socket)
 
 
 class Socket:

@@ -11,12 +11,16 @@ from inferno.settings import RedisSettings, Settings, variable
 
 def local_url(settings: Settings) -> str:
     """Return the URL at which this machine reaches the platform of these settings."""
-    host = settings.server.host
+    server = settings.server
+    if server.certfile is not None and server.hosts[:1] not in ((), ("*",)):
+        # Certificates are for names.
+        return f"https://{server.hosts[0]}:{server.port}"
+    host = server.host
     if host in ("0.0.0.0", "::", ""):
         host = "127.0.0.1"
     if ":" in host:
         host = f"[{host}]"
-    return f"http://{host}:{settings.server.port}"
+    return f"{'http' if server.certfile is None else 'https'}://{host}:{server.port}"
 
 
 #: Default ports of brokers, by scheme.

@@ -22,7 +22,7 @@ from inferno.operate.addresses import local_url
 from inferno.operate.examples import example_call
 from inferno.operate.guard import Event, EventKind
 from inferno.repository.repository import Repository
-from inferno.settings import Settings
+from inferno.settings import Settings, exposure
 from inferno.version import inferno_version
 
 
@@ -162,6 +162,7 @@ class Screen:
             lines += [f"  Flower      {escape(self._settings.flower_url)}"]
         lines += [f"  Models      {escape(', '.join(ready) or 'none')}"]
         lines += [f"  Logs        {escape(str(logs))}"]
+        lines += [f"  [yellow]Warning     {escape(warning)}[/]" for warning in self._exposures()]
         for name, reason in self._broken.items():
             lines += [f"  [red]Not served  {escape(name)}: {escape(reason)}[/]"]
         for name in sorted(self._failed):
@@ -171,6 +172,13 @@ class Screen:
             lines += ["", "Try it:", "", f"  {escape(self._example(ready))}"]
         lines += ["", "Press Ctrl-C to stop."]
         self._console.print("\n".join(lines), soft_wrap=True)
+
+    def _exposures(self) -> Iterator[str]:
+        """Yield a warning for each server that others than this machine can reach."""
+        servers = [("The front end", self._settings.server.host, self._settings.server.port)]
+        if self._flower:
+            servers += [("Flower", self._settings.flower.host, self._settings.flower.port)]
+        yield from filter(None, (exposure(*server) for server in servers))
 
     def _example(self, ready: Sequence[str]) -> str:
         """Return a command that calls one of the ready models."""

@@ -18,7 +18,7 @@ import msgspec
 from flask import Flask
 from werkzeug.routing import Rule
 
-from inferno.errors import InfernoError, Problem, RequestInProgress
+from inferno.errors import ForeignOrigin, InfernoError, Misdirected, Problem, RequestInProgress
 from inferno.protocol.schema import schema_of
 from inferno.repository.package import Package
 from inferno.version import inferno_version
@@ -190,7 +190,7 @@ def _operation(
             ),
             *map(_header_parameter, declared.headers),
         ],
-        "responses": _responses(declared, schemas),
+        "responses": _responses(declared, _errors(route), schemas),
     }
     if declared.body is not None:
         operation["requestBody"] = _request_body(declared, schemas, models)
@@ -208,7 +208,15 @@ def _request_body(
     return {"required": True, "content": content}
 
 
-def _responses(declared: Operation, schemas: _Schemas) -> dict[str, Any]:
+def _errors(route: Route) -> Iterator[type[InfernoError]]:
+    """Yield the errors that a view declares, and those of calls that never reach it."""
+    yield from OPERATIONS[route.view].errors
+    yield from (ForeignOrigin, Misdirected)
+
+
+def _responses(
+    declared: Operation, errors: Iterable[type[InfernoError]], schemas: _Schemas
+) -> dict[str, Any]:
     responses = {}
     for status, answer in declared.answers.items():
         schema = {} if answer.kind is None else {"schema": schemas.of(answer.kind)}
@@ -218,10 +226,10 @@ def _responses(declared: Operation, schemas: _Schemas) -> dict[str, Any]:
             "content": {answer.media_type: schema} | {kind: _BYTES for kind in answer.binary},
         }
     problems: dict[int, list[type[InfernoError]]] = {}
-    for error in dict.fromkeys(declared.errors):
+    for error in dict.fromkeys(errors):
         problems.setdefault(declared.problems.status(error), []).append(error)
-    for status, errors in sorted(problems.items()):
-        response = _problem(declared, status, errors, schemas)
+    for status, shared in sorted(problems.items()):
+        response = _problem(declared, status, shared, schemas)
         if known := responses.get(str(status)):
             response["content"] |= known["content"]
             response["description"] = f"{known['description']}\n{response['description']}"

@@ -186,6 +186,25 @@ def test_what_up_writes_can_be_read_by_its_user_only(project: Project, up: Termi
     assert data.stat().st_mode & 0o077 == 0
 
 
+def test_servers_that_others_can_reach_are_warned_of(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.add_model("echo")
+    # The stand-ins listen on nothing else than before.
+    project.environment |= {"INFERNO_SERVER__HOST": "0.0.0.0", "INFERNO_FLOWER__HOST": "::"}
+    terminal = project.start("up")
+    terminal.wait_for("Press Ctrl-C to stop.")
+
+    assert f"Warning     The front end listens on 0.0.0.0, port {project.port}" in terminal.shown
+    assert "Warning     Flower listens on ::, port " in terminal.shown
+    assert terminal.shown.count("authenticates nobody") == 2
+    terminal.close()
+
+
+def test_servers_on_this_machine_are_not_warned_of(up: Terminal) -> None:
+    assert "Warning" not in up.shown
+
+
 def test_ctrl_c_stops_everything(project: Project, up: Terminal) -> None:
     up.type("\x03")
 

@@ -59,7 +59,7 @@ class Conformance:
                 self._validate(self._document["components"]["schemas"]["OipError"], body)
                 return
             # A WebSocket was expected there, or nothing is.
-            assert status in (400, 404, 405, 426), asked
+            assert status in (400, 403, 404, 405, 421, 426), asked
             assert media_type == "application/problem+json", asked
             self._validate(self._document["components"]["schemas"]["Problem"], body)
             return

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from inferno import settings
 from inferno.errors import ConfigurationError
-from inferno.settings import Settings, load, variable
+from inferno.settings import Settings, exposure, load, variable
 
 
 @pytest.fixture(autouse=True)
@@ -178,3 +178,48 @@ def test_a_secret_that_is_wrong_is_not_repeated(
         load()
     assert secret + "'" not in raised.value.detail
     assert "no-base64" not in raised.value.detail
+
+
+def test_names_and_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFERNO_SERVER__HOSTS", "Inferno.example, web")
+    monkeypatch.setenv("INFERNO_SERVER__CORS_ORIGINS", "https://App.example,http://localhost:3000")
+    server = load().server
+    assert server.hosts == ("inferno.example", "web")
+    assert server.cors_origins == ("https://app.example", "http://localhost:3000")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("HOSTS", "https://inferno.example"),
+        ("HOSTS", "inferno.example:443"),
+        ("HOSTS", "*.example"),
+        ("CORS_ORIGINS", "app.example"),
+        ("CORS_ORIGINS", "https://app.example/"),
+        ("CORS_ORIGINS", "null"),
+        ("CORS_ORIGINS", "https://*.example"),
+    ],
+)
+def test_names_and_origins_that_never_match_are_refused(
+    monkeypatch: pytest.MonkeyPatch, field: str, value: str
+) -> None:
+    monkeypatch.setenv(f"INFERNO_SERVER__{field}", value)
+    with pytest.raises(ConfigurationError, match=r"expected (names|origins) such as"):
+        load()
+
+
+@pytest.mark.parametrize("name", ["CERTFILE", "KEYFILE"])
+def test_a_certificate_needs_its_key(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"INFERNO_SERVER__{name}", "inferno.pem")
+    with pytest.raises(ConfigurationError, match="expected INFERNO_SERVER__CERTFILE"):
+        load()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_servers_on_this_machine_alone_are_not_exposed(host: str) -> None:
+    assert exposure("Flower", host, 5555) is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "gpu-box"])
+def test_all_other_servers_are_exposed(host: str) -> None:
+    assert "port 5555, and authenticates nobody" in (exposure("Flower", host, 5555) or "")

@@ -218,7 +218,7 @@ def _other(store, task_id):
 def test_answer_still_comes_to_who_stays(gunicorn, worker, store, records, until):
     sock = call(gunicorn, "/infer", NATIVE, Prefer="wait=30")
     # A second request on the same connection, before the first is answered.
-    sock.sendall(b"GET /health/live HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+    sock.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     task_id = until(lambda: submitted(store))
     # Someone else's disconnect takes at least one look at the callers.
     other = call(gunicorn, "/infer", NATIVE, Prefer="wait=30")

@@ -359,6 +359,8 @@ def env(redis_url, repository):
         "INFERNO_REDIS__URL": redis_url,
         "INFERNO_REPOSITORY__ROOT": str(repository),
         "INFERNO_SERVER__SYNC_WAIT_MS": "2000",
+        # The name in these requests.
+        "INFERNO_SERVER__HOSTS": "here",
         "INFERNO_LIMITS__MAX_BODY_BYTES": "100000",
         "INFERNO_LIMITS__MAX_TEXT_BYTES": "50000",
         # The order of methods in `Allow` is that of a set.
@@ -529,3 +531,9 @@ def test_sockets_are_refused(guarded):
     refused = request + f"User-Agent: {REFUSED}\r\n\r\n".encode()
     for port in guarded:
         assert exchange(port, [refused]).startswith(b"HTTP/1.1 429 ")
+
+
+def test_foreign_hosts_are_refused_on_both_ways(ports):
+    short, flask = ask_both(ports, Case("foreign host", [ask(host="evil.example")]))
+    assert short == flask
+    assert short.startswith(b"HTTP/1.1 421 ")

@@ -42,6 +42,8 @@ def environment(redis_url, repository):
         "INFERNO_REDIS__URL": redis_url,
         "INFERNO_REPOSITORY__ROOT": str(repository),
         "INFERNO_SERVER__PROCESSES": "1",
+        # The names in requests of these tests.
+        "INFERNO_SERVER__HOSTS": "here,a,b",
     }
 
 
