@@ -23,7 +23,7 @@ class Broker(broker.Broker):  # type: ignore[misc]
 
     def __new__(cls, broker_url: str, *args: Any, **kwargs: Any) -> Any:
         """Return a client for the scheme of a URL."""
-        if urlsplit(broker_url).scheme.endswith("-streams"):
+        if "-streams" in urlsplit(broker_url).scheme:
             return Lanes(broker_url, kwargs.get("broker_options") or {}, cls.lanes)
         return super().__new__(cls, broker_url, *args, **kwargs)
 

@@ -19,7 +19,17 @@ MODELS = ("digits", "echo", "embed", "insight", "mock", "sentiment")
 #: What celeryconfig.py fills from the settings; an option would override it.
 SET_BY_CELERYCONFIG = {"-P", "--pool", "-c", "--concurrency", "--prefetch-multiplier"}
 #: Settings of an embedded server that a container decides for itself.
-OF_ONE_MACHINE = {"bind", "port", "protected-mode", "daemonize", "dir"}
+OF_ONE_MACHINE = {
+    "bind",
+    "port",
+    "unixsocket",
+    "unixsocketperm",
+    "user",
+    "protected-mode",
+    "daemonize",
+    "dir",
+    "maxmemory",
+}
 
 
 @pytest.fixture(scope="module")

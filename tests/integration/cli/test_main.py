@@ -172,7 +172,7 @@ def test_up_shows_what_is_ready_and_how_to_use_it(project: Project, up: Terminal
     assert f"Front page  {url}\r\n" in up.shown
     assert "Models      echo\r\n" in up.shown
     assert f"curl {url}/v1/models/echo:predict -d '{{" in up.shown
-    assert (project.root / "echo.up").read_text().startswith("redis://127.0.0.1:")
+    assert (project.root / "echo.up").read_text().startswith("unix:///")
 
 
 def test_ctrl_c_stops_everything(project: Project, up: Terminal) -> None:

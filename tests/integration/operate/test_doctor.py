@@ -16,10 +16,11 @@ import pytest
 from inferno.errors import ConfigurationError
 from inferno.operate import doctor
 from inferno.operate.doctor import Finding
-from inferno.operate.embedded_redis import find_program, prepare
+from inferno.operate.embedded_redis import prepare
 from inferno.operate.ports import free_port
+from inferno.operate.redis_program import find_program
 from inferno.operate.redis_status import RedisStatus, ask
-from inferno.settings import Settings
+from inferno.settings import RedisSettings, Settings
 from inferno.testing.processes import process, wait_until
 
 Start = Callable[..., str]
@@ -225,7 +226,7 @@ def test_what_is_no_redis_is_said() -> None:
 
 
 def test_running_embedded_server_is_examined(tmp_path: Path) -> None:
-    embedded = prepare(tmp_path, appendfsync="always")
+    embedded = prepare(tmp_path, RedisSettings(fsync="always"))
     with process([str(embedded.program.path), str(embedded.config_path)], {}, Path("/dev/null")):
         assert embedded.wait_until_ready(lambda: True)
         findings = examine(None, data=tmp_path)
