@@ -131,13 +131,17 @@ class RedisSettings(Group):
         return str(self.listen or "127.0.0.1"), self.port or 6379
 
     @property
-    def is_exposed(self) -> bool:
-        """Whether Redis is on another machine and the URL has neither TLS nor a password."""
+    def risk(self) -> str | None:
+        """What to warn of if Redis is on another machine without a password and without TLS."""
         parts = urlsplit(self.url or "")
-        if parts.scheme != "redis" or parts.password:
-            return False
         host = parts.hostname or "localhost"
-        return not (host in ("localhost", "::1") or host.startswith("127."))
+        is_local = host in ("localhost", "::1") or host.startswith("127.")
+        if parts.scheme != "redis" or parts.password or is_local:
+            return None
+        return (
+            f"{variable('redis', 'url')} names another machine, and neither a password nor TLS: "
+            "whoever reaches that Redis controls the platform"
+        )
 
 
 class BrokerSettings(Group):
@@ -645,7 +649,10 @@ class Settings(BaseSettings):
     def broker_url(self) -> str:
         """URL of Celery's broker."""
         # redis:// becomes redis-streams://, and rediss:// (with TLS) rediss-streams://.
-        return self.broker.url or _celery_url(self.redis_url, "-streams")
+        if self.broker.url is None:
+            return _celery_url(self.redis_url, "-streams")
+        is_redis = self.broker.scheme in ("rediss", "unix")
+        return _celery_url(self.broker.url) if is_redis else self.broker.url
 
     @property
     def backend_url(self) -> str:

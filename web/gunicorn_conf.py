@@ -36,6 +36,12 @@ accesslog = None
 control_socket_disable = True
 
 
+def on_starting(server: Any) -> None:
+    """Warn of a Redis that everybody may use."""
+    if _settings.redis.risk is not None:
+        server.log.warning(_settings.redis.risk)
+
+
 def post_worker_init(worker: Any) -> None:
     """Prepare the memory of a new process, and how it stops."""
     peers = worker.wsgi.extensions["peers"]

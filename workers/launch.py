@@ -91,6 +91,8 @@ def configure(sender: Worker, **_: Any) -> None:
     queues = list(app.amqp.queues.consume_from)
     try:
         settings = load()
+        if settings.redis.risk is not None:
+            logger.warning(settings.redis.risk)
         # Before any thread starts: threads inherit the cores.
         cores = Cores(settings.inference.cores)
         cores.leave()

@@ -20,7 +20,7 @@ def local_url(settings: Settings) -> str:
 
 
 #: Default ports of brokers, by scheme.
-_BROKER_PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379, "redis+socket": 0}
+_BROKER_PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379, "unix": 0}
 
 
 def reach_redis(settings: RedisSettings) -> str:
@@ -50,7 +50,7 @@ def reach_broker(settings: Settings) -> str | None:
 
 def _reach(url: str, default_port: int, timeout_s: float, name: str) -> str:
     parts = urlsplit(url)
-    if "unix" in parts.scheme or "socket" in parts.scheme:
+    if parts.scheme == "unix":
         return _reach_socket(unquote(parts.path), timeout_s, name)
     try:
         address = (parts.hostname or "127.0.0.1", parts.port or default_port)

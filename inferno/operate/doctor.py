@@ -89,6 +89,8 @@ def _check_redis(settings: Settings) -> Iterator[Finding]:
             yield Finding("failure", "Redis", str(exc))
             return
         yield Finding("ok", "Redis", f"{program}, {program.path}, started by `inferno up`")
+    if settings.redis.risk is not None:
+        yield Finding("warning", "Redis", settings.redis.risk)
     url = settings.redis.url or running_url(settings.data.dir)
     if url is None:
         return

@@ -120,6 +120,18 @@ def test_failed_snapshot_is_a_failure(start: Start, tmp_path: Path) -> None:
     assert found(examine(url), "the last snapshot failed").state == "failure"
 
 
+@pytest.mark.parametrize(("url", "count"), [("redis://10.0.0.1", 1), ("rediss://10.0.0.1", 0)])
+def test_redis_that_everybody_may_use_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, url: str, count: int
+) -> None:
+    status = RedisStatus("10.0.0.1:6379", {"redis_version": "7.0.15", "aof_enabled": "1"}, {})
+    monkeypatch.setattr(doctor, "ask", lambda url, timeout_s: status)
+
+    risks = [finding for finding in examine(url) if "neither a password" in finding.detail]
+
+    assert [finding.state for finding in risks] == ["warning"] * count
+
+
 @pytest.mark.parametrize("version", ["6.0.16", "5.0.7"])
 def test_old_version_is_a_failure(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     old = RedisStatus("10.0.0.1:6379", {"redis_version": version, "aof_enabled": "1"}, {})
