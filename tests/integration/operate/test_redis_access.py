@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import DEVNULL
 
 import psutil
 import pytest
@@ -22,6 +24,7 @@ from inferno.operate.ports import free_port
 from inferno.operate.redis_status import connect
 from inferno.operate.supervisor import Supervisor
 from inferno.settings import RedisSettings
+from inferno.testing.processes import ROOT, wait_until
 from tests.outsider import as_nobody, needs_root
 
 OWN_BIN = str(Path(sys.prefix, "bin"))
@@ -64,7 +67,7 @@ DANGEROUS = (
 @contextmanager
 def running(server: EmbeddedRedis) -> Iterator[subprocess.Popen[bytes]]:
     command = [server.program.path, server.config_path]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=DEVNULL) as process:
         try:
             assert server.wait_until_ready(lambda: process.poll() is None)
             yield process
@@ -108,6 +111,27 @@ def test_dangerous_commands_are_refused_to_everyone(tmp_path: Path) -> None:
     # Redis 7 refuses DEBUG and MODULE by itself, and 6.2 has no functions.
     reasons = ("no permissions", "not allowed", "unknown command")
     assert [c for c, reason in refused.items() if not any(r in reason for r in reasons)] == []
+
+
+@pytest.mark.usefixtures("any_program")
+def test_documented_users_are_understood_by_every_server(tmp_path: Path) -> None:
+    server = prepare(tmp_path)
+    with server.config_path.open("a") as config:
+        config.write(f"aclfile {ROOT / 'deploy' / 'redis-users.acl'}\n")
+    text = re.sub("^user .*\n", "", server.config_path.read_text(), flags=re.MULTILINE)
+    server.config_path.write_text(text)
+
+    with subprocess.Popen([server.program.path, server.config_path], stdout=DEVNULL) as process:
+        wait_until(lambda: server.socket_path.exists() or process.poll() is not None)
+        try:
+            assert process.poll() is None
+            url = f"unix://webhooks:CHANGE-webhooks@{server.socket_path}"
+            with connect(url, timeout_s=5) as client:
+                assert client.get("inferno:task:1") is None
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    client.get("inferno:workers")
+        finally:
+            process.terminate()
 
 
 @pytest.mark.usefixtures("any_program")
