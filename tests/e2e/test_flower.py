@@ -47,6 +47,7 @@ def test_flower_lists_the_members_of_batches(platform):
 
 def test_flower_shows_the_exact_backlog_of_lanes(platform):
     settings = Settings(redis={"url": platform.redis_url})
+    register()
     with connect(settings) as redis, Client(platform.url) as web:
         lanes = Lanes(Celery(broker=settings.broker_url), redis, settings)
         lanes.pause("echo")
