@@ -1,50 +1,42 @@
-"""Whether a command may have reached Redis."""
+"""How the errors of Redis are translated."""
 
 from __future__ import annotations
-
-import socket
-from pathlib import Path
-from threading import Thread
 
 import pytest
 import redis
 
-from inferno.settings import Settings
-from tasks.broker.connection import connect, never_sent
+from inferno.errors import BrokerUnavailable
+from tasks.broker.connection import translated
 
 
-def failure(url: str) -> Exception:
-    """Return the error of a command."""
-    with connect(Settings(redis={"url": url})) as client, pytest.raises(redis.RedisError) as raised:
-        client.get("key")
-    return raised.value
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis.ConnectionError("Connection refused"),
+        redis.TimeoutError("Timeout reading from socket"),
+        redis.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+        redis.ReadOnlyError("You can't write against a read only replica."),
+        redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
+        redis.ResponseError("NOREPLICAS Not enough good replicas to write."),
+        # Redis 6.2, from inside a script.
+        redis.ResponseError(
+            "Error running script (call to f_2f1c): @user_script:9: @user_script: 9: "
+            "-OOM command not allowed when used memory > 'maxmemory'."
+        ),
+    ],
+)
+def test_redis_that_takes_nothing_is_unavailable(error):
+    with pytest.raises(BrokerUnavailable), translated():
+        raise error
 
 
-def test_nothing_is_sent_to_a_server_that_is_not_there(tmp_path: Path) -> None:
-    abandoned = tmp_path / "abandoned.sock"
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(abandoned))
-
-    assert never_sent(failure(f"unix://{tmp_path}/missing.sock"))
-    assert never_sent(failure(f"unix://{abandoned}"))
-    assert never_sent(failure("redis://127.0.0.1:1/0"))
-
-
-def test_a_command_may_have_been_done_when_its_connection_ends(tmp_path: Path) -> None:
-    path = tmp_path / "redis.sock"
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-        server.listen()
-
-        def hang_up() -> None:
-            connection, _ = server.accept()
-            # First the connection is given its name.
-            connection.recv(1000)
-            connection.close()
-
-        thread = Thread(target=hang_up)
-        thread.start()
-        error = failure(f"unix://{path}")
-        thread.join()
-
-    assert not never_sent(error)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "WRONGTYPE Operation against a key holding the wrong kind of value",
+        "BUSYGROUP Consumer Group name already exists",
+    ],
+)
+def test_other_errors_are_not_translated(text):
+    with pytest.raises(redis.ResponseError, match=text), translated():
+        raise redis.ResponseError(text)
