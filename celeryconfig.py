@@ -7,10 +7,11 @@ _settings = _load()
 
 # Broker and results.
 broker_url = _settings.broker_url
-result_backend = _settings.redis_url
+result_backend = _settings.backend_url
 result_expires = _settings.tasks.result_ttl_s
 redis_socket_connect_timeout = _settings.redis.connect_timeout_s
-redis_socket_keepalive = True
+# Celery passes it on to Unix sockets, which have no such option.
+redis_socket_keepalive = not _settings.redis_url.startswith("unix:")
 broker_connection_retry_on_startup = True
 broker_connection_timeout = _settings.redis.connect_timeout_s
 broker_pool_limit = 64

@@ -17,7 +17,7 @@ import psutil
 
 from bench import environments
 from inferno.errors import ConfigurationError
-from inferno.operate.embedded_redis import find_program
+from inferno.operate.redis_program import find_program
 
 #: Version of the file's format.
 SCHEMA = 1

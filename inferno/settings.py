@@ -13,12 +13,14 @@ import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pydantic import (
     AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
+    IPvAnyAddress,
     NonNegativeInt,
     SecretStr,
     ValidationError,
@@ -30,6 +32,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 from inferno.errors import ConfigurationError
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+
+#: Passwords that the embedded Redis takes.
+_PASSWORD = re.compile(r"[A-Za-z0-9._-]{16,}")
 
 
 class Group(BaseModel):
@@ -154,14 +159,35 @@ class ServerSettings(Group):
 class RedisSettings(Group):
     """Redis, which holds tasks, records and results."""
 
+    # The URL may hold a password, so a printed object leaves it out.
     url: str | None = Field(
-        default=None, description="URL of Redis. Unset: an embedded server is started."
+        default=None,
+        repr=False,
+        description="URL of Redis: `redis://`, `rediss://` (TLS) or `unix://`. Unset: an embedded "
+        "server is started, on a Unix socket that only its user can reach.",
+    )
+    listen: IPvAnyAddress | None = Field(
+        default=None,
+        description="Address on which the embedded server also listens, always with a password, "
+        "for workers on other machines. Unset: none, or 127.0.0.1 if `INFERNO_REDIS__PORT` is set.",
     )
     port: int = Field(
         default=0,
         ge=0,
         le=65535,
-        description="Port of the embedded server. 0: any free port.",
+        description="Port of the embedded server on that address. 0: 6379.",
+    )
+    password: SecretStr | None = Field(
+        default=None,
+        description="Password of the embedded server on that address. Unset: a generated one, in "
+        "`redis/password.txt` of the data directory.",
+    )
+    maxmemory_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Memory of the embedded server, in bytes; submits are refused with 503 when "
+        "it is full. 0: no limit. Unset: half of the machine's, or of the container's if that is "
+        "less.",
     )
     fsync: Literal["always", "everysec", "no"] = Field(
         default="everysec",
@@ -175,12 +201,48 @@ class RedisSettings(Group):
         default=10.0, gt=0, description="Time limit of one Redis command, in seconds."
     )
 
+    @field_validator("url")
+    @classmethod
+    def _check_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("expected a URL that begins with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("password")
+    @classmethod
+    def _check_password(cls, value: SecretStr | None) -> SecretStr | None:
+        # Such a password needs no escapes in URLs, shells and redis.conf.
+        if value is not None and not _PASSWORD.fullmatch(value.get_secret_value()):
+            raise ValueError("expected at least 16 characters of A-Z, a-z, 0-9, '-', '_' and '.'")
+        return value
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port of the embedded server; None if it has its Unix socket only."""
+        if self.listen is None and not self.port:
+            return None
+        return str(self.listen or "127.0.0.1"), self.port or 6379
+
+    @property
+    def risk(self) -> str | None:
+        """What to warn of if Redis is on another machine without a password and without TLS."""
+        parts = urlsplit(self.url or "")
+        host = parts.hostname or "localhost"
+        is_local = host in ("localhost", "::1") or host.startswith("127.")
+        if parts.scheme != "redis" or parts.password or is_local:
+            return None
+        return (
+            f"{variable('redis', 'url')} names another machine, and neither a password nor TLS: "
+            "whoever reaches that Redis controls the platform"
+        )
+
 
 class BrokerSettings(Group):
     """The queue in which tasks wait."""
 
     url: str | None = Field(
         default=None,
+        repr=False,
         description="URL of the Celery broker. Unset: lanes on Redis Streams, in the same Redis as "
         "the results. `redis://...`: Celery's own lists. `amqp://...`: RabbitMQ.",
     )
@@ -793,12 +855,41 @@ class Settings(BaseSettings):
     def broker_url(self) -> str:
         """URL of Celery's broker."""
         # redis:// becomes redis-streams://, and rediss:// (with TLS) rediss-streams://.
-        return self.broker.url or self.redis_url.replace("://", "-streams://", 1)
+        if self.broker.url is None:
+            return _celery_url(self.redis_url, "-streams")
+        is_redis = self.broker.scheme in ("rediss", "unix")
+        return _celery_url(self.broker.url) if is_redis else self.broker.url
+
+    @property
+    def backend_url(self) -> str:
+        """URL of Celery's result backend."""
+        return _celery_url(self.redis_url)
 
     @property
     def flower_url(self) -> str:
         """Public URL of Flower."""
         return self.flower.url or f"http://{self.flower.host}:{self.flower.port}"
+
+
+def _celery_url(url: str, suffix: str = "") -> str:
+    """Return a URL of Redis as Celery and kombu write it.
+
+    Args:
+      url: ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads them.
+      suffix: added to the scheme, to name another transport than Celery's own.
+    """
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    if parts.scheme == "unix":
+        query = {"virtual_host": query.pop("db", "0"), **query}
+        scheme = f"redis{suffix}+socket"
+    else:
+        scheme = parts.scheme + suffix
+        if parts.scheme == "rediss":
+            # redis-py's default. Without it, Celery refuses the URL and kombu would not use TLS.
+            query = {"ssl_cert_reqs": "required", **query}
+    ending = f"?{urlencode(query, safe='/')}" if query else ""
+    return f"{scheme}://{parts.netloc}{parts.path}{ending}"
 
 
 def load() -> Settings:
@@ -846,5 +937,5 @@ def _explain(error: object) -> str:
     name = "INFERNO_" + "__".join(str(part).upper() for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     # The message ends up in logs: it must not repeat a secret, or a URL that may hold one.
-    value = "..." if error["loc"][-1] in ("secret", "url") else repr(error["input"])
+    value = "..." if error["loc"][-1] in ("secret", "url", "password") else repr(error["input"])
     return f"{name}={value}: {message[:1].lower()}{message[1:]}"

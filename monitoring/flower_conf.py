@@ -26,6 +26,7 @@ try:
     _Broker.lanes = [*_Repository.read(_settings.repository).models, _names.WEBHOOK_QUEUE]
 except _PackageError:
     _Broker.lanes = []  # Without the repository, Flower shows the queues that workers report.
+_Broker.url = _settings.broker_url
 _views.Broker = _Broker
 
 _guard.install(

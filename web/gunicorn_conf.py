@@ -44,10 +44,11 @@ control_socket_disable = True
 
 
 def on_starting(server: Any) -> None:
-    """Warn if others than this machine can reach the front end."""
-    warning = exposure("The front end", _settings.server.host, _settings.server.port)
-    if warning is not None:
-        server.log.warning(warning)
+    """Warn of a front end and of a Redis that others may use."""
+    exposed = exposure("The front end", _settings.server.host, _settings.server.port)
+    for warning in (exposed, _settings.redis.risk):
+        if warning is not None:
+            server.log.warning(warning)
 
 
 def post_worker_init(worker: Any) -> None:

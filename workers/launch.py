@@ -96,6 +96,8 @@ def configure(sender: Worker, **_: Any) -> None:
     _forget_built_in_tasks()
     try:
         settings = load()
+        if settings.redis.risk is not None:
+            logger.warning(settings.redis.risk)
         # Before any thread starts: threads inherit the cores.
         cores = Cores(settings.inference.cores)
         cores.leave()

@@ -82,6 +82,8 @@ def _check_ports_are_free(settings: Settings, *, flower: bool) -> None:
     check_port(settings.server.host, settings.server.port, variable("server", "port"))
     if flower:
         check_port(settings.flower.host, settings.flower.port, variable("flower", "port"))
+    if settings.redis.url is None and settings.redis.address is not None:
+        check_port(*settings.redis.address, variable("redis", "port"))
 
 
 def _add_processes(
@@ -103,11 +105,9 @@ def _add_processes(
     if settings.redis.url is not None:
         reach_redis(settings.redis)
     else:
-        redis = embedded_redis.prepare(
-            settings.data.dir, port=settings.redis.port, appendfsync=settings.redis.fsync
-        )
+        redis = embedded_redis.prepare(settings.data.dir, settings.redis)
         environment[variable("redis", "url")] = redis.url
-        screen.redis = f"{redis.program}, port {redis.port}"
+        screen.redis = redis
         supervisor.add(
             ProcessSpec(
                 "redis", redis.command, stage=Stage.STORE, wait_until_ready=redis.wait_until_ready

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from inferno.errors import ConfigurationError
 from inferno.settings import RedisSettings, Settings, variable
@@ -24,7 +24,7 @@ def local_url(settings: Settings) -> str:
 
 
 #: Default ports of brokers, by scheme.
-_BROKER_PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379}
+_BROKER_PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379, "unix": 0}
 
 
 def reach_redis(settings: RedisSettings) -> str:
@@ -54,6 +54,8 @@ def reach_broker(settings: Settings) -> str | None:
 
 def _reach(url: str, default_port: int, timeout_s: float, name: str) -> str:
     parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return _reach_socket(unquote(parts.path), timeout_s, name)
     try:
         address = (parts.hostname or "127.0.0.1", parts.port or default_port)
         socket.create_connection(address, timeout=timeout_s).close()
@@ -61,3 +63,13 @@ def _reach(url: str, default_port: int, timeout_s: float, name: str) -> str:
         # Do not show the URL, which may hold a password.
         raise ConfigurationError(f"{name}: {parts.hostname} cannot be reached: {exc}") from None
     return f"{address[0]}:{address[1]}"
+
+
+def _reach_socket(path: str, timeout_s: float, name: str) -> str:
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(timeout_s)
+            probe.connect(path)
+    except OSError as exc:
+        raise ConfigurationError(f"{name}: {path} cannot be reached: {exc}") from None
+    return path

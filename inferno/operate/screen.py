@@ -6,7 +6,9 @@ A thread of the screen watches the platform start; the supervisor's events come 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +21,7 @@ from rich.status import Status
 from inferno.client import Client
 from inferno.errors import InfernoError
 from inferno.operate.addresses import local_url
+from inferno.operate.embedded_redis import EmbeddedRedis, password_path
 from inferno.operate.examples import example_call
 from inferno.operate.guard import Event, EventKind
 from inferno.repository.repository import Repository
@@ -57,8 +60,8 @@ class Screen:
         self._models = models
         self._broken = dict(broken)
         self._flower = flower
-        #: The embedded server's program and port; None when Redis runs elsewhere.
-        self.redis: str | None = None
+        #: The embedded server; None when Redis runs elsewhere.
+        self.redis: EmbeddedRedis | None = None
         self._url = local_url(settings)
         self._started_at = time.monotonic()
         self._died: set[str] = set()
@@ -81,7 +84,7 @@ class Screen:
         """Show an event of the supervisor, unless it is routine."""
         if event.kind is EventKind.STARTED:
             if event.process == "redis" and self.redis:
-                self._tell("redis", self.redis)
+                self._introduce(self.redis)
                 self.redis = None
             return
         if event.kind is EventKind.STOPPED:
@@ -104,6 +107,22 @@ class Screen:
     def welcome(self, model: str) -> None:
         """Show that a model was added to the repository."""
         self._tell(model, "was added to the repository; its worker is starting")
+
+    def _introduce(self, redis: EmbeddedRedis) -> None:
+        if redis.address is None:
+            self._tell("redis", f"{redis.program}, for this user only")
+            return
+        host, port = redis.address
+        if host in ("0.0.0.0", "::"):
+            host = socket.gethostname()
+        elif ":" in host:
+            host = f"[{host}]"
+        self._tell("redis", f"{redis.program}, port {port}, with a password. Other clients need")
+        password = shlex.quote(str(password_path(self._settings.data.dir)))
+        url = f'"redis://:$(cat {password})@{host}:{port}/0"'
+        self._console.print(
+            f"    {escape(f'export INFERNO_REDIS__URL={url}')}", soft_wrap=True, highlight=False
+        )
 
     def _tell(self, part: str, message: str) -> None:
         self._console.print(f"  [green]✓[/] {escape(part):<12} {escape(message)}", soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
 from inferno.settings import Settings, variable
+
+#: The password of a URL, with what is before it.
+_PASSWORD_IN_URL = re.compile(r"(://[^/@]*:)[^/@]+@")
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,9 @@ class DocumentedSetting:
     meaning: str
 
     def value(self, settings: Settings) -> str:
-        """Return the setting's value as an environment variable would hold it."""
-        return _format(getattr(getattr(settings, self.group), self.field))
+        """Return the setting's value as an environment variable would hold it, without secrets."""
+        value = _format(getattr(getattr(settings, self.group), self.field))
+        return _PASSWORD_IN_URL.sub(r"\1**********@", value)
 
 
 def documented_settings() -> Iterator[DocumentedSetting]:

@@ -165,7 +165,7 @@ class Supervisor:
         """
         if self._lock_file is not None:
             return
-        self._data_dir.mkdir(parents=True, exist_ok=True)
+        self._make_private_directory()
         path = self._data_dir / "supervisor.lock"
         path.touch(0o600)
         file = path.open("a")
@@ -249,6 +249,16 @@ class Supervisor:
 
     # -- Inside -----------------------------------------------------------------------------------
 
+    def _make_private_directory(self) -> None:
+        """Make the data directory, which only this user may enter."""
+        try:
+            self._data_dir.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            # A directory that is not the platform's alone, such as /tmp, keeps its mode.
+            is_ours = (self._data_dir / "supervisor.lock").exists()
+            if is_ours and self._data_dir.stat().st_uid == os.geteuid():
+                self._data_dir.chmod(0o700)
+
     def _emit(
         self,
         kind: EventKind,
@@ -296,6 +306,8 @@ class Supervisor:
                 env=self._environment(spec),
                 start_new_session=True,
                 pass_fds=kept,
+                # A store's files hold the inputs of tasks: they are for this user only.
+                umask=0o077 if spec.stage is Stage.STORE else -1,
             )
         process.started_at = time.monotonic()
         self._tell_guard()

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from inferno.operate.embedded_redis import find_program
 from inferno.operate.ports import free_port
+from inferno.operate.redis_program import find_program
 
 ROOT = Path(__file__).resolve().parents[2]
 

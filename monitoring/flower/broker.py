@@ -20,11 +20,13 @@ class Broker(broker.Broker):  # type: ignore[misc]
 
     #: Queues to show even if no worker reports them.
     lanes: Collection[str] = ()
+    #: URL of the broker. Flower leaves out what follows a question mark, such as TLS certificates.
+    url = ""
 
     def __new__(cls, broker_url: str, *args: Any, **kwargs: Any) -> Any:
         """Return a client for the scheme of a URL."""
-        if urlsplit(broker_url).scheme.endswith("-streams"):
-            return Lanes(broker_url, kwargs.get("broker_options") or {}, cls.lanes)
+        if "-streams" in urlsplit(broker_url).scheme:
+            return Lanes(cls.url or broker_url, kwargs.get("broker_options") or {}, cls.lanes)
         return super().__new__(cls, broker_url, *args, **kwargs)
 
 

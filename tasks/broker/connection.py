@@ -37,12 +37,14 @@ def connect(settings: Settings) -> redis.Redis:
     """
     # A blocking pool: with hundreds of callers, the last ones wait for a connection instead of
     # failing.
+    # Unix sockets have no such option: the end of a process is noticed at once.
+    is_tcp = not settings.redis_url.startswith("unix:")
     pool = redis.BlockingConnectionPool.from_url(
         settings.redis_url,
         max_connections=MAX_CONNECTIONS,
         socket_connect_timeout=settings.redis.connect_timeout_s,
         socket_timeout=settings.redis.timeout_s,
-        socket_keepalive=True,
+        **({"socket_keepalive": True} if is_tcp else {}),
         health_check_interval=10,
         retry=Retry(NoBackoff(), 0),
         client_name=consumer_name(),
@@ -72,6 +74,6 @@ def translated() -> Iterator[None]:
 
 def never_sent(exc: Exception) -> bool:
     """Return whether a command was never sent, because no connection could be made."""
-    return isinstance(exc.__context__, ConnectionRefusedError | TimeoutError) and (
-        "connecting" in str(exc)
-    )
+    # A Unix socket of a server that was stopped is not there.
+    unreachable = ConnectionRefusedError | FileNotFoundError | TimeoutError
+    return isinstance(exc.__context__, unreachable) and "connecting" in str(exc)

@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--broker",
         default=os.environ.get("INFERNO_BROKER__URL"),
-        help="INFERNO_BROKER__URL; a bare scheme such as redis:// means the run's own Redis",
+        help="INFERNO_BROKER__URL; redis:// means lists in the run's own Redis",
     )
     parser.add_argument("--fsync", choices=("always", "everysec"), default=default.fsync)
     parser.add_argument(

@@ -14,13 +14,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
+from typing import Literal
 
 import psutil
 import redis
 import yaml
 
-from inferno.operate import embedded_redis
+from inferno.operate.embedded_redis import RIGHTS, EmbeddedRedis, prepare
 from inferno.operate.ports import free_port
+from inferno.settings import RedisSettings, Settings
 from inferno.testing.processes import ROOT, command_path, wait_until
 from tests.chaos.http import CUT, Connection
 from tests.chaos.load import MODEL
@@ -65,7 +67,7 @@ class Fleet:
         *,
         workers: int,
         broker: str | None,
-        fsync: str,
+        fsync: Literal["always", "everysec", "no"],
         pass_ms: tuple[float, float],
     ) -> None:
         """Prepare a platform.
@@ -73,8 +75,8 @@ class Fleet:
         Args:
           folder: for its files.
           workers: of the one lane.
-          broker: what INFERNO_BROKER__URL is set to; a bare scheme, such as ``redis://``, means
-            the fleet's own Redis. None leaves it unset.
+          broker: what INFERNO_BROKER__URL is set to; ``redis://`` means Celery's lists in the
+            fleet's own Redis. None leaves it unset.
           fsync: of the append-only file.
           pass_ms: shortest and longest forward pass.
         """
@@ -85,7 +87,7 @@ class Fleet:
         #: Ends of processes that nobody had asked for, in words.
         self.surprises: list[str] = []
         self._folder = folder
-        self._embedded = embedded_redis.prepare(folder, port=free_port(), appendfsync=fsync)
+        self._embedded = self._prepare_redis(fsync)
         self.redis = redis.Redis.from_url(self._embedded.url, client_name=CLIENT_NAME)
         self._env = {
             "INFERNO_REDIS__URL": self._embedded.url,
@@ -99,8 +101,8 @@ class Fleet:
             "INFERNO_WORKER__LEASE_S": "5",
         }
         if broker is not None:
-            own = broker + self._embedded.url.partition("://")[2]
-            self._env["INFERNO_BROKER__URL"] = own if broker.endswith("://") else broker
+            own = Settings(redis=RedisSettings(url=self._embedded.url)).backend_url
+            self._env["INFERNO_BROKER__URL"] = own if broker == "redis://" else broker
         self._size = workers
         self._started = 0
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -175,6 +177,13 @@ class Fleet:
         """Return the ids of the platform's connections to Redis, of one type of CLIENT LIST."""
         clients = self.redis.client_list(_type=kind)
         return [client["id"] for client in clients if client["name"] != CLIENT_NAME]
+
+    def _prepare_redis(self, fsync: Literal["always", "everysec", "no"]) -> EmbeddedRedis:
+        embedded = prepare(self._folder, RedisSettings(fsync=fsync))
+        # The suite also cuts connections, which no client of the platform may do.
+        config = embedded.config_path
+        config.write_text(config.read_text().replace(RIGHTS, f"{RIGHTS} +client|kill"))
+        return embedded
 
     def _repository(self, pass_ms: tuple[float, float]) -> Path:
         root = self._folder / "models"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from tests.chaos import broker, report
 from tests.chaos.conductor import Conductor
@@ -37,7 +38,7 @@ class Options:
     #: INFERNO_BROKER__URL; a bare scheme means the run's own Redis, None leaves it unset.
     broker: str | None = None
     #: Of Redis' append-only file.
-    fsync: str = "always"
+    fsync: Literal["always", "everysec", "no"] = "always"
     faults: tuple[Fault, ...] = tuple(Fault)
     #: Shortest and longest time between two faults, in seconds.
     gap_s: tuple[float, float] = (2.5, 6.0)

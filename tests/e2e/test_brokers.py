@@ -26,10 +26,11 @@ def platform(request, tmp_path_factory):
         env = {"INFERNO_BROKER__URL": request.getfixturevalue("amqp_url")}
     else:
         # The platform's own Redis, which then needs a port that is known beforehand.
-        port = str(free_port())
+        port, password = str(free_port()), "of-the-lists-in-tests"
         env = {
             "INFERNO_REDIS__PORT": port,
-            "INFERNO_BROKER__URL": f"redis://127.0.0.1:{port}/0",
+            "INFERNO_REDIS__PASSWORD": password,
+            "INFERNO_BROKER__URL": f"redis://:{password}@127.0.0.1:{port}/0",
         }
     models = tmp_path_factory.mktemp("models")
     (models / "echo").symlink_to(ROOT / "models" / "echo")

@@ -110,8 +110,10 @@ def workers(flower: httpx.Client) -> dict[str, object]:
 
 
 def test_flower_shows_the_exact_backlog_of_lanes(platform):
-    with connect(Settings(redis={"url": platform.redis_url})) as redis, Client(platform.url) as web:
-        lanes = Lanes(Celery(broker=platform.redis_url), redis, Settings())
+    settings = Settings(redis={"url": platform.redis_url})
+    register()
+    with connect(settings) as redis, Client(platform.url) as web:
+        lanes = Lanes(Celery(broker=settings.broker_url), redis, settings)
         lanes.pause("echo")
         try:
             tasks = [web.submit("echo", f"paused {n}") for n in range(7)]

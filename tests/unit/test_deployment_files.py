@@ -19,7 +19,17 @@ MODELS = ("digits", "echo", "embed", "insight", "mock", "sentiment")
 #: What celeryconfig.py fills from the settings; an option would override it.
 SET_BY_CELERYCONFIG = {"-P", "--pool", "-c", "--concurrency", "--prefetch-multiplier"}
 #: Settings of an embedded server that a container decides for itself.
-OF_ONE_MACHINE = {"bind", "port", "protected-mode", "daemonize", "dir"}
+OF_ONE_MACHINE = {
+    "bind",
+    "port",
+    "unixsocket",
+    "unixsocketperm",
+    "user",
+    "protected-mode",
+    "daemonize",
+    "dir",
+    "maxmemory",
+}
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +109,23 @@ def test_compose_redis_is_configured_as_the_embedded_one(
     embedded = {name: value.strip('"') for name, value in pairs}
     assert given == {f"--{name}": embedded[name] for name in embedded.keys() - OF_ONE_MACHINE}
     assert "ports" not in services["redis"]
+
+
+def test_users_of_redis_have_the_documented_keys_and_channels() -> None:
+    users = (ROOT / "deploy" / "redis-users.acl").read_text().splitlines()
+    rows = (ROOT / "docs" / "operations.md").read_text().splitlines()
+    documented = {}
+    for row in rows:
+        if found := re.fullmatch(r"\| `(web|worker|webhooks|flower)` \| (`.*`) \| (`.*`) \|", row):
+            documented[found[1]] = [re.findall(r"`(.*?)`", cell) for cell in found.groups()[1:]]
+
+    granted = {}
+    for line in users[1:]:
+        _, name, *rules = line.split()
+        granted[name] = [[r[1:] for r in rules if r.startswith(kind)] for kind in "~&"]
+
+    assert users[0] == "user default off"
+    assert granted == documented
 
 
 def test_ports_are_published_to_this_machine_only(services: dict[str, dict[str, Any]]) -> None:

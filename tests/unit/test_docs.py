@@ -72,6 +72,9 @@ NOT_RUN = {
     ".venv/bin/python -m bench.gpu": "takes minutes; the e2e tier runs the same in small",
     ".venv/bin/python -m bench.scenarios": "takes minutes; the e2e tier runs the same in small",
     "inferno worker sentiment": "runs until it is stopped; the e2e tier starts the same command",
+    "INFERNO_REDIS__LISTEN=10.0.0.5 inferno up": "needs an address of the reader's machine",
+    'export INFERNO_REDIS__URL="redis://:$(ssh 10.0.0.5 cat inferno/data/redis/password.txt)'
+    '@10.0.0.5:6379/0"': "needs a second machine",
     "celery -A tasks worker -Q sentiment": "runs until it is stopped; as every worker in tests",
     "INFERNO_BROKER__URL=amqp://user:password@rabbit.example.com:5672// inferno up": (
         "runs until it is stopped; the e2e tier starts the same with a RabbitMQ of its own"

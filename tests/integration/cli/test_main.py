@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from click.testing import CliRunner, Result
 
 from inferno.cli.main import main
@@ -172,7 +174,41 @@ def test_up_shows_what_is_ready_and_how_to_use_it(project: Project, up: Terminal
     assert f"Front page  {url}\r\n" in up.shown
     assert "Models      echo\r\n" in up.shown
     assert f"curl {url}/v1/models/echo:predict -d '{{" in up.shown
-    assert (project.root / "echo.up").read_text().startswith("redis://127.0.0.1:")
+    assert (project.root / "echo.up").read_text().startswith("unix:///")
+
+
+def test_up_shows_how_other_machines_reach_its_redis(project: Project) -> None:
+    project.add_model("echo")
+    port = free_port()
+    project.environment |= {
+        "INFERNO_REDIS__LISTEN": "127.0.0.1",
+        "INFERNO_REDIS__PORT": str(port),
+    }
+    up = project.start("up")
+    try:
+        up.wait_for("Press Ctrl-C to stop.")
+        (line,) = re.findall(r'export INFERNO_REDIS__URL=("redis://.*")\r\n', up.shown)
+        url = subprocess.check_output(["sh", "-c", f"echo {line}"], text=True).strip()
+
+        password = (project.root / "data" / "redis" / "password.txt").read_text().strip()
+        assert url == f"redis://:{password}@127.0.0.1:{port}/0"
+        assert password not in up.shown
+        with redis.Redis.from_url(url) as client:
+            assert client.ping()
+    finally:
+        up.close()
+
+
+def test_taken_port_of_redis_is_said_before_anything_starts(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.add_model("echo")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        monkeypatch.setenv("INFERNO_REDIS__PORT", str(other.getsockname()[1]))
+        result = invoke("up")
+
+    assert result.exit_code == 1
+    assert "set INFERNO_REDIS__PORT to another port" in result.stderr
 
 
 def test_what_up_writes_can_be_read_by_its_user_only(project: Project, up: Terminal) -> None:

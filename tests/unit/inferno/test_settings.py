@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from inferno import settings
 from inferno.errors import ConfigurationError
+from inferno.operate.settings_document import documented_settings
 from inferno.settings import Settings, exposure, load, variable
 
 
@@ -80,6 +81,9 @@ def test_unknown_variables_are_ignored(monkeypatch: pytest.MonkeyPatch, name: st
         ("INFERNO_INFERENCE__CORES", "0-99999", "expected core numbers, such as 2-7 or 1,3"),
         ("INFERNO_INFERENCE__CORES", "7-2", "expected core numbers, such as 2-7 or 1,3"),
         ("INFERNO_REPOSITORY__ACTIVE", "{embed: 1", 'expected JSON such as {"embed": 1}'),
+        ("INFERNO_REDIS__PORT", "70000", "less than or equal to 65535"),
+        ("INFERNO_REDIS__LISTEN", "everywhere", "IPv4 or IPv6 address"),
+        ("INFERNO_REDIS__MAXMEMORY_BYTES", "half", "valid integer"),
         ("INFERNO_TASKS__RECORD_TTL_S", "5", "expected at least INFERNO_TASKS__RESULT_TTL_S=3600"),
     ],
 )
@@ -132,6 +136,97 @@ def test_a_group_that_is_no_json_is_a_configuration_error(monkeypatch: pytest.Mo
     monkeypatch.setenv("INFERNO_SERVER", "no JSON")
     with pytest.raises(ConfigurationError, match='"server"'):
         load()
+
+
+@pytest.mark.parametrize(
+    ("url", "broker", "backend"),
+    [
+        ("redis://host:1/2", "redis-streams://host:1/2", "redis://host:1/2"),
+        (
+            "unix:///a%20b/redis.sock?db=2",
+            "redis-streams+socket:///a%20b/redis.sock?virtual_host=2",
+            "redis+socket:///a%20b/redis.sock?virtual_host=2",
+        ),
+        (
+            "unix://:password@/redis.sock",
+            "redis-streams+socket://:password@/redis.sock?virtual_host=0",
+            "redis+socket://:password@/redis.sock?virtual_host=0",
+        ),
+        (
+            "rediss://user:password@host/0?ssl_ca_certs=/ca.pem",
+            "rediss-streams://user:password@host/0?ssl_cert_reqs=required&ssl_ca_certs=/ca.pem",
+            "rediss://user:password@host/0?ssl_cert_reqs=required&ssl_ca_certs=/ca.pem",
+        ),
+        (
+            "rediss://host/0?ssl_cert_reqs=none",
+            "rediss-streams://host/0?ssl_cert_reqs=none",
+            "rediss://host/0?ssl_cert_reqs=none",
+        ),
+    ],
+)
+def test_celery_gets_the_url_of_redis_in_its_own_words(url: str, broker: str, backend: str) -> None:
+    settings = Settings(redis={"url": url})
+
+    assert (settings.broker_url, settings.backend_url) == (broker, backend)
+
+
+def test_a_broker_of_its_own_is_also_reached_by_tls_or_a_socket() -> None:
+    tls = Settings(broker={"url": "rediss://host/0"})
+    local = Settings(broker={"url": "unix:///redis.sock"})
+
+    assert tls.broker_url == "rediss://host/0?ssl_cert_reqs=required"
+    assert local.broker_url == "redis+socket:///redis.sock?virtual_host=0"
+    assert Settings(broker={"url": "amqp://a:b@c//?x=1"}).broker_url == "amqp://a:b@c//?x=1"
+
+
+def test_a_url_of_redis_has_a_known_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFERNO_REDIS__URL", "redis+socket://:secret@/redis.sock")
+    with pytest.raises(ConfigurationError, match="redis://, rediss:// or unix://") as raised:
+        load()
+    assert "secret" not in raised.value.detail
+
+
+@pytest.mark.parametrize(
+    "password", ["too-short", "with spaces in the middle", "per%cent-per%cent"]
+)
+def test_a_password_that_needs_escapes_or_is_short_is_refused(
+    monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    monkeypatch.setenv("INFERNO_REDIS__PASSWORD", password)
+    with pytest.raises(ConfigurationError, match="at least 16 characters") as raised:
+        load()
+    assert password not in raised.value.detail
+
+
+@pytest.mark.parametrize(
+    ("url", "is_risky"),
+    [
+        ("redis://host/0", True),
+        ("redis://10.0.0.1", True),
+        ("redis://user@host", True),
+        ("redis://:password@host", False),
+        ("rediss://host", False),
+        ("redis://127.0.0.2:7000", False),
+        ("redis://localhost", False),
+        ("redis://[::1]:6379", False),
+        ("unix:///redis.sock", False),
+        (None, False),
+    ],
+)
+def test_an_open_redis_elsewhere_is_a_risk(url: str | None, is_risky: bool) -> None:
+    assert (Settings(redis={"url": url}).redis.risk is not None) == is_risky
+
+
+def test_no_password_is_shown_with_the_settings() -> None:
+    shown = Settings(
+        redis={"url": "redis://:secret-of-redis@host", "password": "secret-of-embedded"},
+        broker={"url": "amqp://user:secret-of-broker@host"},
+    )
+    values = [setting.value(shown) for setting in documented_settings()]
+
+    assert "secret-of" not in repr(shown)
+    assert [value for value in values if "secret-of" in value] == []
+    assert "redis://:**********@host" in values
 
 
 def test_settings_cannot_be_changed() -> None:
