@@ -146,8 +146,8 @@ def _rebuild(failure: _Failure) -> InfernoError:
         failure.exc_message if isinstance(failure.exc_message, list) else [str(failure.exc_message)]
     )
     if failure.exc_module == InfernoError.__module__ and failure.exc_type in _ERRORS:
-        detail, field = [*map(str, arguments[:1]), *arguments[1:2], "", None][:2]
-        return _ERRORS[failure.exc_type](str(detail), field if isinstance(field, str) else None)
+        detail, field = [*arguments, None, None][:2]
+        return _ERRORS[failure.exc_type](str(detail), None if field is None else str(field))
     # Celery itself stored it: the task was revoked by hand, or no worker knows its name.
     if failure.exc_type == TaskRevokedError.__name__:
         return TaskCancelled("the task was revoked by Celery's remote control")

@@ -23,6 +23,9 @@ from tasks.state.listing import Page, Place, read_page
 from tasks.state.outcomes import Outcome, decode_outcome
 from tasks.transport.script import Script
 
+#: First second of the year 10000, which no date can hold.
+_LATEST = 253_402_300_800
+
 logger = logging.getLogger(__name__)
 
 
@@ -83,14 +86,20 @@ class Record(msgspec.Struct, frozen=True):
         text = {key.decode(): value.decode() for key, value in fields.items()}
 
         def number(name: str) -> float | None:
-            return float(text[name]) if name in text else None
+            value = float(text[name]) if name in text else None
+            if value is not None and not 0 <= value < _LATEST:
+                raise ValueError(f"{name}: {value} is not a time")
+            return value
 
+        accepted_at = number("accepted_at")
+        if accepted_at is None:
+            raise KeyError("accepted_at")
         return cls(
             task_id=task_id,
             model=text["model"],
             version=int(text["version"]) if "version" in text else None,
             state=TaskState(text["state"]),
-            accepted_at=float(text["accepted_at"]),
+            accepted_at=accepted_at,
             priority=int(text.get("priority", 0)),
             started_at=number("started_at"),
             finished_at=number("finished_at"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,9 @@ from inferno.protocol.webhooks import DEFAULT_EVENTS
 from inferno.repository.package import Package
 from tasks.broker.lanes import Held, Lanes
 from tasks.state import claims
+
+#: How far in the future a task may have been accepted, in seconds.
+_AHEAD_S = 86_400
 
 #: What Celery itself would run after a task. Refused, because it would never run.
 _FOLLOWERS = ("callbacks", "errbacks", "chain", "chord")
@@ -169,9 +171,10 @@ def read_stub(request: Request, package: Package, received_at: float, lanes: Lan
 
 def _time(given: Any, default: float) -> float:
     """Return a time that a client may have sent, or the default if it is not a valid time."""
-    if type(given) is float and 0 < given < math.inf:
+    # Clocks of other machines may be ahead, but not by a day.
+    if type(given) is float and 0 < given < default + _AHEAD_S:
         return given
-    is_time = isinstance(given, int | float) and math.isfinite(given) and given > 0
+    is_time = isinstance(given, int) and 0 < given < default + _AHEAD_S
     return float(given) if is_time else default
 
 
