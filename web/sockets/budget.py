@@ -61,7 +61,10 @@ class Budget:
         self._most = most
         self._held = 0
         self._shares: set[Share] = set()
-        self._changed = threading.Condition()
+        # The reentrant lock of a condition would take several times as long for each message.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._patient = 0
 
     @property
     def held(self) -> int:
@@ -87,14 +90,10 @@ class Budget:
 
     def take(self, share: Share, size: int, patient: bool) -> None:
         """Hold bytes for a share; see `Share.take`."""
-        victims = []
-        with self._changed:
-            if patient and not self._fits(size):
-                self._changed.wait_for(lambda: self._fits(size), self.PATIENCE_S)
-            while not self._fits(size):
-                now = time.monotonic()
-                victims.append(max(self._shares, key=lambda one: one.waste(now)))
-                self._drop(victims[-1])
+        victims: list[Share] = []
+        with self._lock:
+            if not self._fits(size):
+                victims = self._make_room(size, patient)
             if not share.evicted:
                 share.held += size
                 self._held += size
@@ -103,11 +102,25 @@ class Budget:
 
     def give(self, share: Share, size: int) -> None:
         """Give back bytes of a share; see `Share.give`."""
-        with self._changed:
+        with self._lock:
             if not share.evicted:
                 share.held -= size
                 self._held -= size
-                self._changed.notify_all()
+                if self._patient:
+                    self._changed.notify_all()
+
+    def _make_room(self, size: int, patient: bool) -> list[Share]:
+        """Wait or drop shares until some bytes fit; return the dropped ones."""
+        if patient:
+            self._patient += 1
+            self._changed.wait_for(lambda: self._fits(size), self.PATIENCE_S)
+            self._patient -= 1
+        victims = []
+        while not self._fits(size):
+            now = time.monotonic()
+            victims.append(max(self._shares, key=lambda one: one.waste(now)))
+            self._drop(victims[-1])
+        return victims
 
     def _fits(self, size: int) -> bool:
         return not self._held or self._held + size <= self._most
