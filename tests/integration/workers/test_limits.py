@@ -89,8 +89,13 @@ def test_a_task_that_is_run_again_is_checked_again(
     task_id = submitter.submit(
         request, package, request.arrays(package.signature, UNLIMITED)
     ).task_id
+
+    def has_failed() -> bool:
+        record, _ = records.fetch(task_id)
+        return record.state is TaskState.FAILED
+
     for _ in range(2):
-        wait_until(lambda task_id=task_id: records.fetch(task_id)[0].state is TaskState.FAILED)
+        wait_until(has_failed)
         _, outcome = records.fetch(task_id)
         assert "at most 20 elements" in outcome.error.detail
         task_id = replay.retry(task_id).task_id
