@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 from typing import Any
 
 import pytest
@@ -90,13 +89,14 @@ def test_a_task_that_is_run_again_is_checked_again(
     task_id = submitter.submit(
         request, package, request.arrays(package.signature, UNLIMITED)
     ).task_id
+
+    def has_failed() -> bool:
+        record, _ = records.fetch(task_id)
+        return record.state is TaskState.FAILED
+
     for _ in range(2):
-        wait_until(functools.partial(has_failed, records, task_id))
+        wait_until(has_failed)
         _, outcome = records.fetch(task_id)
         assert "at most 20 elements" in outcome.error.detail
         task_id = replay.retry(task_id).task_id
     assert limited.poll() is None
-
-
-def has_failed(records: Any, task_id: str) -> bool:
-    return records.fetch(task_id)[0].state is TaskState.FAILED
