@@ -156,8 +156,9 @@ class _Campaign:
         watch.start()
         try:
             with ThreadPoolExecutor(CONNECTIONS) as pool:
-                for _ in range(CONNECTIONS):
-                    pool.submit(self._work, numbers, end)
+                clients = [pool.submit(self._work, numbers, end) for _ in range(CONNECTIONS)]
+            for client in clients:
+                client.result()
         finally:
             over.set()
             watch.join()
