@@ -36,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=default.seconds)
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--case", type=int, help="run only the case of this number")
-    parser.add_argument("--cases", type=int, help="end after this many cases")
+    parser.add_argument(
+        "--cases", type=int, default=default.cases, help="end after this many cases"
+    )
     parser.add_argument("--url", help="of a running platform; by default, one is started")
     parser.add_argument("--pid", type=int, help="of that platform's `inferno up`")
     parser.add_argument("--save", type=Path, help="folder for the bytes of each failing case")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -39,7 +40,7 @@ class Options:
     #: Number of the one case to run, or None for all.
     only: int | None = None
     #: Number of cases after which the run ends before its time.
-    cases: int | None = None
+    cases: float = math.inf
     #: Longest wait of the bystander, in seconds.
     wait_s: float = 1.0
 
@@ -155,8 +156,9 @@ class _Campaign:
         watch.start()
         try:
             with ThreadPoolExecutor(CONNECTIONS) as pool:
-                for _ in range(CONNECTIONS):
-                    pool.submit(self._work, numbers, end)
+                clients = [pool.submit(self._work, numbers, end) for _ in range(CONNECTIONS)]
+            for client in clients:
+                client.result()
         finally:
             over.set()
             watch.join()
@@ -167,7 +169,7 @@ class _Campaign:
         while time.monotonic() < end:
             with self._lock:
                 number = next(numbers, None)  # type: ignore[call-overload]
-            if number is None or number == self._options.cases:
+            if number is None or number >= self._options.cases:
                 return
             self._try(number)
 

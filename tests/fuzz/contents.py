@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 from collections.abc import Callable
@@ -67,8 +68,8 @@ def json_text(rng: Random, seed: Request, host: bytes) -> Case:
     kind, body = rng.choice(
         [
             ("byte-order mark", b"\xef\xbb\xbf" + body),
-            ("UTF-16", body.decode().encode("utf-16")),
-            ("UTF-32", body.decode().encode("utf-32")),
+            ("UTF-16", body.decode("latin-1").encode("utf-16")),
+            ("UTF-32", body.decode("latin-1").encode("utf-32")),
             ("more behind it", body + b"more"),
             ("twice", body + body),
             ("cut", body[: rng.randrange(max(1, len(body)))]),
@@ -142,12 +143,15 @@ def _loaded(seed: Request) -> Any:
 
 
 def _change(rng: Random, document: Any) -> str:
-    """Change one place of a document; return what was done."""
+    """Change one place of a document; return what was done.
+
+    Values are copied: a later change may change what an earlier one put in.
+    """
     places = list(_places(document))
     parent, key = rng.choice(places) if places else (document, "")
     kind = rng.choice(["value", "raw", "removed", "renamed", "nested", "member"])
     if kind == "member" and isinstance(parent, dict):
-        parent[rng.choice(MEMBERS)] = rng.choice([RAW, *VALUES])
+        parent[rng.choice(MEMBERS)] = copy.deepcopy(rng.choice([RAW, *VALUES]))
     elif not places:
         return "nothing"
     elif kind == "raw":
@@ -160,7 +164,7 @@ def _change(rng: Random, document: Any) -> str:
         for _ in range(rng.choice([1, 2, 30])):
             parent[key] = [parent[key]]
     else:
-        parent[key] = rng.choice(VALUES)
+        parent[key] = copy.deepcopy(rng.choice(VALUES))
     return kind
 
 

@@ -8,7 +8,7 @@ from tests.fuzz.answers import faults, is_complete
 from tests.fuzz.case import Case, Ending
 from tests.fuzz.frames import PING, frame, handshake
 from tests.fuzz.generator import Generator
-from tests.fuzz.seeds import JSON, Request
+from tests.fuzz.seeds import JSON, PNG, Request
 from tests.fuzz.wire import Exchange
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
@@ -66,11 +66,15 @@ def test_a_hung_connection_is_noticed():
 
 
 def test_a_seed_and_a_number_are_one_case():
-    seeds = [Request("GET", b"/health"), Request("POST", b"/infer", JSON, b'{"inputs":{"a":1}}')]
+    seeds = [
+        Request("GET", b"/health"),
+        Request("POST", b"/infer", JSON, b'{"inputs":{"a":1}}'),
+        Request("POST", b"/infer", body=PNG),
+    ]
     one, again, other = (Generator(seed, seeds, b"here") for seed in (1, 1, 2))
-    cases = [one.case(number) for number in range(300)]
-    assert cases == [again.case(number) for number in reversed(range(300))][::-1]
-    assert cases != [other.case(number) for number in range(300)]
+    cases = [one.case(number) for number in range(1000)]
+    assert cases == [again.case(number) for number in reversed(range(1000))][::-1]
+    assert cases != [other.case(number) for number in range(1000)]
 
 
 def test_frames_are_masked():
