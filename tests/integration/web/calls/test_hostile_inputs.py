@@ -50,7 +50,8 @@ def message(client: FlaskClient, model: str, inputs: Any) -> dict[str, Any]:
     """Submit in a conversation, as sockets have it."""
     said: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     gateway = client.application.extensions["inferno"].gateway
-    conversation = Conversation(gateway, cast(Peer, SimpleNamespace(put=said.put)))
+    peer = SimpleNamespace(put=said.put, keep=lambda: 0, release=lambda size: None)
+    conversation = Conversation(gateway, cast(Peer, peer))
     conversation.handle(_json({"type": "submit", "model": model, "inputs": inputs}))
     answer: dict[str, Any] = json.loads(said.get(timeout=10))
     assert answer["type"] == "error"

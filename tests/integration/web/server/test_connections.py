@@ -122,7 +122,7 @@ def test_a_body_of_tiny_chunks_has_an_end(address):
         POST,
         POST + b"Content-Length: 1000\r\n\r\n{",
         POST + b"Transfer-Encoding: chunked\r\n\r\n3e8\r\n{",
-        b"POST /v1/models/sentiment:predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{",
+        POST.replace(b"infer", b"models/sentiment:predict") + b"Content-Length: 1000\r\n\r\n{",
     ],
 )
 @pytest.mark.parametrize("wait", [answer, trickle], ids=["silent", "trickling"])
@@ -135,16 +135,18 @@ def test_a_slow_request_times_out(address, sent, wait):
 def test_a_connection_without_a_request_is_closed(address):
     with connect(address) as sock:
         sock.sendall(LIVE)
-        assert sock.recv(65_536).startswith(b"HTTP/1.1 200 ")
-        assert answer(sock) == b""
+        received = answer(sock)
+        assert received.startswith(b"HTTP/1.1 200 ")
+        assert received.count(b"HTTP/1.1") == 1
 
 
 def test_a_body_that_ends_early_is_not_run(address, worker):
     body = b'{"inputs": {"text": "Good."}}'
     for path in ("/v1/models/sentiment:predict", "/v1/models/sentiment:predict?a=b"):
         with connect(address) as sock:
-            head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body) + 1}\r\n\r\n"
-            sock.sendall(head.encode() + body)
+            head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            length = f"Content-Length: {len(body) + 1}\r\n\r\n"
+            sock.sendall((head + length).encode() + body)
             sock.shutdown(socket.SHUT_WR)
             assert answer(sock).startswith(b"HTTP/1.1 400 ")
 
@@ -197,7 +199,7 @@ def test_an_unread_answer_is_given_up(redis_url, repository, tmp_path, worker, s
         worker.succeed(task_id, {"text": {"dtype": "string", "shape": [1], "data": [text]}})
         with connect(address) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            sock.sendall(f"GET /tasks/{task_id} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            sock.sendall(f"GET /tasks/{task_id} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
             assert sock.recv(12) == b"HTTP/1.1 200"
             sockets = server_process(address)
             wait_until(lambda: not established(sockets))

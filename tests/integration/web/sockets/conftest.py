@@ -97,6 +97,7 @@ def server(
 ) -> Iterator[Server]:
     env = {
         "INFERNO_REDIS__URL": redis_url,
+        "INFERNO_SERVER__HOSTS": "here",
         "INFERNO_REPOSITORY__ROOT": str(repository),
         **{f"INFERNO_WEBSOCKET__{name}": value for name, value in LIMITS.items()},
     }
