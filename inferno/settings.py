@@ -81,12 +81,12 @@ class ServerSettings(Group):
         default=2, ge=1, description="Number of web processes (gunicorn workers)."
     )
     connections: int = Field(
-        default=2000,
+        default=4000,
         ge=1,
         description="Open connections of one web process. At more, the slowest one is closed.",
     )
     connections_per_address: int = Field(
-        default=1000,
+        default=2500,
         ge=1,
         description="Open connections of one address in one web process. At more, its slowest one "
         "is closed. Behind a proxy, all clients share the proxy's address.",

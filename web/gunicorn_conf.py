@@ -19,7 +19,8 @@ from web.server import memory
 log_records.install()
 _settings = load()
 
-bind = f"{_settings.server.host}:{_settings.server.port}"
+_host = _settings.server.host
+bind = f"[{_host}]:{_settings.server.port}" if ":" in _host else f"{_host}:{_settings.server.port}"
 certfile = _settings.server.certfile and str(_settings.server.certfile)
 keyfile = _settings.server.keyfile and str(_settings.server.keyfile)
 workers = _settings.server.processes

@@ -19,6 +19,8 @@ LINE_BYTES = 512
 TRAILER_BYTES = 8_192
 #: Chunks of one body. Each costs a few microseconds, whatever its size.
 MOST_CHUNKS = 100_000
+#: Bytes from which on a body is put off in favour of other requests.
+LARGE_BYTES = 262_144
 #: Bytes of a body that nobody reads which are skipped to keep the connection.
 SKIPPED_BYTES = 65_536
 
@@ -45,7 +47,7 @@ class Body(io.RawIOBase):
         self._chunked = size is None
         #: Bytes that are left, of the body or of the current chunk.
         self._left = size or 0
-        self._chunks = 0
+        self._chunks = self._received = 0
         self._most = self._room = most
         #: Whether the whole body was read.
         self.finished = size == 0
@@ -106,9 +108,13 @@ class Body(io.RawIOBase):
         data = self._connection.take(min(most, self._left))
         self._left -= len(data)
         self._connection.hold(len(data))
+        self._received += len(data)
         if not self._left:
             self._end_piece()
         self._broken = False
+        if self.finished and self._received >= LARGE_BYTES:
+            self._connection.serve()
+            self._connection.table.wait_for_lull()
         return data
 
     def _open_chunk(self) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import resource
 import socket
 import struct
 import time
@@ -25,6 +26,7 @@ from typing import Any
 
 import gevent
 from gevent import GreenletExit
+from gevent.lock import BoundedSemaphore
 
 from inferno.errors import InvalidRequest, ServerBusy
 from inferno.settings import Settings
@@ -41,8 +43,12 @@ TURN_S = 0.005
 LINGER_S = 2.0
 #: Bytes that such a client may still send.
 LINGER_BYTES = 64_000_000
+#: Files that a process opens besides connections of clients.
+OTHER_FILES = 200
 #: Bytes of bodies and answers after which the process gives memory back to the system.
 MUCH_BYTES = 8_000_000
+#: Longest time for which a large body is put off in favour of other requests, in seconds.
+LULL_S = 1.0
 #: Pause between two log lines about connections that were cut off, in seconds.
 LOG_PAUSE_S = 10.0
 
@@ -85,9 +91,10 @@ class Limits:
     def of(cls, settings: Settings) -> Limits:
         """Read the limits from the settings."""
         server = settings.server
+        connections = min(server.connections, _files_for(server.connections))
         return cls(
-            connections=server.connections,
-            per_address=min(server.connections_per_address, server.connections),
+            connections=connections,
+            per_address=min(server.connections_per_address, connections),
             held_bytes=server.max_held_bytes,
             head_bytes=settings.limits.max_header_bytes,
             idle_s=server.idle_timeout_s,
@@ -95,6 +102,18 @@ class Limits:
             stall_s=server.stall_timeout_s,
             bytes_per_s=server.min_bytes_per_s,
         )
+
+
+def _files_for(connections: int) -> int:
+    """Allow this process as many files as connections need; return for how many there are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + OTHER_FILES
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    if soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(soft - OTHER_FILES, 1)
 
 
 class TimedOut(InvalidRequest):
@@ -326,6 +345,7 @@ class Connections:
         self._to_give_back = False
         self._open: set[Connection] = set()
         self._by_address: dict[str, set[Connection]] = {}
+        self._large = BoundedSemaphore(1)
         self._ended: Counter[str] = Counter()
         self._logged = 0.0
 
@@ -378,6 +398,15 @@ class Connections:
         """Count bytes that a connection no longer keeps in memory."""
         connection.held -= size
         self.held -= size
+
+    def wait_for_lull(self) -> None:
+        """Wait until no other request needs the process, for `LULL_S` at most.
+
+        A large body takes a tenth of a second to read. Many of them at once would keep small
+        requests waiting for seconds.
+        """
+        with self._large, gevent.Timeout(LULL_S, False):
+            gevent.idle()
 
     def reap(self, stopping: bool) -> None:
         """Cut off the connections whose clients have let the process wait for too long.
