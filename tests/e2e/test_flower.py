@@ -13,7 +13,7 @@ from celery import Celery
 from inferno.client import Client, Request
 from inferno.operate.ports import free_port
 from inferno.settings import Settings
-from inferno.testing.processes import ROOT, command_path, process, wait_until
+from inferno.testing.processes import ROOT, command_path, process, redis_server, wait_until
 from tasks.broker.connection import connect
 from tasks.broker.lanes import Lanes, TaskMessage
 from tasks.transport import register
@@ -126,17 +126,23 @@ def test_flower_shows_the_exact_backlog_of_lanes(platform):
         assert lengths(platform.flower_url)["echo"] == 0
 
 
-def test_flower_shows_lanes_that_have_no_worker(tmp_path, redis_url, log):
+@pytest.fixture
+def empty_redis_url(tmp_path):
+    with redis_server(tmp_path) as url:
+        yield url
+
+
+def test_flower_shows_lanes_that_have_no_worker(tmp_path, empty_redis_url, log):
     (tmp_path / "echo").symlink_to(ROOT / "models" / "echo")
     port = free_port()
     env = {
-        "INFERNO_REDIS__URL": redis_url,
+        "INFERNO_REDIS__URL": empty_redis_url,
         "INFERNO_REPOSITORY__ROOT": str(tmp_path),
         "INFERNO_FLOWER__PORT": str(port),
         "FLOWER_UNAUTHENTICATED_API": "true",
     }
     command = ["celery", "-A", "tasks", "flower", "--conf=monitoring/flower_conf.py"]
-    settings = Settings(redis={"url": redis_url})
+    settings = Settings(redis={"url": empty_redis_url})
     register()
     with (
         connect(settings) as redis,

@@ -15,6 +15,7 @@ import websocket
 from celery import Celery
 
 from inferno import names
+from inferno.settings import Settings
 from inferno.testing.platform import Platform
 from inferno.testing.processes import ROOT, wait_until
 from tasks.transport import register
@@ -86,7 +87,7 @@ def use_everything(platform: Platform) -> None:
             wait_until(functools.partial(over, http, task_id), 30)
     with_socket(platform)
     register()
-    app = Celery(broker=platform.redis_url.replace("://", "-streams://"))
+    app = Celery(broker=Settings(redis={"url": platform.redis_url}).broker_url)
     assert app.control.inspect(timeout=2).ping()
     app.send_task("infer.echo", kwargs={"inputs": [1]}, queue="echo")
     app.close()

@@ -19,7 +19,6 @@ from tests.fuzz.campaign import Options, run
         ),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="framing errors do not end connections yet")
 def test_hostile_connections_harm_nobody(platform, options):
     report = run(platform.url, platform.popen.pid, options)
     print(report)

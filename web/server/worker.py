@@ -41,7 +41,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def notify(self) -> None:
         """Tell the parent once a second that this process lives; also end slow connections."""
         super().notify()
-        self._connections.reap(stopping=not self.alive)
+        try:
+            self._connections.reap(stopping=not self.alive)
+        except Exception:
+            # This is the main loop of the process, which goes on.
+            self.log.exception("Slow connections could not be ended")
 
     def handle(self, listener: socket.socket, client: socket.socket, peer: Any) -> None:
         """Serve a connection until one side ends it."""
