@@ -25,8 +25,9 @@ certfile = _settings.server.certfile and str(_settings.server.certfile)
 keyfile = _settings.server.keyfile and str(_settings.server.keyfile)
 workers = _settings.server.processes
 worker_class = "web.server.worker.Worker"
-# The worker counts connections itself, so that a full process can replace slow ones.
-worker_connections = _settings.server.connections + 100
+# The worker counts connections itself, so that a full process can replace slow ones. Those that it
+# has replaced may still wait for a result.
+worker_connections = 2 * _settings.server.connections + 100
 # The parser in C if gunicorn_h1c is installed, otherwise the one in Python.
 http_parser = "auto"
 # The worker has its own time limits for connections.

@@ -26,6 +26,10 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 
+#: Largest body of a call to Flower, in bytes, and the longest time for it, in seconds.
+MOST_BODY_BYTES = 1_000_000
+BODY_TIMEOUT_S = 10.0
+
 
 class Refusal(RequestHandler):
     """Answers a refused call with its problem."""
@@ -53,6 +57,9 @@ def install(rules: BrowserRules) -> None:
     find_handler = Flower.find_handler
 
     def find(self: Flower, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        # Flower's forms are small. Tornado would take 100 MB, however slowly.
+        request.connection.set_max_body_size(MOST_BODY_BYTES)  # type: ignore[union-attr]
+        request.connection.set_body_timeout(BODY_TIMEOUT_S)  # type: ignore[union-attr]
         headers = {name.lower(): value for name, value in request.headers.get_all()}
         try:
             rules.check(request.method or "", headers)

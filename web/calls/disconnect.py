@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from inferno.errors import TaskNotFound, WrongState
@@ -50,13 +50,35 @@ def has_hung_up(sock: socket.socket) -> bool:
         sock.settimeout(timeout)
 
 
+def is_cut(sock: socket.socket) -> bool:
+    """Return whether nothing can be sent to a client any more: one side has reset the connection.
+
+    A client that has only ended its own side still gets its answer.
+    """
+    timeout = sock.gettimeout()
+    sock.settimeout(0)
+    try:
+        sock.send(b"")
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        sock.settimeout(timeout)
+    return False
+
+
 def socket_of(environ: Mapping[str, Any]) -> socket.socket | None:
     """Return the connection of a WSGI request, if its server reveals it."""
     return next((environ[name] for name in _SOCKETS if name in environ), None)
 
 
 def wait(
-    waiter: Waiter, task_id: str, timeout_s: float, sock: socket.socket | None
+    waiter: Waiter,
+    task_id: str,
+    timeout_s: float,
+    sock: socket.socket | None,
+    has_left: Callable[[socket.socket], bool],
 ) -> Outcome | None:
     """Wait for a task as `Waiter.wait` does, and check meanwhile that the client is there.
 
@@ -65,6 +87,7 @@ def wait(
       task_id: id of the task.
       timeout_s: longest wait, in seconds.
       sock: the client's connection; None to check nothing.
+      has_left: `has_hung_up` or `is_cut`.
     Raises:
       Disconnected: the client has left.
     """
@@ -76,7 +99,7 @@ def wait(
         outcome = waiter.wait(min(left_s, LOOK_S))
         if outcome is not None or left_s <= LOOK_S:
             return outcome
-        if has_hung_up(sock):
+        if has_left(sock):
             raise Disconnected(task_id)
 
 

@@ -175,25 +175,30 @@ def _run(gateway: Gateway, valid: Valid, call: Call) -> Ran:
             task = gateway.publish(valid, task_id, call.key)
             return Ran(task, None if task.replayed else _wait(gateway, waiter, task, call))
     except disconnect.Disconnected:
-        # After the waiter is closed: this call no longer counts as a listener.
-        disconnect.cancel_unwanted(task_id, gateway)
+        if _cancels(gateway, call):
+            # After the waiter is closed: this call no longer counts as a listener.
+            disconnect.cancel_unwanted(task_id, gateway)
         raise
+
+
+def _cancels(gateway: Gateway, call: Call) -> bool:
+    """Return whether the task of a call is cancelled when its client leaves."""
+    # A client with a key may come back for the result, and a webhook awaits it as well.
+    wanted_anyway = call.key is not None or call.request.webhook is not None
+    return gateway.settings.tasks.cancel_on_disconnect and not wanted_anyway
 
 
 def _wait(gateway: Gateway, waiter: Waiter, task: Accepted, call: Call) -> Outcome | None:
     """Wait for as long as the client prefers.
 
     Raises:
-      Disconnected: the client has left, and the settings say that this cancels its task.
+      Disconnected: the client has left, and the settings say that this cancels its task; or nobody
+        can tell it anything any more.
     """
     if task.outcome is not None:
         return task.outcome
-    # A client with a key may come back for the result, and a webhook awaits it as well.
-    wanted_anyway = call.key is not None or call.request.webhook is not None
-    if wanted_anyway or not gateway.settings.tasks.cancel_on_disconnect:
-        outcome = waiter.wait(call.preference.wait_s)
-    else:
-        outcome = disconnect.wait(waiter, task.task_id, call.preference.wait_s, call.sock)
+    has_left = disconnect.has_hung_up if _cancels(gateway, call) else disconnect.is_cut
+    outcome = disconnect.wait(waiter, task.task_id, call.preference.wait_s, call.sock, has_left)
     if outcome is None:
         # Celery stores some outcomes itself and announces them to nobody.
         with suppress(BrokerUnavailable):

@@ -8,6 +8,7 @@ import zlib
 from flask import Response, request
 
 from inferno.errors import InvalidRequest, PayloadTooLarge
+from web.calls import turns
 
 #: Shorter answers are not compressed, in bytes.
 COMPRESSED_BYTES = 1024
@@ -45,6 +46,8 @@ def read_body(limit: int) -> bytes:
         raise InvalidRequest(f"the body is not valid {encoding}: it ends too early")
     if unpacker.unused_data:
         raise InvalidRequest(f"the body is not valid {encoding}: more bytes follow its end")
+    if len(body) < turns.LARGE_BYTES:
+        turns.give_way(len(unpacked))
     return unpacked
 
 

@@ -146,8 +146,8 @@ def _requested_version(parameters: dict[str, Any], name: str) -> int | None:
     if (given := parameters.get("config")) is None:
         return None
     try:
-        policy = msgspec.json.decode(given, type=_Config).version_policy
-    except (msgspec.DecodeError, TypeError) as exc:
+        policy = decode(given, _Config, services().gateway.limits).version_policy
+    except (InvalidRequest, TypeError, AttributeError) as exc:
         raise InvalidField(f"expected a configuration as JSON: {exc}", "config") from None
     if policy is None or policy.specific is None:
         return None

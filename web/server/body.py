@@ -11,7 +11,14 @@ import io
 import re
 from typing import Any
 
-from inferno.errors import InvalidRequest, PayloadTooLarge, RequestError, ServerBusy
+from inferno.errors import (
+    InfernoError,
+    InvalidRequest,
+    PayloadTooLarge,
+    RequestError,
+    ServerBusy,
+)
+from web.calls import turns
 from web.server.connection import READ_BYTES, Connection, Phase, TimedOut
 
 #: Largest line of a chunk's size with its extensions, and largest trailer section, in bytes.
@@ -19,10 +26,9 @@ LINE_BYTES = 512
 TRAILER_BYTES = 8_192
 #: Chunks of one body. Each costs a few microseconds, whatever its size.
 MOST_CHUNKS = 100_000
-#: Bytes from which on a body is put off in favour of other requests.
-LARGE_BYTES = 262_144
 #: Bytes of a body that nobody reads which are skipped to keep the connection.
 SKIPPED_BYTES = 65_536
+
 
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
@@ -30,6 +36,18 @@ _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
 _NOT_IN_TRAILERS = frozenset(
     (b"authorization", b"content-length", b"host", b"te", b"trailer", b"transfer-encoding")
 )
+
+
+class Refused(BaseException):
+    """The rest of a request cannot be read; the worker says why and ends the connection.
+
+    It passes through Flask, which handles exceptions only: the answer is the same on all ways, and
+    it is cheap where a thousand clients leave at once.
+    """
+
+    def __init__(self, error: InfernoError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 class Body(io.RawIOBase):
@@ -43,7 +61,7 @@ class Body(io.RawIOBase):
           size: bytes of the body; None if it comes in chunks.
           most: bytes that the chunks of a body may have together.
         """
-        self._connection = connection
+        self.connection = connection
         self._chunked = size is None
         #: Bytes that are left, of the body or of the current chunk.
         self._left = size or 0
@@ -51,7 +69,7 @@ class Body(io.RawIOBase):
         self._most = self._room = most
         #: Whether the whole body was read.
         self.finished = size == 0
-        self._broken = False
+        self._broken = self._given_way = False
 
     def readable(self) -> bool:
         """Return True."""
@@ -61,10 +79,8 @@ class Body(io.RawIOBase):
         """Read the bytes that come next into a buffer; return how many, 0 at the end.
 
         Raises:
-          InvalidRequest: the client ends the body early, or its framing is broken.
-          PayloadTooLarge: its chunks are too large.
-          TimedOut: the body comes too slowly.
-          ServerBusy: the process holds too many large bodies.
+          Refused: the client ends the body early or sends it too slowly, its framing is broken, its
+            chunks are too large, or the process holds too much.
         """
         data = self._next(len(target))
         target[: len(data)] = data
@@ -74,7 +90,7 @@ class Body(io.RawIOBase):
         """Return the rest of the body.
 
         Raises:
-          RequestError, ServerBusy: as `readinto`.
+          Refused: as `readinto`.
         """
         pieces = []
         while piece := self._next(READ_BYTES):
@@ -91,30 +107,37 @@ class Body(io.RawIOBase):
         if not self.ends_soon:
             return
         skipped = 0
-        with contextlib.suppress(RequestError, ServerBusy, OSError):
+        with contextlib.suppress(Refused, OSError):
             while skipped <= SKIPPED_BYTES and (piece := self._next(SKIPPED_BYTES)):
                 skipped += len(piece)
 
     def _next(self, most: int) -> bytes:
         """Return the bytes that come next, at most `most`; none at the end."""
-        if self.finished:
+        try:
+            data = self._read(most)
+        except (RequestError, ServerBusy) as exc:
+            # What follows a broken body on its connection is not a request.
+            self._broken = True
+            raise Refused(exc) from None
+        self.connection.breathe()
+        if self.finished and self.connection.phase is not Phase.SERVING:
+            self.connection.serve()
+        if self.finished and not self._given_way:
+            self._given_way = True
+            turns.give_way(self._received)
+        return data
+
+    def _read(self, most: int) -> bytes:
+        if self.finished or (self._chunked and not self._left and not self._open_chunk()):
             return b""
-        # What follows a broken body on its connection is not a request.
-        broken, self._broken = self._broken, True
-        if broken or (self._chunked and not self._left and not self._open_chunk()):
-            return b""
-        if not self._connection.buffer:
+        if not self.connection.buffer:
             self._fill()
-        data = self._connection.take(min(most, self._left))
+        data = self.connection.take(min(most, self._left))
         self._left -= len(data)
-        self._connection.hold(len(data))
+        self.connection.hold(len(data))
         self._received += len(data)
         if not self._left:
             self._end_piece()
-        self._broken = False
-        if self.finished and self._received >= LARGE_BYTES:
-            self._connection.serve()
-            self._connection.table.wait_for_lull()
         return data
 
     def _open_chunk(self) -> bool:
@@ -156,18 +179,18 @@ class Body(io.RawIOBase):
         Raises:
           InvalidRequest: it is longer than `most` bytes, or ends with a bare line feed.
         """
-        buffer = self._connection.buffer
+        buffer = self.connection.buffer
         while (end := buffer.find(b"\r\n", 0, most + 2)) < 0:
             if len(buffer) >= most + 2:
                 raise InvalidRequest(f"expected a line of at most {most} bytes between chunks")
             self._fill()
-        line = self._connection.take(end + 2)[:-2]
+        line = self.connection.take(end + 2)[:-2]
         if b"\n" in line:
             raise InvalidRequest("expected lines that end with CR LF, got a bare line feed")
         return line
 
     def _fill(self) -> None:
-        connection = self._connection
+        connection = self.connection
         if connection.phase is not Phase.BODY:
             connection.enter(Phase.BODY)
         if not connection.fill():

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import resource
 import socket
+import ssl
 import struct
 import time
 from collections import Counter
@@ -24,12 +25,11 @@ from enum import Enum, auto
 from heapq import nsmallest
 from typing import Any
 
-import gevent
 from gevent import GreenletExit
-from gevent.lock import BoundedSemaphore
 
 from inferno.errors import InvalidRequest, ServerBusy
 from inferno.settings import Settings
+from web.calls import turns
 from web.server import memory
 
 log = logging.getLogger(__name__)
@@ -47,8 +47,6 @@ LINGER_BYTES = 64_000_000
 OTHER_FILES = 200
 #: Bytes of bodies and answers after which the process gives memory back to the system.
 MUCH_BYTES = 8_000_000
-#: Longest time for which a large body is put off in favour of other requests, in seconds.
-LULL_S = 1.0
 #: Pause between two log lines about connections that were cut off, in seconds.
 LOG_PAUSE_S = 10.0
 
@@ -184,13 +182,26 @@ class Connection:
         self.since = self.progressed = time.monotonic()
         self.moved = 0
 
+    def shake_hands(self, tls: ssl.SSLContext) -> None:
+        """Begin to speak TLS.
+
+        Raises:
+          OSError: the client does not speak it, or was too slow.
+        """
+        self.enter(Phase.HEAD)
+        self.sock = tls.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+        self.sock.do_handshake()
+
     def serve(self) -> None:
         """Begin to work on a request."""
         self.phase = Phase.SERVING
 
     def fill(self) -> bool:
         """Wait for bytes of the client; return False if there will be none."""
-        data = self.sock.recv(READ_BYTES)
+        try:
+            data = self.sock.recv(READ_BYTES)
+        except ConnectionError:
+            data = b""
         if self.dropped:
             raise GreenletExit
         if not data:
@@ -198,14 +209,24 @@ class Connection:
         self.buffer += data
         self.moved += len(data)
         self.progressed = time.monotonic()
-        if self.progressed - self.turn > TURN_S:
-            # A socket with data never waits: without this, its client would have all turns.
-            self.rest()
+        if self.phase is Phase.IDLE:
+            # The client has waited for its answer, and others meanwhile had their turn.
+            self.turn = self.progressed
+        else:
+            self.breathe()
         return True
+
+    def breathe(self) -> None:
+        """Let other connections have their turn if this one has had its own.
+
+        A socket with data never waits: without this, its client would have all turns.
+        """
+        if time.monotonic() - self.turn > TURN_S:
+            self.rest()
 
     def rest(self) -> None:
         """Let other connections have their turn."""
-        gevent.sleep(0)
+        turns.pause()
         self.turn = time.monotonic()
 
     def read_head(self) -> bytes | None:
@@ -255,10 +276,11 @@ class Connection:
         """Count bytes that stay in memory until the exchange ends.
 
         Raises:
-          ServerBusy: the process holds too much already.
+          ServerBusy: the process holds too much already, and this request is large.
         """
         self.held += size
-        self.table.hold(self, size)
+        if not self.table.make_room(self, size) and self.held >= turns.LARGE_BYTES:
+            raise ServerBusy("the server holds too many large requests; try again")
 
     def sendall(self, data: bytes) -> None:
         """Send bytes, for as long as the client takes them.
@@ -277,7 +299,9 @@ class Connection:
 
     def _send_rest(self, rest: memoryview) -> None:
         size = len(rest)
-        self.hold(size)
+        self.held += size
+        # The client has read the beginning, so this answer goes on however much is held.
+        self.table.make_room(self, size)
         while rest:
             sent = self.sock.send(rest)
             rest = rest[sent:]
@@ -316,6 +340,16 @@ class Connection:
         with contextlib.suppress(OSError):
             sock.shutdown(how)
 
+    def has_left(self) -> bool:
+        """Return whether the client has ended its side."""
+        sock = getattr(self.sock, "_sock", self.sock)
+        try:
+            return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def linger(self) -> None:
         """Read what the client still sends.
 
@@ -345,7 +379,6 @@ class Connections:
         self._to_give_back = False
         self._open: set[Connection] = set()
         self._by_address: dict[str, set[Connection]] = {}
-        self._large = BoundedSemaphore(1)
         self._ended: Counter[str] = Counter()
         self._logged = 0.0
 
@@ -381,32 +414,24 @@ class Connections:
             if not neighbours:
                 del self._by_address[connection.address]
 
-    def hold(self, connection: Connection, size: int) -> None:
-        """Count bytes that a connection keeps in memory.
+    def make_room(self, connection: Connection, size: int) -> bool:
+        """Count bytes that a connection keeps in memory, and drop slow ones if there are too many.
 
-        Raises:
-          ServerBusy: the process holds too much, and no client is to blame.
+        Returns:
+          False if there are still too many: all others belong to requests that are complete.
         """
         self.held += size
         self._most_held = max(self._most_held, self.held)
         while self.held > self.limits.held_bytes:
             holders = [other for other in self._open if other.held and other is not connection]
             if not self._drop_slowest(holders, "too many bytes held"):
-                raise ServerBusy("the server holds too many large requests; try again")
+                return False
+        return True
 
     def release(self, connection: Connection, size: int) -> None:
         """Count bytes that a connection no longer keeps in memory."""
         connection.held -= size
         self.held -= size
-
-    def wait_for_lull(self) -> None:
-        """Wait until no other request needs the process, for `LULL_S` at most.
-
-        A large body takes a tenth of a second to read. Many of them at once would keep small
-        requests waiting for seconds.
-        """
-        with self._large, gevent.Timeout(LULL_S, False):
-            gevent.idle()
 
     def reap(self, stopping: bool) -> None:
         """Cut off the connections whose clients have let the process wait for too long.
@@ -446,9 +471,12 @@ class Connections:
         """Drop a few connections that wait for their clients; return whether there are any.
 
         Those in the middle of a request or an answer come before idle ones, and the slowest come
-        first. Dropping one at a time would mean a search for each new connection of an attacker.
+        first. If none waits, those go whose clients have left. Dropping one at a time would mean a
+        search for each new connection of an attacker.
         """
         waiting = [other for other in connections if other.phase in WAITING]
+        if not waiting:
+            waiting = [other for other in connections if other.has_left()]
         slowest = nsmallest(
             1 + len(waiting) // 64,
             waiting,

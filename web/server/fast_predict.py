@@ -32,7 +32,6 @@ from web.calls.preference import Preference
 from web.security import HEADERS, Head
 from web.server.answer import Answer
 from web.server.body import Body
-from web.server.connection import Connection, Phase
 from web.server.head import parse
 
 #: Headers that Flask ignores on a predict, and those that `plain` checks itself. A request with
@@ -96,7 +95,7 @@ class Exchange:
         self,
         head: PlainHead,
         text: bytes,
-        connection: Connection,
+        reader: Body,
         peer: Any,
         listener_name: Any,
     ) -> None:
@@ -105,27 +104,26 @@ class Exchange:
         Args:
           head: the head of the request.
           text: the same, in bytes.
-          connection: the client's connection.
+          reader: reads the body from the client's connection.
           peer: the client's address.
           listener_name: the server's address.
         """
         self.head = head
         self.text = text
-        self.connection = connection
+        self.connection = reader.connection
         self.peer = peer
         self.listener_name = listener_name
-        self.reader = Body(connection, head.body_bytes, head.body_bytes)
+        self.reader = reader
         self._body = b""
 
     def body(self) -> bytes:
         """Read the body.
 
         Raises:
-          InvalidRequest: it ends early.
-          ServerBusy: the process holds too many large bodies.
+          Refused: as `Body.whole`.
         """
         self._body = self.reader.whole()
-        self.connection.phase = Phase.SERVING
+        self.connection.serve()
         return self._body
 
     def forget(self) -> None:

@@ -89,6 +89,9 @@ def _check_host(request: Request) -> None:
     if host is None or not _HOST.fullmatch(host):
         got = "none" if host is None else repr(host)[:80]
         raise InvalidRequest(f"expected one Host header with a name and a port, got {got}")
+    scheme, separator, rest = request.uri.partition("://")
+    if separator and "/" not in scheme and re.split("[/?#]", rest)[0].lower() != host.lower():
+        raise InvalidRequest("expected the same host in the request line and in Host")
 
 
 def _check_coding(request: Request) -> None:

@@ -6,6 +6,7 @@ here, because its own loops know no limits: see `web.server.connection`.
 
 from __future__ import annotations
 
+import copy
 import errno
 import socket
 import ssl
@@ -14,12 +15,13 @@ from typing import Any
 from gevent import GreenletExit
 from gunicorn import util
 from gunicorn.http import wsgi
+from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
 from inferno.errors import InfernoError, ServerBusy
 from web.server import head
 from web.server.answer import Answer, refusal
-from web.server.body import Body
+from web.server.body import Body, Refused
 from web.server.connection import Connection, Connections, Limits, address_of
 from web.server.fast_predict import Exchange, FastPredict
 
@@ -30,13 +32,28 @@ _LEFT = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
 class Worker(GeventWorker):  # type: ignore[misc]
     """Serves the Flask app of `web.app`."""
 
+    cfg: Any
+
     def load_wsgi(self) -> None:
         """Load the app and prepare the short way."""
         super().load_wsgi()
+        #: The configuration with which requests are parsed and answered.
+        self._http: Any = self.cfg
+        self._tls: ssl.SSLContext | None = None
         self._fast = FastPredict(self.wsgi, self.cfg)
         settings = self.wsgi.extensions["inferno"].settings
         self._connections = Connections(Limits.of(settings))
         self._most_body_bytes = settings.limits.max_body_bytes
+
+    def run(self) -> None:
+        """Accept connections until the process is to end."""
+        if self.cfg.is_ssl:
+            # gevent would shake hands before `handle` knows the connection, so without any limit.
+            self._tls = ssl_context(self.cfg)
+            self.cfg = copy.deepcopy(self.cfg)
+            self.cfg.set("certfile", None)
+            self.cfg.set("keyfile", None)
+        super().run()
 
     def notify(self) -> None:
         """Tell the parent once a second that this process lives; also end slow connections."""
@@ -56,13 +73,15 @@ class Worker(GeventWorker):  # type: ignore[misc]
             util.close(client)
             return
         try:
-            if isinstance(client, ssl.SSLSocket) and not self.cfg.do_handshake_on_connect:
-                client.do_handshake()
+            if self._tls is not None:
+                connection.shake_hands(self._tls)
             name = listener.getsockname()
             while self._serve_one(connection, name, peer):
                 connection.end_exchange()
+        except ssl.SSLError as exc:
+            self.log.info("TLS with %s failed: %s", connection.address, exc)
         except OSError as exc:
-            if not isinstance(exc, ssl.SSLError) and exc.errno not in _LEFT:
+            if exc.errno not in _LEFT:
                 self.log.exception("Socket error processing request.")
         except (GreenletExit, SystemExit):
             pass
@@ -70,7 +89,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.log.exception("Error handling request")
         finally:
             self._connections.leave(connection)
-            util.close(client)
+            util.close(connection.sock)
 
     def _serve_one(self, connection: Connection, name: Any, peer: Any) -> bool:
         """Serve the next request of a connection; return whether there may be another one."""
@@ -79,7 +98,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             if text is None:
                 return False
             plain = self._fast.read_head(text)
-            request = None if plain is not None else head.parse(self.cfg, text, peer)
+            request = None if plain is not None else head.parse(self._http, text, peer)
         except InfernoError as exc:
             # What follows a malformed head on its connection is not a request.
             connection.sendall(refusal(exc))
@@ -88,14 +107,18 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.nr += 1
         if self.nr >= self.max_requests:
             self.alive = False
-        if plain is not None:
-            exchange = Exchange(plain, text, connection, peer, name)
-            goes_on, body = self._fast.answer(exchange, self.alive), exchange.reader
-        else:
-            body = Body(connection, head.body_size(request), self._most_body_bytes)
-            goes_on = self._answer(request, body, connection, peer, name)
-            # Flask may have answered without a wait in which others have their turn.
-            connection.rest()
+        size = plain.body_bytes if plain is not None else head.body_size(request)
+        body = Body(connection, size, self._most_body_bytes)
+        try:
+            if plain is not None:
+                goes_on = self._fast.answer(Exchange(plain, text, body, peer, name), self.alive)
+            else:
+                goes_on = self._answer(request, body, connection, peer, name)
+                # Flask may have answered without a wait in which others have their turn.
+                connection.rest()
+        except Refused as exc:
+            connection.sendall(refusal(exc.error))
+            goes_on = False
         if goes_on:
             body.skip()
         if not body.finished:
@@ -107,7 +130,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
     ) -> bool:
         """Answer a request through Flask; return whether the connection goes on."""
         request.body = body
-        response, environ = wsgi.create(request, connection, peer, name, self.cfg, Answer, (body,))
+        response, environ = wsgi.create(
+            request, connection, peer, name, self._http, Answer, (body,)
+        )
         environ["wsgi.multithread"] = True
         # WebSockets take the connection over.
         environ["gunicorn.socket"] = connection.sock

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -31,7 +30,7 @@ from tasks.results.bridge import Subscription
 from tasks.results.views import TaskView
 from tasks.state.outcomes import Outcome
 from tasks.state.records import Records
-from web.calls import documents
+from web.calls import documents, turns
 from web.calls.errors import UNEXPECTED
 from web.calls.idempotency import from_field
 from web.sockets.peer import Peer
@@ -119,6 +118,7 @@ class Conversation:
         """Do what a message asks for; a bad message is answered with an error."""
         reference = None
         try:
+            turns.give_way(len(text))
             message = decode(text, dict[str, Any], self._gateway.limits)
             reference = _reference(message)
             kind = message.pop("type", None)
@@ -275,7 +275,7 @@ class Conversation:
                 return
             yield task_ids[start : start + SLICE]
             # Other clients' turn, also where nothing of the slice took time.
-            time.sleep(0)
+            turns.pause()
 
     def _ping(self, reference: Any, _: dict[str, Any]) -> None:
         self._say(reference, {"type": "pong"})

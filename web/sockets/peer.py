@@ -334,6 +334,8 @@ class Peers:
             send_timeout_s=websocket.send_timeout_s,
         )
         self._max_per_address = websocket.max_per_address
+        #: Sockets never have to leave, so they may not take all connections.
+        self._most = max(settings.server.connections * 3 // 4, 1)
         self._budget = Budget(websocket.max_held_bytes)
         self._open: set[Peer] = set()
         self._addresses: Counter[str] = Counter()
@@ -347,15 +349,19 @@ class Peers:
         return self._budget.held
 
     def require_room(self, address: str) -> None:
-        """Refuse one more socket of an address that has too many.
+        """Refuse one more socket if its address or the process has too many.
 
         Raises:
           Overloaded: it has.
         """
         if self._addresses[address] >= self._max_per_address:
             error = Overloaded(f"one address can open at most {self._max_per_address} WebSockets")
-            error.retry_after_s = RETRY_AFTER_S
-            raise error
+        elif len(self._open) >= self._most:
+            error = Overloaded(f"one process can open at most {self._most} WebSockets")
+        else:
+            return
+        error.retry_after_s = RETRY_AFTER_S
+        raise error
 
     @contextlib.contextmanager
     def open(self, ws: Server) -> Iterator[Peer]:

@@ -20,6 +20,7 @@ from wsproto.extensions import Extension
 from wsproto.frame_protocol import CloseReason, FrameDecoder, FrameProtocol, Opcode, RsvBits
 from wsproto.utilities import LocalProtocolError
 
+from web.calls import turns
 from web.sockets.budget import Share
 
 #: Bytes that are read or sent at once.
@@ -359,5 +360,5 @@ class _Turn:
     def take(self) -> None:
         """Go on, or first let the others run."""
         if time.monotonic() > self._until:
-            time.sleep(0)
+            turns.pause()
             self._until = time.monotonic() + _TURN_S
