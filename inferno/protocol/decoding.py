@@ -90,13 +90,19 @@ def _check_structure(body: bytes | bytearray | str, limits: Limits) -> None:
     """
     raw = body.encode(errors="surrogatepass") if isinstance(body, str) else body
     opened = raw.count(b"[") + raw.count(b"{")
+    # Texts are names of members, or items of inputs, and take ten times as long as numbers.
+    texts = limits.json_members + limits.items
     if (
         opened <= limits.json_depth
+        and raw.count(b'"') <= 2 * texts
         and opened + raw.count(b",") < limits.json_values
         and raw.count(b":") <= limits.json_members
     ):
         return
-    structure = _structure(raw)
+    plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in raw else raw
+    if plain.count(b'"') > 2 * texts:
+        raise InvalidRequest(f"expected JSON with at most {texts} names and texts")
+    structure = _structure(plain)
     if structure.count(b":") > limits.json_members:
         raise InvalidRequest(f"expected JSON with at most {limits.json_members} members of objects")
     opened = structure.count(b"[") + structure.count(b"{")
@@ -109,9 +115,12 @@ def _check_structure(body: bytes | bytearray | str, limits: Limits) -> None:
             raise InvalidRequest(f"expected JSON nested at most {limits.json_depth} deep")
 
 
-def _structure(body: bytes | bytearray) -> bytes:
-    """Return the brackets, commas and colons of JSON that are not in texts, in their order."""
-    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
+def _structure(plain: bytes | bytearray) -> bytes:
+    """Return the brackets, commas and colons of JSON that are not in texts, in their order.
+
+    Args:
+      plain: JSON without escaped quotes.
+    """
     marks = np.frombuffer(plain.translate(None, _CONTENT), np.uint8)
     quotes = marks == ord('"')
     # A mark is in a text if the number of quotes before it is odd.

@@ -15,7 +15,6 @@ import contextlib
 import logging
 import resource
 import socket
-import ssl
 import struct
 import time
 from collections import Counter
@@ -181,16 +180,6 @@ class Connection:
         self.phase = phase
         self.since = self.progressed = time.monotonic()
         self.moved = 0
-
-    def shake_hands(self, tls: ssl.SSLContext) -> None:
-        """Begin to speak TLS.
-
-        Raises:
-          OSError: the client does not speak it, or was too slow.
-        """
-        self.enter(Phase.HEAD)
-        self.sock = tls.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
-        self.sock.do_handshake()
 
     def serve(self) -> None:
         """Begin to work on a request."""

@@ -6,7 +6,6 @@ here, because its own loops know no limits: see `web.server.connection`.
 
 from __future__ import annotations
 
-import copy
 import errno
 import socket
 import ssl
@@ -15,7 +14,6 @@ from typing import Any
 from gevent import GreenletExit
 from gunicorn import util
 from gunicorn.http import wsgi
-from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
 from inferno.errors import InfernoError, ServerBusy
@@ -32,28 +30,13 @@ _LEFT = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
 class Worker(GeventWorker):  # type: ignore[misc]
     """Serves the Flask app of `web.app`."""
 
-    cfg: Any
-
     def load_wsgi(self) -> None:
         """Load the app and prepare the short way."""
         super().load_wsgi()
-        #: The configuration with which requests are parsed and answered.
-        self._http: Any = self.cfg
-        self._tls: ssl.SSLContext | None = None
         self._fast = FastPredict(self.wsgi, self.cfg)
         settings = self.wsgi.extensions["inferno"].settings
         self._connections = Connections(Limits.of(settings))
         self._most_body_bytes = settings.limits.max_body_bytes
-
-    def run(self) -> None:
-        """Accept connections until the process is to end."""
-        if self.cfg.is_ssl:
-            # gevent would shake hands before `handle` knows the connection, so without any limit.
-            self._tls = ssl_context(self.cfg)
-            self.cfg = copy.deepcopy(self.cfg)
-            self.cfg.set("certfile", None)
-            self.cfg.set("keyfile", None)
-        super().run()
 
     def notify(self) -> None:
         """Tell the parent once a second that this process lives; also end slow connections."""
@@ -73,15 +56,13 @@ class Worker(GeventWorker):  # type: ignore[misc]
             util.close(client)
             return
         try:
-            if self._tls is not None:
-                connection.shake_hands(self._tls)
+            if isinstance(client, ssl.SSLSocket) and not self.cfg.do_handshake_on_connect:
+                client.do_handshake()
             name = listener.getsockname()
             while self._serve_one(connection, name, peer):
                 connection.end_exchange()
-        except ssl.SSLError as exc:
-            self.log.info("TLS with %s failed: %s", connection.address, exc)
         except OSError as exc:
-            if exc.errno not in _LEFT:
+            if not isinstance(exc, ssl.SSLError) and exc.errno not in _LEFT:
                 self.log.exception("Socket error processing request.")
         except (GreenletExit, SystemExit):
             pass
@@ -89,7 +70,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.log.exception("Error handling request")
         finally:
             self._connections.leave(connection)
-            util.close(connection.sock)
+            util.close(client)
 
     def _serve_one(self, connection: Connection, name: Any, peer: Any) -> bool:
         """Serve the next request of a connection; return whether there may be another one."""
@@ -98,7 +79,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             if text is None:
                 return False
             plain = self._fast.read_head(text)
-            request = None if plain is not None else head.parse(self._http, text, peer)
+            request = None if plain is not None else head.parse(self.cfg, text, peer)
         except InfernoError as exc:
             # What follows a malformed head on its connection is not a request.
             connection.sendall(refusal(exc))
@@ -130,9 +111,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     ) -> bool:
         """Answer a request through Flask; return whether the connection goes on."""
         request.body = body
-        response, environ = wsgi.create(
-            request, connection, peer, name, self._http, Answer, (body,)
-        )
+        response, environ = wsgi.create(request, connection, peer, name, self.cfg, Answer, (body,))
         environ["wsgi.multithread"] = True
         # WebSockets take the connection over.
         environ["gunicorn.socket"] = connection.sock

@@ -267,3 +267,19 @@ def test_parameters_that_are_no_text_are_refused(app):
         response = app.test_client().open(path, method=method, environ_overrides=environ)
         assert response.status_code == 400
         assert _problem(response)["code"] == "invalid_request"
+
+
+def test_a_configuration_is_as_limited_as_a_body(client):
+    config = '{"version_policy": {"x": %s%s}}' % ("[" * 5000, "]" * 5000)
+    response = client.post(
+        "/v2/repository/models/digits/load", json={"parameters": {"config": config}}
+    )
+    assert response.status_code == 400
+    assert "nested" in response.get_json()["error"]
+
+
+def test_texts_of_json_are_counted(client):
+    body = b'{"inputs": {"text": [%s]}}' % b",".join([b'"a"'] * 400_000)
+    problem = client.post("/v1/models/sentiment:predict", data=body).get_json()
+    assert problem["status"] == 400
+    assert "names and texts" in problem["detail"]

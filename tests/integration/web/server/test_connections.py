@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -173,6 +174,46 @@ def test_unfinished_bodies_make_room_for_whole_ones(address):
                 sock.sendall(POST + b"Content-Length: 1000001\r\n\r\n" + b"a" * 1_000_000)
         response = httpx.post(f"http://{address}/v1/infer", content=b"b" * 1_000_000)
         assert response.status_code == 400
+
+
+def complete(seconds: int, size: int = 0) -> tuple[bytes, bytes]:
+    """Return head and body of a task that nobody runs, for a client that waits."""
+    body = b'{"model": "sentiment", "inputs": {"text": "Good."}, "version": 1}'.ljust(size)
+    return POST + b"Prefer: wait=%d\r\nContent-Length: %d\r\n\r\n" % (seconds, len(body)), body
+
+
+def test_a_complete_request_may_take_its_time(address):
+    with connect(address) as sock:
+        # The body comes after Flask has begun.
+        head, body = complete(3)
+        sock.sendall(head)
+        assert httpx.get(f"http://{address}/health/live").status_code == 200
+        sock.sendall(body + LIVE)
+        received = answer(sock)
+    assert re.findall(rb"HTTP/1.1 (\d+) ", received) == [b"202", b"200"]
+
+
+def test_large_requests_leave_room_for_small_ones(address):
+    with ExitStack() as stack:
+        for _ in range(3):
+            sock = stack.enter_context(connect(address))
+            sock.sendall(b"".join(complete(4, 999_997)))
+        small = {"model": "sentiment", "inputs": {"text": "Good."}, "version": 1}
+        statuses = [httpx.post(f"http://{address}/v1/infer", json=small).status_code]
+        statuses += [httpx.post(f"http://{address}/v1/infer", content=b" " * 900_000).status_code]
+    assert statuses == [202, 503]
+
+
+def test_clients_that_have_left_make_room(address, worker):
+    with ExitStack() as stack:
+        for _ in range(20):
+            sock = stack.enter_context(connect(address))
+            sock.sendall(b"".join(complete(30)))
+            sock.shutdown(socket.SHUT_WR)
+        for _ in range(5):
+            with connect(address) as sock:
+                sock.sendall(LIVE)
+                assert sock.recv(65_536).startswith(b"HTTP/1.1 200 ")
 
 
 def test_memory_goes_back(redis_url, repository, tmp_path):

@@ -83,6 +83,11 @@ def test_a_request_names_a_host(port, host):
     assert_refused(*ask(port, wire))
 
 
+def test_a_request_names_one_host(port):
+    wire = b"GET http://evil.example/health/live HTTP/1.1\r\n%b\r\n\r\n" % NAMED + MARKER % HOST
+    assert_refused(*ask(port, wire))
+
+
 @pytest.mark.parametrize("name", BROKEN_CHUNKS)
 def test_a_broken_chunk_ends_the_connection(port, name):
     assert_refused(*ask(port, CHUNKED + BROKEN_CHUNKS[name] + MARKER % HOST))
