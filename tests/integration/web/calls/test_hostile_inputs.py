@@ -270,7 +270,7 @@ def test_parameters_that_are_no_text_are_refused(app):
 
 
 def test_a_configuration_is_as_limited_as_a_body(client):
-    config = '{"version_policy": {"x": %s%s}}' % ("[" * 5000, "]" * 5000)
+    config = '{"version_policy": {"x": ' + "[" * 5000 + "]" * 5000 + "}}"
     response = client.post(
         "/v2/repository/models/digits/load", json={"parameters": {"config": config}}
     )
