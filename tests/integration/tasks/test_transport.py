@@ -519,16 +519,16 @@ def test_nothing_is_handed_out_twice_to_one_channel(connection):
 
 
 def test_refused_reports_are_no_sign_of_death(server, connection, client):
-    """While Redis is full nobody can report, for longer than their leases."""
+    """While Redis cannot replicate nobody can report, for longer than their leases."""
     publish(connection, "x")
     with consumer_process(server, lease=1.0) as holder:
         assert handed(holder, 1) == ["x"]
         consumer = Consumer(connection)
         consumer.drain(lambda: client.hlen("stream:q:consumers") == 2)
-        client.config_set("maxmemory", 1)
+        client.config_set("min-replicas-to-write", 1)
         lapsed = time.monotonic() + 1.5
         consumer.drain(lambda: time.monotonic() > lapsed)
-        client.config_set("maxmemory", 0)
+        client.config_set("min-replicas-to-write", 0)
         publish(connection, "y")
         wait_until(lambda: client.xlen("stream:q:0") == 2)
         consumer.drain(lambda: time.monotonic() > lapsed + 0.8)
