@@ -476,6 +476,25 @@ def test_a_full_redis_hands_out_nothing_and_ends_nobody(connection, client):
     assert consumer.bodies == ["a", "c"]
 
 
+def test_a_lane_is_tended_paused_and_given_back_while_redis_is_full(connection, client):
+    consumer = Consumer(connection)
+    lane = StreamLane.of("q")
+    publish(connection, "a")
+    consumer.take(1)
+    (before,) = client.hvals("stream:q:consumers")
+    client.config_set("maxmemory", 1)
+    try:
+        consumer.drain(lambda: client.hvals("stream:q:consumers") > [before])
+        lane.pause(client)
+        assert lane.is_paused(client)
+        assert lane.leave(client) == 1
+        lane.resume(client)
+        assert not lane.is_paused(client)
+    finally:
+        client.config_set("maxmemory", 0)
+    assert client.xlen("stream:q:returned") == 1
+
+
 def test_a_long_queue_leaves_room_for_others(connection):
     publish(connection, *(f"a{n}" for n in range(50)), queue="a")
     publish(connection, "b", queue="b")
