@@ -10,6 +10,7 @@ import psutil
 import pytest
 import redis
 
+from inferno import names
 from inferno.client import Client
 from inferno.operate.ports import free_port
 from inferno.operate.redis_program import find_program
@@ -39,14 +40,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
 
 def test_nearly_full_redis_refuses_new_tasks_and_ends_those_that_it_took(small: Platform) -> None:
-    with Client(small.url) as client, httpx.Client(base_url=small.url) as http:
+    with (
+        Client(small.url) as client,
+        httpx.Client(base_url=small.url) as http,
+        connect(Settings(redis={"url": small.redis_url})) as store,
+    ):
         client.pause("echo")
         *accepted, cancelled = filled(http)
         client.cancel(cancelled)
         client.resume("echo")
         for task_id in accepted:
             assert client.result(task_id, timeout_s=60).outputs["text"].size == 1
-        # The results take less memory than the tasks did.
+        # They take as much memory as the tasks did, until they expire.
+        assert submitted(http).status_code == 503
+        store.unlink(*map(names.result_key, accepted))
         wait_until(lambda: submitted(http).status_code == 202)
 
         client.pause("echo")
