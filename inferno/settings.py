@@ -186,8 +186,16 @@ class RedisSettings(Group):
         default=None,
         ge=0,
         description="Memory of the embedded server, in bytes; submits are refused with 503 when "
-        "it is full. 0: no limit. Unset: half of the machine's, or of the container's if that is "
-        "less.",
+        "it is nearly full. 0: no limit. Unset: half of the machine's, or of the container's if "
+        "that is less.",
+    )
+    reserve: float = Field(
+        default=0.1,
+        ge=0,
+        le=0.9,
+        description="Share of Redis' memory (`maxmemory`) that new tasks may not take, so that "
+        "accepted tasks can end. At least 4 MB, unless that is more than half. 0: new tasks are "
+        "refused only when Redis is full.",
     )
     fsync: Literal["always", "everysec", "no"] = Field(
         default="everysec",

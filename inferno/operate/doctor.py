@@ -132,7 +132,7 @@ def _judge_memory(redis: RedisStatus) -> Iterator[tuple[State, str]]:
     if not limit or used < 0.8 * limit:
         yield "ok", shown
     else:
-        yield "warning", f"{shown}; tasks are refused when it is full: give Redis more memory"
+        yield "warning", f"{shown}; tasks are refused when it is nearly full: give Redis more memory"
 
 
 def _judge_persistence(redis: RedisStatus) -> Iterator[tuple[State, str]]:

@@ -31,6 +31,7 @@ from tasks.broker import webhook_message
 from tasks.broker.connection import UNAVAILABLE, never_sent, translated
 from tasks.broker.lanes import Lanes, TaskMessage
 from tasks.intake.convoy import Convoy
+from tasks.intake.reserve import Reserve
 from tasks.state import claims
 from tasks.state.claims import Claim
 from tasks.state.outcomes import Outcome
@@ -92,6 +93,7 @@ class Submitter:
         self._lanes = Lanes(app, client, settings)
         self._transitions = Transitions(client, settings)
         self._arrivals = Convoy(self._transitions.accept)
+        self._reserve = Reserve(client, settings)
         self._prefix = settings.redis.prefix
         self._timeout_ms = settings.tasks.timeout_ms
         # On other brokers, the record and the message are two steps, so the message holds all.
@@ -124,13 +126,13 @@ class Submitter:
           generation: deployment generation under which the version was chosen.
         Raises:
           Outdated: the generation has changed.
-          BrokerUnavailable: Redis does not answer; the task was not accepted.
+          BrokerUnavailable: Redis does not answer or is nearly full; the task was not accepted.
           FateUnknown: Redis was lost before it answered.
           KeyReused: the idempotency key belongs to another request.
           Overloaded: more tasks are ahead of it.
         """
         message, sharing, claim = self._message(request, package, inputs, task_id or new_task_id())
-        return self._accept(
+        message, arrival = self._arrival(
             message,
             timeout_ms=request.timeout_ms or self._timeout_ms,
             idempotency=idempotency,
@@ -140,11 +142,16 @@ class Submitter:
             claim=claim,
             generation=generation,
         )
+        self._take_room(arrival)
+        return self._accept(message, arrival)
 
     def submit_all(
         self, submissions: Sequence[Submission], reply_to: str
     ) -> list[Accepted | Exception]:
         """Publish many validated requests together; a task that exists already stays as it is.
+
+        They belong to tasks that were accepted, so they may use the reserve of a Redis that is
+        nearly full.
 
         Args:
           submissions: the tasks.
@@ -230,7 +237,7 @@ class Submitter:
     def repeat(
         self, record: Record, kwargs: dict[str, Any], idempotency: Idempotency | None = None
     ) -> Accepted:
-        """Publish an earlier task again, as a new task.
+        """Publish an earlier task again, as a new task, even if Redis is nearly full.
 
         Args:
           record: record of the earlier task.
@@ -253,18 +260,31 @@ class Submitter:
             priority=record.priority,
             kwargsrepr=f"replay of {record.task_id}",
         )
-        return self._accept(
+        message, arrival = self._arrival(
             message,
             timeout_ms=self._timeout_ms,
             idempotency=idempotency,
             replay_of=record.task_id,
             claim=claim,
         )
+        return self._accept(message, arrival)
 
-    def _accept(
-        self, message: TaskMessage, *, idempotency: Idempotency | None = None, **facts: Any
-    ) -> Accepted:
-        message, arrival = self._arrival(message, idempotency=idempotency, **facts)
+    def _take_room(self, arrival: Arrival) -> None:
+        """Claim memory of Redis for a new task.
+
+        Raises:
+          BrokerUnavailable: Redis is nearly full, or does not answer.
+          KeyReused: the idempotency key belongs to another request.
+        """
+        inputs = 0 if arrival.claim is None else len(arrival.claim.payload)
+        try:
+            self._reserve.take(len(arrival.payload) + inputs)
+        except BrokerUnavailable:
+            # A repeated request makes no new task.
+            if arrival.idempotency is None or self.earlier(arrival.idempotency) is None:
+                raise
+
+    def _accept(self, message: TaskMessage, arrival: Arrival) -> Accepted:
         with translated():
             try:
                 admitted = self._arrivals.call(arrival)

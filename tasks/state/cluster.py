@@ -14,6 +14,7 @@ from inferno.batching.pace import Speed
 from inferno.errors import BrokerUnavailable
 from inferno.settings import Settings
 from tasks.broker.connection import translated
+from tasks.transport.script import Script
 
 
 class HeldVersion(
@@ -84,6 +85,7 @@ class Cluster:
         self._redis = client
         self._key = names.workers_key(settings.redis.prefix)
         self._packages_key = names.packages_key(settings.redis.prefix)
+        self._write = Script("tasks.state", "report")
         self._ttl = settings.worker.heartbeat_ttl_s
         self._reading = Lock()
         #: Start of the last read; monotonic seconds.
@@ -183,13 +185,17 @@ class Cluster:
             for name, value in self._redis.hgetall(self._key).items()
             if (found := _report(value)) is None or found.reported_at < oldest
         ]
-        with self._redis.pipeline() as pipe:
-            if gone:
-                pipe.hdel(self._key, *gone)
-            pipe.hset(self._key, report.worker, _encode(report))
-            for package, digest in report.packages.items():
-                pipe.hset(self._packages_key, package, digest)
-            pipe.execute()
+        self._write.run(
+            self._redis,
+            {
+                "workers": self._key,
+                "packages": self._packages_key,
+                "worker": report.worker,
+                "report": _encode(report),
+                "gone": gone,
+                "digests": [part for item in report.packages.items() for part in item],
+            },
+        )
 
     def leave(self, worker: str) -> None:
         """Remove the report of a worker that stops."""

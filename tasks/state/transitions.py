@@ -295,7 +295,7 @@ class Transitions:
           steps: the commands of each task. The first one must be a command that a full Redis
             refuses, so that either all of a task's commands run or none.
           fenced: change only tasks whose message this process holds. Changes from outside, such as
-            a cancellation, are not fenced.
+            a cancellation, are not fenced; a full Redis takes them, because they make room.
           then: Redis commands that run once, if any task was changed; one that fails is ignored.
         Returns:
           the verdict on each task.

@@ -17,6 +17,8 @@ STREAMS = ("returned", *"9876543210")
 
 _GIVE_BACK = Script("tasks.transport", "give_back")
 _LEAVE = Script("tasks.transport", "leave")
+_PAUSE = Script("tasks.transport", "pause")
+_RESUME = Script("tasks.transport", "resume")
 
 #: Process id and consumer name; a forked process needs a name of its own.
 _process: tuple[int, str] = (0, "")
@@ -61,24 +63,17 @@ class StreamLane:
         """Key of the list that wakes a waiting consumer."""
         return f"{self.key}:bell"
 
-    @property
-    def _paused(self) -> str:
-        return f"{self.key}:paused"
-
     def pause(self, client: redis.Redis) -> None:
         """Stop handing out messages; messages that are held can still be settled."""
-        client.set(self._paused, 1)
+        _PAUSE.run(client, {"lane": self.key})
 
     def resume(self, client: redis.Redis) -> None:
         """Hand out messages again."""
-        with client.pipeline() as pipe:
-            pipe.delete(self._paused)
-            pipe.lpush(self.bell, 1)
-            pipe.execute()
+        _RESUME.run(client, {"lane": self.key})
 
     def is_paused(self, client: redis.Redis) -> bool:
         """Return whether the lane hands out nothing."""
-        return bool(client.exists(self._paused))
+        return bool(client.exists(f"{self.key}:paused"))
 
     def leave(self, client: redis.Redis) -> int:
         """Give back everything that this process holds, and remove it as a consumer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -9,13 +10,15 @@ import psutil
 import pytest
 import redis
 
+from inferno import names
 from inferno.client import Client
 from inferno.operate.ports import free_port
 from inferno.operate.redis_program import find_program
 from inferno.settings import Settings
 from inferno.testing.platform import Platform, running_platform
-from inferno.testing.processes import ROOT
+from inferno.testing.processes import ROOT, wait_until
 from tasks.broker.connection import connect
+from tasks.state.cluster import Cluster
 from tests.outsider import as_nobody, needs_root
 
 #: About 20 MB more than an empty server takes.
@@ -34,6 +37,47 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     }
     with running_platform(tmp_path_factory.mktemp("small"), env, "--no-flower") as platform:
         yield platform
+
+
+def test_nearly_full_redis_refuses_new_tasks_and_ends_those_that_it_took(small: Platform) -> None:
+    with (
+        Client(small.url) as client,
+        httpx.Client(base_url=small.url) as http,
+        connect(Settings(redis={"url": small.redis_url})) as store,
+    ):
+        client.pause("echo")
+        *accepted, cancelled = filled(http)
+        client.cancel(cancelled)
+        client.resume("echo")
+        for task_id in accepted:
+            assert client.result(task_id, timeout_s=60).outputs["text"].size == 1
+        # They take as much memory as the tasks did, until they expire.
+        assert submitted(http).status_code == 503
+        store.unlink(*map(names.result_key, accepted))
+        wait_until(lambda: submitted(http).status_code == 202)
+
+        client.pause("echo")
+        filled(http)
+        count = client.lane("echo")["waiting"]
+        assert count
+        assert client.purge("echo", count) == count
+        client.resume("echo")
+        wait_until(lambda: submitted(http).status_code == 202)
+
+
+def submitted(http: httpx.Client) -> httpx.Response:
+    return http.post("/infer", json={"model": "echo", "inputs": {"text": "x" * 50_000}})
+
+
+def filled(http: httpx.Client) -> list[str]:
+    """Submit until Redis is nearly full; returns the ids of the accepted tasks."""
+    accepted = []
+    while (answer := submitted(http)).status_code == 202:
+        accepted.append(answer.json()["task_id"])
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1
+    assert "Redis is nearly full: " in answer.json()["detail"]
+    return accepted
 
 
 def test_full_redis_refuses_new_tasks_and_loses_none_that_it_took(small: Platform) -> None:
@@ -55,11 +99,19 @@ def test_full_redis_refuses_new_tasks_and_loses_none_that_it_took(small: Platfor
             assert int(answer.headers["retry-after"]) >= 1
             assert "full" in answer.text
 
+        # What makes room or keeps workers alive still works.
+        refused_at = time.time()
+        accepted.pop().cancel()
+        client.resume("echo")
+        client.pause("echo")
+        cluster = Cluster(store, Settings())
+        wait_until(lambda: cluster.workers(0)[0].reported_at > refused_at)
+
         store.unlink("filler")
         client.resume("echo")
         texts = [task.result(timeout_s=60).outputs["text"].item() for task in accepted]
-        assert texts == [f"accepted {n}" for n in range(20)]
-        assert client.predict("echo", "x" * 50_000).outputs["text"].size == 1
+        assert texts == [f"accepted {n}" for n in range(19)]
+        wait_until(lambda: submitted(http).status_code == 202)
 
 
 def fill(store: redis.Redis) -> None:

@@ -111,7 +111,10 @@ local function finish(step)
   return verdict
 end
 
-if args.consumer then
+if not args.consumer then
+  -- It ends waiting tasks early, which frees their messages. The results of workers may be large.
+  lane.write_when_full(args.steps[1].record)
+else
   local held = {}
   for _, step in ipairs(args.steps) do
     if step.stream then

@@ -5,6 +5,7 @@
 
 local lane = include "tasks.transport/lane"
 
+lane.write_when_full(args.lane)
 local count = 0
 for _, held in ipairs(args.entries) do
   local stream, entry = held[1], held[2]

@@ -19,6 +19,13 @@ function M.now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- Let a script write although Redis is full. Only for steps that free memory or take a few bytes.
+-- Redis refuses no write of a script that has written before, so this first deletes a key that
+-- does not exist; `prefix` is that of a key of the script.
+function M.write_when_full(prefix)
+  redis.call('DEL', prefix .. ':none')
+end
+
 -- Wake one waiting consumer. The bell has one element at most; the consumer that takes it fetches.
 function M.ring(lane)
   if redis.call('EXISTS', lane .. ':bell') == 0 then

@@ -6,6 +6,7 @@
 
 local lane = include "tasks.transport/lane"
 
+lane.write_when_full(args.lane)
 local count = 0
 for _, name in ipairs(lane.STREAMS) do
   local stream = args.lane .. ':' .. name

@@ -5,6 +5,7 @@
 local lane = include "tasks.transport/lane"
 
 if lane.owned(args.stream, args.entry, args.consumer) then
+  lane.write_when_full(args.lane)
   lane.enqueue(args.lane, args.priority, args.payload)
   lane.release(args.stream, args.entry)
 end

@@ -23,6 +23,7 @@ end
 local reports = {}
 for i, key in ipairs(args.lanes) do
   reports[i] = redis.call('HGETALL', key .. ':consumers')
+  lane.write_when_full(key)
   redis.call('HSET', key .. ':consumers', args.consumer, now .. ' ' .. args.lease_ms)
   move_due(key)
 end

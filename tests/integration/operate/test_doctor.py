@@ -99,7 +99,7 @@ def test_server_that_is_nearly_full_is_a_warning(start: Start) -> None:
     fill = "\"for i = 1, 40 do redis.call('SET', i, string.rep('x', 100000)) end\""
     say(url, "EVAL", fill, "0")
 
-    assert found(examine(url), "tasks are refused when it is full").state == "warning"
+    assert found(examine(url), "tasks are refused when it is nearly full").state == "warning"
 
 
 def test_failed_write_to_the_append_only_file_is_a_failure(start: Start) -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from inferno.errors import DeadlineExceeded, ModelNotFound
+from inferno.errors import BrokerUnavailable, DeadlineExceeded, KeyReused, ModelNotFound
 from inferno.protocol.requests import InferRequest
+from inferno.testing.processes import wait_until
 from tasks.gateway import Gateway
 from tasks.intake.submit import Accepted, Submission, new_task_id
+from tasks.state.transitions import Idempotency
 
 
 @pytest.fixture
@@ -70,3 +72,34 @@ def test_a_task_that_no_worker_takes_ends_at_its_deadline(gateway):
         outcome = waiter.wait(20)
     assert isinstance(outcome.error, DeadlineExceeded)
     assert time.time() - began < 10
+
+
+def test_stages_and_repeated_requests_are_not_refused_by_a_nearly_full_redis(gateway, client):
+    stage, once = submission(gateway), Idempotency("nearly-full", "body")
+    valid = gateway.validate(InferRequest({"text": ["a"]}, "stage"))
+    task = gateway.publish(valid, idempotency=once)
+    client.config_set("maxmemory", client.info("memory")["used_memory"] + 1_000_000)
+    try:
+        wait_until(lambda: refuses(gateway, valid))
+        (accepted,) = gateway.submit_all([stage])
+        assert isinstance(accepted, Accepted)
+        assert gateway.publish(valid, idempotency=once).task_id == task.task_id
+        with pytest.raises(KeyReused):
+            gateway.publish(valid, idempotency=Idempotency("nearly-full", "another"))
+        # What makes room is not refused, and neither is a lane that waits.
+        gateway.control.lanes.pause("stage")
+        gateway.control.cancel(task.task_id)
+        assert gateway.control.purge("stage", 1) == 1
+        gateway.control.lanes.resume("stage")
+    finally:
+        client.config_set("maxmemory", 0)
+    wait_until(lambda: not refuses(gateway, valid))
+
+
+def refuses(gateway, valid):
+    try:
+        gateway.control.cancel(gateway.publish(valid).task_id)
+    except BrokerUnavailable as exc:
+        assert "Redis is nearly full" in str(exc)
+        return True
+    return False

@@ -476,6 +476,25 @@ def test_a_full_redis_hands_out_nothing_and_ends_nobody(connection, client):
     assert consumer.bodies == ["a", "c"]
 
 
+def test_a_lane_is_tended_paused_and_given_back_while_redis_is_full(connection, client):
+    consumer = Consumer(connection)
+    lane = StreamLane.of("q")
+    publish(connection, "a")
+    consumer.take(1)
+    (before,) = client.hvals("stream:q:consumers")
+    client.config_set("maxmemory", 1)
+    try:
+        consumer.drain(lambda: client.hvals("stream:q:consumers") > [before])
+        lane.pause(client)
+        assert lane.is_paused(client)
+        assert lane.leave(client) == 1
+        lane.resume(client)
+        assert not lane.is_paused(client)
+    finally:
+        client.config_set("maxmemory", 0)
+    assert client.xlen("stream:q:returned") == 1
+
+
 def test_a_long_queue_leaves_room_for_others(connection):
     publish(connection, *(f"a{n}" for n in range(50)), queue="a")
     publish(connection, "b", queue="b")
@@ -519,16 +538,16 @@ def test_nothing_is_handed_out_twice_to_one_channel(connection):
 
 
 def test_refused_reports_are_no_sign_of_death(server, connection, client):
-    """While Redis is full nobody can report, for longer than their leases."""
+    """While Redis cannot replicate nobody can report, for longer than their leases."""
     publish(connection, "x")
     with consumer_process(server, lease=1.0) as holder:
         assert handed(holder, 1) == ["x"]
         consumer = Consumer(connection)
         consumer.drain(lambda: client.hlen("stream:q:consumers") == 2)
-        client.config_set("maxmemory", 1)
+        client.config_set("min-replicas-to-write", 1)
         lapsed = time.monotonic() + 1.5
         consumer.drain(lambda: time.monotonic() > lapsed)
-        client.config_set("maxmemory", 0)
+        client.config_set("min-replicas-to-write", 0)
         publish(connection, "y")
         wait_until(lambda: client.xlen("stream:q:0") == 2)
         consumer.drain(lambda: time.monotonic() > lapsed + 0.8)

@@ -14,7 +14,7 @@ import websocket
 from inferno import names
 from inferno.operate.ports import free_port
 from inferno.settings import Settings
-from inferno.testing.processes import redis_server, web
+from inferno.testing.processes import redis_server, wait_until, web
 from tests.integration.web.conftest import FakeWorker
 
 NATIVE = {"model": "sentiment", "inputs": {"text": "Good."}}
@@ -118,6 +118,7 @@ def test_full_redis_takes_nothing_and_nothing_is_half_done(http, store, settings
     # What only reads goes on.
     assert http.get("/tasks/some-id").status_code == 404
     store.config_set("maxmemory", 0)
+    wait_until(lambda: http.post("/infer", json=NATIVE).status_code == 202)
     accepted = http.post("/infer", json=NATIVE, headers=KEY)
     assert accepted.status_code == 202
     assert "Idempotency-Replayed" not in accepted.headers
