@@ -125,6 +125,32 @@ class ServerSettings(Group):
         description="How long a synchronous call waits before it answers 202, in milliseconds.",
     )
 
+    def check_certificate(self) -> None:
+        """Load the TLS certificate and its key, if there are any.
+
+        Only the front end does so: other processes may not be able to read the key.
+
+        Raises:
+          ConfigurationError: one of them cannot be read, or they do not belong together.
+        """
+        if self.certfile is None or self.keyfile is None:
+            return
+        # Few processes need it, and importing it takes a while.
+        import ssl
+
+        try:
+            for path in (self.certfile, self.keyfile):
+                path.open().close()
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            # Without an answer, OpenSSL would ask the terminal for the password of the key.
+            context.load_cert_chain(self.certfile, self.keyfile, password="")
+        except OSError as exc:
+            raise ConfigurationError(
+                f"{variable('server', 'certfile')}={self.certfile} and "
+                f"{variable('server', 'keyfile')}={self.keyfile}: expected a certificate and its "
+                f"key in PEM, without a password: {exc}"
+            ) from None
+
     @field_validator("keyfile")
     @classmethod
     def _check_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
@@ -142,7 +168,10 @@ class ServerSettings(Group):
     def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             if name != "*" and not re.fullmatch(r"[\w.-]+", name, re.ASCII):
-                raise ValueError(f"expected names such as inferno.example, not {name!r}")
+                raise ValueError(
+                    "expected names without scheme, port or wildcard, such as inferno.example, "
+                    f"not {name!r}"
+                )
         return tuple(map(str.lower, value))
 
     @field_validator("cors_origins")
@@ -152,7 +181,10 @@ class ServerSettings(Group):
             if origin != "*" and not re.fullmatch(
                 r"[A-Za-z][\w+.-]*://[^/\s?#*@]+", origin, re.ASCII
             ):
-                raise ValueError(f"expected origins such as https://app.example, not {origin!r}")
+                raise ValueError(
+                    "expected origins of scheme, host and port only, such as https://app.example, "
+                    f"not {origin!r}"
+                )
         return tuple(map(str.lower, value))
 
 

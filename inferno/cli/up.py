@@ -41,6 +41,7 @@ def up(chosen: str | None, flower: bool, logs: bool) -> None:
     """
     root = enter_project()
     settings = load()
+    settings.server.check_certificate()
     # All files that the platform writes are its user's only.
     os.umask(0o077)
     Cores(settings.inference.cores).leave()

@@ -12,9 +12,8 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from inferno.client import Client
 from inferno.errors import ConfigurationError, PackageError, ServingError
-from inferno.operate.addresses import local_url, reach_broker
+from inferno.operate.addresses import local_client, local_url, reach_broker
 from inferno.operate.embedded_redis import running_url
 from inferno.operate.ports import check_port
 from inferno.operate.redis_program import OLDEST_VERSION, find_program
@@ -246,9 +245,20 @@ def _check_device(settings: Settings) -> Iterator[Finding]:
     yield Finding("ok", "Device", f"{device}, {os.cpu_count()} CPU cores")
 
 
+def _check_certificate(settings: Settings) -> Iterator[Finding]:
+    if settings.server.certfile is None:
+        return
+    try:
+        settings.server.check_certificate()
+    except ConfigurationError as exc:
+        yield Finding("failure", "Certificate", str(exc))
+    else:
+        yield Finding("ok", "Certificate", f"{settings.server.certfile}")
+
+
 def _check_platform(settings: Settings) -> Iterator[Finding]:
     url = local_url(settings)
-    with Client(url) as client:
+    with local_client(settings) as client:
         try:
             health = client.health()
         except ServingError:
@@ -288,5 +298,6 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     _check_data,
     _check_models,
     _check_device,
+    _check_certificate,
     _check_platform,
 )
