@@ -106,7 +106,7 @@ def test_the_client_says_why_it_does_not_trust_a_certificate(
         with pytest.raises(ServingError, match=f"the certificate of {server.url} .*{message}"):
             client.health()
         with pytest.raises(ServingError, match=f"the certificate of {server.url} .*{message}"):
-            list(client.stream([("echo", "text")]))
+            list(client.stream(["a task"]))
 
 
 def test_the_client_names_a_file_of_certificates_that_it_cannot_read(
@@ -125,7 +125,7 @@ def test_the_client_names_a_file_of_certificates_that_it_cannot_read(
 def test_a_wrong_key_is_refused(folder: Path, key: str, reason: str) -> None:
     tls = {"certfile": folder / "own.crt", "keyfile": folder / key}
     settings = Settings.model_validate({"server": tls})
-    with pytest.raises(ConfigurationError, match="INFERNO_SERVER__CERTFILE=.*KEYFILE=") as error:
+    with pytest.raises(ConfigurationError, match=r"INFERNO_SERVER__CERTFILE=.*KEYFILE=") as error:
         settings.server.check_certificate()
     assert error.match(reason)
 
