@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from inferno.errors import ConfigurationError, PackageError, ServingError
 from inferno.operate.addresses import local_client, local_url, reach_broker
 from inferno.operate.embedded_redis import running_url
+from inferno.operate.misspelled import misspelled
 from inferno.operate.ports import check_port
 from inferno.operate.redis_program import OLDEST_VERSION, find_program
 from inferno.operate.redis_status import RedisStatus, ask
@@ -78,6 +79,19 @@ def _check_packages(_: Settings) -> Iterator[Finding]:
         yield Finding("warning", "Packages", f"{'; '.join(wrong)}; `make setup` installs them")
     else:
         yield Finding("ok", "Packages", f"all {checked} as pinned in requirements.txt")
+
+
+def _check_settings(settings: Settings) -> Iterator[Finding]:
+    for sentence in misspelled(os.environ):
+        yield Finding("warning", "Settings", sentence)
+    redis = settings.redis
+    if redis.url is not None and redis.address is not None:
+        yield Finding(
+            "warning",
+            "Settings",
+            f"{variable('redis', 'url')} names a Redis, so {variable('redis', 'listen')} and "
+            f"{variable('redis', 'port')} have no effect: they are for the embedded server",
+        )
 
 
 def _check_redis(settings: Settings) -> Iterator[Finding]:
@@ -293,6 +307,7 @@ def _check_ports(settings: Settings) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     _check_python,
     _check_packages,
+    _check_settings,
     _check_redis,
     _check_broker,
     _check_data,
