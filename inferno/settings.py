@@ -60,13 +60,14 @@ class ServerSettings(Group):
     hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Names under which clients reach the web tier and Flower, separated by commas, "
-        "such as `inferno.example`. IP addresses, `localhost` and the address that a server "
-        "listens on need no entry. `*`: any name.",
+        "such as `inferno.example`, without scheme, port or wildcard. IP addresses, "
+        "`localhost` and the address that a server listens on need no entry. `*`: any name.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Origins of other sites whose pages may call the web tier from a browser, "
-        "separated by commas, such as `https://app.example`. `*`: every page.",
+        "separated by commas, such as `https://app.example`: scheme, host and port only. `*`: "
+        "every page.",
     )
     certfile: Path | None = Field(
         default=None,
@@ -200,8 +201,9 @@ class RedisSettings(Group):
     )
     listen: IPvAnyAddress | None = Field(
         default=None,
-        description="Address on which the embedded server also listens, always with a password, "
-        "for workers on other machines. Unset: none, or 127.0.0.1 if `INFERNO_REDIS__PORT` is set.",
+        description="IP address of this machine on which the embedded server also listens, always "
+        "with a password, for workers on other machines; 0.0.0.0: all of them. Unset: none, or "
+        "127.0.0.1 if `INFERNO_REDIS__PORT` is set.",
     )
     port: int = Field(
         default=0,
@@ -211,8 +213,9 @@ class RedisSettings(Group):
     )
     password: SecretStr | None = Field(
         default=None,
-        description="Password of the embedded server on that address. Unset: a generated one, in "
-        "`redis/password.txt` of the data directory.",
+        description="Password of the embedded server if it has that address: at least 16 of A-Z, "
+        "a-z, 0-9, `-`, `_` and `.`. Unset: a generated one, in `redis/password.txt` of the data "
+        "directory.",
     )
     maxmemory_bytes: int | None = Field(
         default=None,
@@ -846,10 +849,12 @@ class LogSettings(Group):
         default=20_000_000,
         ge=10_000,
         description="Size in bytes at which `inferno up` continues the log of a process in a new "
-        "file.",
+        "file; at least 10,000.",
     )
     kept: int = Field(
-        default=5, ge=1, description="Number of older log files that are kept for each process."
+        default=5,
+        ge=1,
+        description="Number of older log files that are kept for each process; at least 1.",
     )
 
 

@@ -21,8 +21,8 @@ from inferno.errors import ConfigurationError, PlatformUnreachable, ServingError
 
 #: Time limit of an answer in seconds, without the time that the platform was told to wait.
 ANSWER_S = 30.0
-#: How long an idle connection is kept, in seconds: less than the 5 s for which the front end keeps
-#: it, or a call could be sent on a connection that is being closed.
+#: How long an idle connection is kept, in seconds: less than front ends and proxies keep it, or a
+#: call could be sent on a connection that is being closed.
 KEEPALIVE_S = 2.0
 #: A socket that is silent for this many seconds is dead: the server pings more often.
 SILENCE_S = 60.0
