@@ -77,7 +77,9 @@ NOT_RUN = {
     '@10.0.0.5:6379/0"': "needs a second machine",
     "redis-cli -s data/redis/redis.sock": "waits for commands; see test_redis_access",
     "REDISCLI_AUTH=$(cat data/redis/password.txt) redis-cli -s data/redis/redis.sock": "as above",
-    "celery -A tasks worker -Q sentiment --loglevel INFO": "runs until it is stopped; as every worker in tests",
+    "celery -A tasks worker -Q sentiment --loglevel INFO": (
+        "runs until it is stopped; as every worker in tests"
+    ),
     "INFERNO_BROKER__URL=amqp://user:password@rabbit.example.com:5672// inferno up": (
         "runs until it is stopped; the e2e tier starts the same with a RabbitMQ of its own"
     ),
