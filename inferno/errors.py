@@ -89,7 +89,7 @@ class InfernoError(Exception):
         self.field = field
 
     def __str__(self) -> str:
-        return self.detail
+        return self.detail if self.field is None else f"{self.field}: {self.detail}"
 
     def problem(self) -> Problem:
         """Return the error as an RFC 9457 problem object."""

@@ -60,13 +60,14 @@ class ServerSettings(Group):
     hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Names under which clients reach the web tier and Flower, separated by commas, "
-        "such as `inferno.example`. IP addresses, `localhost` and the address that a server "
-        "listens on need no entry. `*`: any name.",
+        "such as `inferno.example`, without scheme, port or wildcard. IP addresses, "
+        "`localhost` and the address that a server listens on need no entry. `*`: any name.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Origins of other sites whose pages may call the web tier from a browser, "
-        "separated by commas, such as `https://app.example`. `*`: every page.",
+        "separated by commas, such as `https://app.example`: scheme, host and port only. `*`: "
+        "every page.",
     )
     certfile: Path | None = Field(
         default=None,
@@ -125,6 +126,32 @@ class ServerSettings(Group):
         description="How long a synchronous call waits before it answers 202, in milliseconds.",
     )
 
+    def check_certificate(self) -> None:
+        """Load the TLS certificate and its key, if there are any.
+
+        Only the front end does so: other processes may not be able to read the key.
+
+        Raises:
+          ConfigurationError: one of them cannot be read, or they do not belong together.
+        """
+        if self.certfile is None or self.keyfile is None:
+            return
+        # Few processes need it, and importing it takes a while.
+        import ssl
+
+        try:
+            for path in (self.certfile, self.keyfile):
+                path.open().close()
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            # Without an answer, OpenSSL would ask the terminal for the password of the key.
+            context.load_cert_chain(self.certfile, self.keyfile, password="")
+        except OSError as exc:
+            raise ConfigurationError(
+                f"{variable('server', 'certfile')}={self.certfile} and "
+                f"{variable('server', 'keyfile')}={self.keyfile}: expected a certificate and its "
+                f"key in PEM, without a password: {exc}"
+            ) from None
+
     @field_validator("keyfile")
     @classmethod
     def _check_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
@@ -142,7 +169,10 @@ class ServerSettings(Group):
     def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             if name != "*" and not re.fullmatch(r"[\w.-]+", name, re.ASCII):
-                raise ValueError(f"expected names such as inferno.example, not {name!r}")
+                raise ValueError(
+                    "expected names without scheme, port or wildcard, such as inferno.example, "
+                    f"not {name!r}"
+                )
         return tuple(map(str.lower, value))
 
     @field_validator("cors_origins")
@@ -152,7 +182,10 @@ class ServerSettings(Group):
             if origin != "*" and not re.fullmatch(
                 r"[A-Za-z][\w+.-]*://[^/\s?#*@]+", origin, re.ASCII
             ):
-                raise ValueError(f"expected origins such as https://app.example, not {origin!r}")
+                raise ValueError(
+                    "expected origins of scheme, host and port only, such as https://app.example, "
+                    f"not {origin!r}"
+                )
         return tuple(map(str.lower, value))
 
 
@@ -168,8 +201,9 @@ class RedisSettings(Group):
     )
     listen: IPvAnyAddress | None = Field(
         default=None,
-        description="Address on which the embedded server also listens, always with a password, "
-        "for workers on other machines. Unset: none, or 127.0.0.1 if `INFERNO_REDIS__PORT` is set.",
+        description="IP address of this machine on which the embedded server also listens, always "
+        "with a password, for workers on other machines; 0.0.0.0: all of them. Unset: none, or "
+        "127.0.0.1 if `INFERNO_REDIS__PORT` is set.",
     )
     port: int = Field(
         default=0,
@@ -179,8 +213,9 @@ class RedisSettings(Group):
     )
     password: SecretStr | None = Field(
         default=None,
-        description="Password of the embedded server on that address. Unset: a generated one, in "
-        "`redis/password.txt` of the data directory.",
+        description="Password of the embedded server if it has that address: at least 16 of A-Z, "
+        "a-z, 0-9, `-`, `_` and `.`. Unset: a generated one, in `redis/password.txt` of the data "
+        "directory.",
     )
     maxmemory_bytes: int | None = Field(
         default=None,
@@ -822,10 +857,12 @@ class LogSettings(Group):
         default=20_000_000,
         ge=10_000,
         description="Size in bytes at which `inferno up` continues the log of a process in a new "
-        "file.",
+        "file; at least 10,000.",
     )
     kept: int = Field(
-        default=5, ge=1, description="Number of older log files that are kept for each process."
+        default=5,
+        ge=1,
+        description="Number of older log files that are kept for each process; at least 1.",
     )
 
 

@@ -8,11 +8,16 @@ monkey.patch_all()
 
 import gc
 import signal
+import ssl
+import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gevent
 
 from inferno import log_records
+from inferno.errors import ConfigurationError
 from inferno.settings import exposure, load
 from web.server import memory
 
@@ -45,8 +50,24 @@ accesslog = None
 control_socket_disable = True
 
 
+def ssl_context(config: Any, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """Leave the handshake to the worker, which limits its time and logs failures in one line."""
+    context = default()
+    wrap = partial(context.wrap_socket, do_handshake_on_connect=False)
+    context.wrap_socket = wrap  # type: ignore[method-assign]
+    return context
+
+
 def on_starting(server: Any) -> None:
-    """Warn of a front end and of a Redis that others may use."""
+    """Check the certificate; warn of a front end and of a Redis that others may use.
+
+    Raises:
+      SystemExit: the certificate and its key cannot be used.
+    """
+    try:
+        _settings.server.check_certificate()
+    except ConfigurationError as exc:
+        sys.exit(f"Error: {exc}")
     exposed = exposure("The front end", _settings.server.host, _settings.server.port)
     for warning in (exposed, _settings.redis.risk):
         if warning is not None:

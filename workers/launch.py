@@ -17,6 +17,7 @@ import math
 import sys
 from typing import Any
 
+import redis
 from celery import bootsteps, signals
 from celery.apps.worker import Worker
 
@@ -24,7 +25,7 @@ from inferno import log_records, names
 from inferno.engine.cores import Cores
 from inferno.engine.device import choose_device
 from inferno.errors import BrokerUnavailable, ConfigurationError, InfernoError
-from inferno.settings import Settings, load
+from inferno.settings import Settings, load, variable
 from tasks.broker.connection import connect
 from tasks.broker.lanes import Lanes
 from tasks.celery import app
@@ -98,6 +99,7 @@ def configure(sender: Worker, **_: Any) -> None:
         settings = load()
         if settings.redis.risk is not None:
             logger.warning(settings.redis.risk)
+        _check_password(settings)
         # Before any thread starts: threads inherit the cores.
         cores = Cores(settings.inference.cores)
         cores.leave()
@@ -136,6 +138,24 @@ def _deliver_webhooks(worker: Worker, queues: list[str], settings: Settings) -> 
     app.register_task(Deliver(records, lanes, outbound, places, limits))
     # A thread that waits for a slow receiver must not hold webhooks that another could deliver.
     worker.prefetch_multiplier = 1
+
+
+def _check_password(settings: Settings) -> None:
+    """Check that Redis takes the password of this worker; a Redis that is away is waited for later.
+
+    Raises:
+      ConfigurationError: the password is missing or wrong.
+    """
+    try:
+        with connect(settings) as client:
+            client.ping()
+    except redis.AuthenticationError as exc:
+        reason = str(exc).rstrip(".")
+        raise ConfigurationError(
+            f"Redis refuses this worker: {reason}; set the password in {variable('redis', 'url')}"
+        ) from None
+    except redis.RedisError:
+        return
 
 
 def _check(worker: Worker) -> None:

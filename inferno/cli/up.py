@@ -9,8 +9,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import click
+from rich.markup import escape
 
-from inferno.cli.printing import out
+from inferno.cli.printing import err, out
 from inferno.engine.cores import Cores
 from inferno.errors import (
     ConfigurationError,
@@ -19,6 +20,7 @@ from inferno.errors import (
 from inferno.operate import embedded_redis
 from inferno.operate.addresses import reach_broker, reach_redis
 from inferno.operate.guard import Stage
+from inferno.operate.misspelled import misspelled
 from inferno.operate.newcomers import Newcomers, servable
 from inferno.operate.ports import check_port
 from inferno.operate.procfile import enter_project, read_procfile
@@ -41,9 +43,12 @@ def up(chosen: str | None, flower: bool, logs: bool) -> None:
     """
     root = enter_project()
     settings = load()
+    settings.server.check_certificate()
     # All files that the platform writes are its user's only.
     os.umask(0o077)
     Cores(settings.inference.cores).leave()
+    for sentence in misspelled(os.environ):
+        err.print(f"[yellow]Warning:[/] {escape(sentence)}", soft_wrap=True)
     commands = read_procfile(root)
     if not flower:
         commands.pop("flower", None)

@@ -11,6 +11,7 @@ result at once, `stream` for many results over one connection. Errors are the cl
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -67,14 +68,19 @@ class Task:
 class Client:
     """A client of one platform. Safe to share between threads."""
 
-    def __init__(self, url: str = DEFAULT_URL) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, tls: ssl.SSLContext | None = None) -> None:
         """Store the platform's URL; nothing is sent yet.
 
         Args:
           url: URL of the front page, such as ``http://127.0.0.1:8000``.
+          tls: which certificates are trusted. None: those in the file that the environment variable
+            SSL_CERT_FILE names, or the public authorities.
+
+        Raises:
+          ConfigurationError: the file that SSL_CERT_FILE names cannot be read.
         """
         self.url = url.rstrip("/")
-        self._connection = Connection(self.url)
+        self._connection = Connection(self.url, tls)
         self._signatures: dict[str, Signature] = {}
 
     def __enter__(self) -> Self:

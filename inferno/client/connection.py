@@ -7,6 +7,8 @@ Every error of httpx, websocket-client and the operating system leaves this modu
 from __future__ import annotations
 
 import json
+import os
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,15 +17,18 @@ import httpx
 import websocket
 
 from inferno.client.results import rebuild
-from inferno.errors import PlatformUnreachable, ServingError
+from inferno.errors import ConfigurationError, PlatformUnreachable, ServingError
 
 #: Time limit of an answer in seconds, without the time that the platform was told to wait.
 ANSWER_S = 30.0
-#: How long an idle connection is kept, in seconds: less than the 5 s for which the front end keeps
-#: it, or a call could be sent on a connection that is being closed.
+#: How long an idle connection is kept, in seconds: less than front ends and proxies keep it, or a
+#: call could be sent on a connection that is being closed.
 KEEPALIVE_S = 2.0
 #: A socket that is silent for this many seconds is dead: the server pings more often.
 SILENCE_S = 60.0
+
+#: OpenSSL's codes for a certificate whose names do not include the host name or the IP address.
+_OTHER_NAME = (62, 64)
 
 #: What the libraries raise when no connection comes about.
 _UNREACHABLE = (
@@ -39,11 +44,24 @@ _UNREACHABLE = (
 class Connection:
     """A pool of HTTP connections to one platform. Safe to share between threads."""
 
-    def __init__(self, url: str) -> None:
-        """Store the platform's URL; nothing is sent yet."""
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
+        """Store the platform's URL; nothing is sent yet.
+
+        Args:
+          url: the platform's URL, without a slash at its end.
+          tls: which certificates are trusted; see `Client`.
+
+        Raises:
+          ConfigurationError: SSL_CERT_FILE or SSL_CERT_DIR cannot be read.
+        """
         self.url = url
+        if tls is None and url.startswith("https:"):
+            tls = _trusted()
+        self._tls = tls
         limits = httpx.Limits(keepalive_expiry=KEEPALIVE_S)
-        self._http = httpx.Client(base_url=url, timeout=ANSWER_S, limits=limits)
+        # Without TLS there is no certificate to verify, and none is read from disk.
+        verify = tls or False
+        self._http = httpx.Client(base_url=url, timeout=ANSWER_S, limits=limits, verify=verify)
 
     def close(self) -> None:
         """Close all HTTP connections."""
@@ -106,7 +124,12 @@ class Connection:
         address = "ws" + self.url.removeprefix("http") + "/ws"
         with _translating(self.url):
             # `Origin` is for browsers; behind a proxy that renames hosts, it would look foreign.
-            socket = websocket.create_connection(address, timeout=SILENCE_S, suppress_origin=True)
+            socket = websocket.create_connection(
+                address,
+                timeout=SILENCE_S,
+                suppress_origin=True,
+                sslopt={} if self._tls is None else {"context": self._tls},
+            )
             return Socket(self.url, socket)
 
 
@@ -151,13 +174,40 @@ def _translating(url: str) -> Iterator[None]:
     """Raise the errors of the libraries as errors of Inferno."""
     try:
         yield
-    except _UNREACHABLE:
+    except _UNREACHABLE as exc:
+        _raise_untrusted(url, exc)
         raise PlatformUnreachable(f"nothing answers at {url}; is the platform running?") from None
     except httpx.InvalidURL as exc:
         raise ServingError(f"{url}: {exc}") from None
     except (httpx.HTTPError, websocket.WebSocketException, OSError) as exc:
+        _raise_untrusted(url, exc)
         reason = str(exc) or type(exc).__name__
         raise ServingError(f"the connection to {url} failed: {reason}") from exc
+
+
+def _raise_untrusted(url: str, exc: BaseException) -> None:
+    """Raise a ServingError if the cause of an error is the server's certificate."""
+    cause: BaseException | None = exc
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return
+    advice = "set SSL_CERT_FILE to the certificate of its authority"
+    if cause.verify_code in _OTHER_NAME:
+        advice = "use a name that the certificate has"
+    reason = cause.verify_message.rstrip(".")
+    raise ServingError(f"the certificate of {url} is not trusted: {reason}; {advice}") from exc
+
+
+def _trusted() -> ssl.SSLContext:
+    """Trust the certificates that SSL_CERT_FILE or SSL_CERT_DIR names, or else certifi's."""
+    try:
+        return httpx.create_ssl_context()
+    except OSError as exc:
+        name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+        raise ConfigurationError(
+            f"{name}={os.environ.get(name)}: expected certificates in PEM: {exc}"
+        ) from None
 
 
 def _content(answer: httpx.Response) -> Any:

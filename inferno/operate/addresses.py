@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from urllib.parse import unquote, urlsplit
 
+from inferno.client import Client
 from inferno.errors import ConfigurationError
 from inferno.settings import RedisSettings, Settings, variable
 
@@ -15,6 +17,23 @@ def local_url(settings: Settings) -> str:
     if server.certfile is not None and server.hosts[:1] not in ((), ("*",)):
         # Certificates are for names.
         return f"https://{server.hosts[0]}:{server.port}"
+    return _listening_url(settings)
+
+
+def local_client(settings: Settings) -> Client:
+    """Return a client of this machine's own platform, at the address that it listens on.
+
+    It needs no DNS, and verifies no certificate: that is for a public name, perhaps of an authority
+    that this machine does not know, and the connection does not leave the machine.
+    """
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.check_hostname = False
+    tls.verify_mode = ssl.CERT_NONE
+    return Client(_listening_url(settings), tls=tls)
+
+
+def _listening_url(settings: Settings) -> str:
+    server = settings.server
     host = server.host
     if host in ("0.0.0.0", "::", ""):
         host = "127.0.0.1"

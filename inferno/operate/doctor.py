@@ -12,10 +12,10 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from inferno.client import Client
 from inferno.errors import ConfigurationError, PackageError, ServingError
-from inferno.operate.addresses import local_url, reach_broker
+from inferno.operate.addresses import local_client, local_url, reach_broker
 from inferno.operate.embedded_redis import running_url
+from inferno.operate.misspelled import misspelled
 from inferno.operate.ports import check_port
 from inferno.operate.redis_program import OLDEST_VERSION, find_program
 from inferno.operate.redis_status import RedisStatus, ask
@@ -81,6 +81,19 @@ def _check_packages(_: Settings) -> Iterator[Finding]:
         yield Finding("ok", "Packages", f"all {checked} as pinned in requirements.txt")
 
 
+def _check_settings(settings: Settings) -> Iterator[Finding]:
+    for sentence in misspelled(os.environ):
+        yield Finding("warning", "Settings", sentence)
+    redis = settings.redis
+    if redis.url is not None and redis.address is not None:
+        yield Finding(
+            "warning",
+            "Settings",
+            f"{variable('redis', 'url')} names a Redis, so {variable('redis', 'listen')} and "
+            f"{variable('redis', 'port')} have no effect: they are for the embedded server",
+        )
+
+
 def _check_redis(settings: Settings) -> Iterator[Finding]:
     if settings.redis.url is None:
         try:
@@ -132,7 +145,10 @@ def _judge_memory(redis: RedisStatus) -> Iterator[tuple[State, str]]:
     if not limit or used < 0.8 * limit:
         yield "ok", shown
     else:
-        yield "warning", f"{shown}; tasks are refused when it is nearly full: give Redis more memory"
+        yield (
+            "warning",
+            f"{shown}; tasks are refused when it is nearly full: give Redis more memory",
+        )
 
 
 def _judge_persistence(redis: RedisStatus) -> Iterator[tuple[State, str]]:
@@ -246,9 +262,20 @@ def _check_device(settings: Settings) -> Iterator[Finding]:
     yield Finding("ok", "Device", f"{device}, {os.cpu_count()} CPU cores")
 
 
+def _check_certificate(settings: Settings) -> Iterator[Finding]:
+    if settings.server.certfile is None:
+        return
+    try:
+        settings.server.check_certificate()
+    except ConfigurationError as exc:
+        yield Finding("failure", "Certificate", str(exc))
+    else:
+        yield Finding("ok", "Certificate", f"{settings.server.certfile}")
+
+
 def _check_platform(settings: Settings) -> Iterator[Finding]:
     url = local_url(settings)
-    with Client(url) as client:
+    with local_client(settings) as client:
         try:
             health = client.health()
         except ServingError:
@@ -283,10 +310,12 @@ def _check_ports(settings: Settings) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     _check_python,
     _check_packages,
+    _check_settings,
     _check_redis,
     _check_broker,
     _check_data,
     _check_models,
     _check_device,
+    _check_certificate,
     _check_platform,
 )

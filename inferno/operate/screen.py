@@ -18,9 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from inferno.client import Client
 from inferno.errors import InfernoError
-from inferno.operate.addresses import local_url
+from inferno.operate.addresses import local_client, local_url
 from inferno.operate.embedded_redis import EmbeddedRedis, password_path
 from inferno.operate.examples import example_call
 from inferno.operate.guard import Event, EventKind
@@ -131,7 +130,7 @@ class Screen:
         """Watch the start until each model is ready or has failed."""
         waiting = list(self._models)
         with ExitStack() as stack:
-            client = stack.enter_context(Client(self._url))
+            client = stack.enter_context(local_client(self._settings))
             if self._console.is_terminal:
                 self._status = stack.enter_context(self._console.status("Starting the front end"))
             answered = reminded = False

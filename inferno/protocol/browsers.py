@@ -67,8 +67,8 @@ class BrowserRules:
         host = headers.get("host")
         if host is not None and not self._knows(host):
             raise Misdirected(
-                f"this server does not know itself as {host!r}; "
-                f"add the name to {variable('server', 'hosts')} if it is one of its own"
+                f"{_name(host)!r} is not a name of this server; "
+                f"if it is, add it to {variable('server', 'hosts')} and restart"
             )
         if method not in SAFE_METHODS or "upgrade" in headers or _includes(headers):
             self._check_page(headers, host)
@@ -101,6 +101,12 @@ class BrowserRules:
             return False
         address, name = found.groups()
         return "*" in self._names or _is_address(address or name) or name.lower() in self._names
+
+
+def _name(host: str) -> str:
+    """Return a `Host` without its port; a malformed one as it is."""
+    found = _HOST.fullmatch(host)
+    return host if found is None else found[1] or found[2]
 
 
 def _includes(headers: Mapping[str, str]) -> bool:

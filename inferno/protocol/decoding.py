@@ -101,18 +101,24 @@ def _check_structure(body: bytes | bytearray | str, limits: Limits) -> None:
         return
     plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in raw else raw
     if plain.count(b'"') > 2 * texts:
-        raise InvalidRequest(f"expected JSON with at most {texts} names and texts")
+        raise _too_large(f"{texts} names and texts")
     structure = _structure(plain)
     if structure.count(b":") > limits.json_members:
-        raise InvalidRequest(f"expected JSON with at most {limits.json_members} members of objects")
+        raise _too_large(f"{limits.json_members} members of objects")
     opened = structure.count(b"[") + structure.count(b"{")
     # Each value but the first of its list or object follows a comma.
     if opened + structure.count(b",") >= limits.json_values:
-        raise InvalidRequest(f"expected JSON with at most {limits.json_values} values")
+        raise _too_large(f"{limits.json_values} values")
     if opened > limits.json_depth:
         depth = np.cumsum(_NESTING[np.frombuffer(structure, np.uint8)], dtype=np.int32)
         if depth.max() > limits.json_depth:
             raise InvalidRequest(f"expected JSON nested at most {limits.json_depth} deep")
+
+
+def _too_large(most: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"expected JSON with at most {most}; send large tensors as base64 or as a binary body"
+    )
 
 
 def _structure(plain: bytes | bytearray) -> bytes:
@@ -145,7 +151,21 @@ def explain(exc: msgspec.ValidationError, kind: type) -> InvalidRequest:
     field = ".".join(filter(None, (path, member))) or None
     if field is not None and (found := re.fullmatch(r"Invalid enum value (.*)", text, re.DOTALL)):
         text = f"expected {_choices(kind, field.partition('[')[0])}, got {found[1]}"
+    elif field is not None and text.startswith("Expected `int` "):
+        text = _range(kind, field) or text
     return InvalidRequest(text) if field is None else InvalidField(text, field)
+
+
+@functools.cache
+def _range(kind: type, field: str) -> str | None:
+    """Describe the allowed integers of a field; None if it has no lowest and highest one."""
+    info = msgspec.inspect.type_info(kind)
+    fields = info.fields if isinstance(info, msgspec.inspect.StructType) else ()
+    for found in (one.type for one in fields if one.encode_name == field):
+        number = found.type if isinstance(found, msgspec.inspect.Metadata) else found
+        if isinstance(number, msgspec.inspect.IntType) and None not in (number.ge, number.le):
+            return f"expected an integer from {number.ge} to {number.le}"
+    return None
 
 
 @functools.cache

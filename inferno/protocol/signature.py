@@ -146,9 +146,11 @@ class TensorSpec(BaseModel):
             )
         if self.batched and shape[0] > limits.rows:
             raise InvalidInput(f"expected at most {limits.rows} rows, got {shape[0]}", field)
-        most = limits.elements if self.dtype in tensors.NUMERIC else limits.items
+        numeric = self.dtype in tensors.NUMERIC
+        most = limits.elements if numeric else limits.items
         if (size := math.prod(shape)) > most:
-            raise InvalidInput(f"expected at most {most} elements, got {size}", field)
+            what = "elements" if numeric else "texts or binary items"
+            raise InvalidInput(f"expected at most {most} {what}, got {size}", field)
 
     def _check_content(self, array: Array, limits: Limits, field: str) -> None:
         if self.dtype == "string":
@@ -327,11 +329,12 @@ class Signature(BaseModel):
         counts = {False: 0, True: 0}
         for array in arrays.values():
             counts[array.dtype.hasobject] += array.size
-        for given, most in ((counts[False], limits.elements), (counts[True], limits.items)):
+        for given, most, what in (
+            (counts[False], limits.elements, "elements"),
+            (counts[True], limits.items, "texts or binary items"),
+        ):
             if given > most:
-                raise InvalidInput(
-                    f"expected at most {most} elements in all, got {given}", "inputs"
-                )
+                raise InvalidInput(f"expected at most {most} {what} in all, got {given}", "inputs")
         if (size := packing.size(arrays)) > limits.input_bytes:
             raise InvalidInput(
                 f"expected inputs of at most {limits.input_bytes} bytes, got {size}", "inputs"

@@ -358,7 +358,7 @@ def _shape(value: Any, field: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**31 for n in value):
         raise InvalidInput("shape must be a list of non-negative integers", field)
     if len(value) > MAX_DIMENSIONS:
-        raise InvalidInput(f"shape has more than {MAX_DIMENSIONS} dimensions", field)
+        raise InvalidInput(f"expected at most {MAX_DIMENSIONS} dimensions, got {len(value)}", field)
     return tuple(value)
 
 

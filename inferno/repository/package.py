@@ -79,13 +79,13 @@ class Package:
 
     @property
     def code(self) -> str | None:
-        """Part of the package that is code, such as ``format: python``; None if all is data."""
+        """Part of the package that is code, such as ``format python``; None if all is data."""
         if self.manifest.format in CODE_FORMATS:
-            return f"format: {self.manifest.format}"
+            return f"format {self.manifest.format}"
         for name in ("entrypoint", "processor"):
             function = getattr(self.manifest, name)
             if function is not None and not _OWN_PROCESSOR.fullmatch(function):
-                return f"{name}: {function}"
+                return f"{name} {function}"
         return None
 
     def check_allowed(self, *, allow_code: bool) -> None:
@@ -96,7 +96,7 @@ class Package:
         """
         if not allow_code and (code := self.code) is not None:
             raise PackageError(
-                f"{self.path / MANIFEST}: {code}: is code, which "
+                f"{self.path / MANIFEST}: {code} is code, which "
                 f"{variable('repository', 'allow_code')}=false forbids"
             )
 

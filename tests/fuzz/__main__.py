@@ -33,15 +33,29 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     default = Options()
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=default.seconds)
-    parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--case", type=int, help="run only the case of this number")
     parser.add_argument(
-        "--cases", type=int, default=default.cases, help="end after this many cases"
+        "--seconds",
+        type=float,
+        default=default.seconds,
+        help="how long it runs (default: %(default)g)",
     )
-    parser.add_argument("--url", help="of a running platform; by default, one is started")
-    parser.add_argument("--pid", type=int, help="of that platform's `inferno up`")
-    parser.add_argument("--save", type=Path, help="folder for the bytes of each failing case")
+    parser.add_argument(
+        "--seed", type=int, default=default.seed, help="chooses the cases (default: %(default)d)"
+    )
+    parser.add_argument("--case", type=int, help="run only the case with this number")
+    parser.add_argument(
+        "--cases",
+        type=int,
+        default=default.cases,
+        help="end after this many cases, even before the time is over",
+    )
+    parser.add_argument("--url", help="URL of a running platform; by default, one is started")
+    parser.add_argument(
+        "--pid", type=int, help="process id of that platform's `inferno up`; needed with --url"
+    )
+    parser.add_argument(
+        "--save", type=Path, help="folder in which the bytes of each failing case are kept"
+    )
     return parser
 
 

@@ -75,7 +75,11 @@ NOT_RUN = {
     "INFERNO_REDIS__LISTEN=10.0.0.5 inferno up": "needs an address of the reader's machine",
     'export INFERNO_REDIS__URL="redis://:$(ssh 10.0.0.5 cat inferno/data/redis/password.txt)'
     '@10.0.0.5:6379/0"': "needs a second machine",
-    "celery -A tasks worker -Q sentiment": "runs until it is stopped; as every worker in tests",
+    "redis-cli -s data/redis/redis.sock": "waits for commands; see test_redis_access",
+    "REDISCLI_AUTH=$(cat data/redis/password.txt) redis-cli -s data/redis/redis.sock": "as above",
+    "celery -A tasks worker -Q sentiment --loglevel INFO": (
+        "runs until it is stopped; as every worker in tests"
+    ),
     "INFERNO_BROKER__URL=amqp://user:password@rabbit.example.com:5672// inferno up": (
         "runs until it is stopped; the e2e tier starts the same with a RabbitMQ of its own"
     ),

@@ -20,7 +20,7 @@ from inferno.errors import InfernoError, ServerBusy
 from web.server import head
 from web.server.answer import Answer, refusal
 from web.server.body import Body, Refused
-from web.server.connection import Connection, Connections, Limits, address_of
+from web.server.connection import Connection, Connections, Limits, Phase, address_of
 from web.server.fast_predict import Exchange, FastPredict
 
 #: Errors of a connection whose client has left.
@@ -56,8 +56,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
             util.close(client)
             return
         try:
-            if isinstance(client, ssl.SSLSocket) and not self.cfg.do_handshake_on_connect:
-                client.do_handshake()
+            if isinstance(client, ssl.SSLSocket) and not self._shake_hands(client, connection):
+                return
             name = listener.getsockname()
             while self._serve_one(connection, name, peer):
                 connection.end_exchange()
@@ -71,6 +71,16 @@ class Worker(GeventWorker):  # type: ignore[misc]
         finally:
             self._connections.leave(connection)
             util.close(client)
+
+    def _shake_hands(self, client: ssl.SSLSocket, connection: Connection) -> bool:
+        """Begin TLS within the time limit of a head; return whether the client can."""
+        connection.enter(Phase.HEAD)
+        try:
+            client.do_handshake()
+        except OSError as exc:
+            self.log.info("TLS handshake with %s failed: %s", connection.address, exc)
+            return False
+        return True
 
     def _serve_one(self, connection: Connection, name: Any, peer: Any) -> bool:
         """Serve the next request of a connection; return whether there may be another one."""

@@ -161,7 +161,9 @@ class Wire:
             self.farewell = event.response()
         elif self._connection.state is ConnectionState.OPEN:
             # wsproto found what is wrong.
-            reason = "the message is too big" if self._heads.too_big else event.reason or ""
+            reason = event.reason or ""
+            if self._heads.too_big:
+                reason = f"the message is larger than {self._limits.max_message_bytes} bytes"
             raise Violation(event.code, reason)
         raise Closed
 

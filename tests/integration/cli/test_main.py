@@ -25,7 +25,7 @@ from tests.integration.client.test_client import ScriptedPlatform, platform  # n
 
 #: Stands in for the web tier: says that the models are ready whose worker has made its file.
 WEB = """
-import http.server, json, os, pathlib
+import http.server, json, os, pathlib, ssl
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -40,7 +40,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 port = int(os.environ["INFERNO_SERVER__PORT"])
-http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+if certificate := os.environ.get("INFERNO_SERVER__CERTFILE"):
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, os.environ["INFERNO_SERVER__KEYFILE"])
+    server.socket = tls.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
 """
 
 MANIFEST = """\
@@ -175,6 +180,31 @@ def test_up_shows_what_is_ready_and_how_to_use_it(project: Project, up: Terminal
     assert "Models      echo\r\n" in up.shown
     assert f"curl {url}/v1/models/echo:predict -d '{{" in up.shown
     assert (project.root / "echo.up").read_text().startswith("unix:///")
+
+
+def test_up_knows_its_front_end_without_dns_and_without_trust(project: Project) -> None:
+    project.add_model("echo")
+    for name in ("own", "other"):
+        command = f"openssl req -x509 -newkey ed25519 -nodes -subj /CN={name}".split()
+        command += ["-keyout", str(project.root / f"{name}.key")]
+        command += ["-out", str(project.root / f"{name}.crt")]
+        subprocess.run(command, check=True, capture_output=True)
+    project.environment |= {
+        "INFERNO_SERVER__HOSTS": "nowhere.invalid",
+        "INFERNO_SERVER__CERTFILE": str(project.root / "own.crt"),
+        "INFERNO_SERVER__KEYFILE": str(project.root / "own.key"),
+    }
+    up = project.start("up")
+    try:
+        up.wait_for("Press Ctrl-C to stop.")
+        assert f"Front page  https://nowhere.invalid:{project.port}\r\n" in up.shown
+    finally:
+        up.close()
+
+    project.environment["INFERNO_SERVER__KEYFILE"] = str(project.root / "other.key")
+    up = project.start("up")
+    assert up.exit_code() == 1
+    assert up.shown.startswith("Error: INFERNO_SERVER__CERTFILE=")
 
 
 def test_up_shows_how_other_machines_reach_its_redis(project: Project) -> None:
@@ -432,7 +462,7 @@ def test_unknown_model_is_an_error_with_a_hint(project: Project) -> None:
 
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
-        "Error: model not found or not loaded: 'nope'",
+        "Error: model: model not found or not loaded: 'nope'",
         "  `inferno models` lists the models.",
     ]
 
@@ -531,7 +561,7 @@ def test_error_of_the_platform_is_one_line(url: str) -> None:
     result = invoke("submit", "nope", "hello", "--url", url)
 
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: no such model\n")
+    assert result.stderr.startswith("Error: model: no such model\n")
 
 
 def test_platform_that_does_not_run_is_an_error_with_a_hint() -> None:

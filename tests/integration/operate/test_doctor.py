@@ -277,3 +277,12 @@ def test_broker_that_is_away_is_a_failure() -> None:
 
 def test_lanes_in_the_redis_of_the_records_are_not_checked_twice() -> None:
     assert list(doctor._check_broker(Settings())) == []
+
+
+def test_settings_without_effect_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFERNO_SERVER__HOSTNAMES", "inferno.example")
+    settings = Settings(redis={"url": "redis://127.0.0.1:6379/0", "port": 6380})
+    findings = list(doctor._check_settings(settings))
+    assert [finding.state for finding in findings] == ["warning", "warning"]
+    assert "did you mean INFERNO_SERVER__HOSTS?" in findings[0].detail
+    assert "INFERNO_REDIS__LISTEN and INFERNO_REDIS__PORT have no effect" in findings[1].detail

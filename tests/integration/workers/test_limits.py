@@ -44,7 +44,7 @@ PICTURE = base64.b64encode(white_png(1000, 1000)).decode()
 BILLIONS = base64.b64encode(png_header(2**31 - 1, 2**31 - 1)).decode()
 HOSTILE: list[tuple[dict[str, Any], str]] = [
     ({"inputs": {"text": ["a"] * 31}}, "at most 30 rows"),
-    ({"inputs": {"text": ["a"] * 25}}, "at most 20 elements"),
+    ({"inputs": {"text": ["a"] * 25}}, "at most 20 texts or binary items"),
     ({"inputs": {"text": "a" * 100_001}}, "at most 100000 bytes"),
     ({"inputs": {"x": [[1] * 1001]}}, "at most 1000 elements"),
     ({"inputs": {"x": {"shape": [0] + [2**31 - 1] * 3, "base64": ""}}}, "expected shape"),
@@ -97,6 +97,6 @@ def test_a_task_that_is_run_again_is_checked_again(
     for _ in range(2):
         wait_until(has_failed)
         _, outcome = records.fetch(task_id)
-        assert "at most 20 elements" in outcome.error.detail
+        assert "at most 20 texts or binary items" in outcome.error.detail
         task_id = replay.retry(task_id).task_id
     assert limited.poll() is None

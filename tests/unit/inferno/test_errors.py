@@ -44,7 +44,7 @@ def test_an_error_is_rebuilt_from_its_stored_arguments(
     # Then it says the same
     assert stored == list(args)
     assert (rebuilt.detail, rebuilt.field) == (raised.detail, raised.field)
-    assert str(rebuilt) == "what happened"
+    assert str(rebuilt) == ": ".join(reversed(args))
     assert rebuilt.problem() == raised.problem()
 
 

@@ -181,7 +181,7 @@ BINARY: list[tuple[str, dict[str, Any], bytes, str]] = [
     ("sentiment", {"shape": [0] + [TOO_LARGE] * 3}, b"", "expected shape"),
     ("sentiment", {"shape": [3_000_000]}, bytes(12_000_000 - 200), "at most 30 rows"),
     ("sentiment", {"shape": [2]}, bytes(11_000_000), "but the binary data has more"),
-    ("sentiment", {"shape": [25]}, bytes(100), "at most 20 elements"),
+    ("sentiment", {"shape": [25]}, bytes(100), "at most 20 texts or binary items"),
     ("sentiment", {"shape": [1]}, b"\1\0\0\0\xff", "text in UTF-8"),
     ("sentiment", {"shape": [1]}, b"\xff\xff\xff\xffab", "ends within an element"),
     ("digits", {"shape": [0] + [TOO_LARGE] * 3, "name": "image"}, b"", "expected shape"),

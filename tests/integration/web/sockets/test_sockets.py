@@ -392,7 +392,9 @@ def test_message_over_the_limit_closes_the_socket(connect, settings):
     # The server hangs up while much is still on its way, so its close frame may be lost.
     with contextlib.suppress(OSError):
         ws.send("x" * (settings.limits.max_body_bytes + 1))
-        assert closing(ws)[0] == 1009
+        code, reason = closing(ws)
+        assert code == 1009
+        assert reason == f"the message is larger than {settings.limits.max_body_bytes} bytes"
 
 
 def test_large_result_arrives_whole(connect, worker, task_id):

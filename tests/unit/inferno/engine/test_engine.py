@@ -423,8 +423,12 @@ def test_a_made_up_sample_obeys_the_signature(engine: Build) -> None:
     [
         (answering("1 / 0"), {}, "ZeroDivisionError: division by zero"),
         (answering("{}"), {}, "ForwardFailed: the model returned no output 'y'"),
-        (SUM, {"inputs": {"x": "text"}}, "InvalidInput: expected float32 values, got text"),
-        (SUM, {"inputs": {"z": 1}}, "InvalidInput: Missing required input(s): x"),
+        (
+            SUM,
+            {"inputs": {"x": "text"}},
+            "InvalidInput: inputs.x: expected float32 values, got text",
+        ),
+        (SUM, {"inputs": {"z": 1}}, "InvalidInput: inputs: Missing required input(s): x"),
     ],
 )
 def test_a_failing_warm_up_names_the_package_and_the_error(

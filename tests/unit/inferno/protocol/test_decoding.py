@@ -25,6 +25,9 @@ def read(body: bytes | str, limits: Limits = TIGHT) -> Any:
     return decode(body, dict[str, Any], limits)
 
 
+ADVICE = "send large tensors as base64 or as a binary body"
+
+
 @pytest.mark.parametrize(
     ("document", "detail"),
     [
@@ -35,13 +38,16 @@ def read(body: bytes | str, limits: Limits = TIGHT) -> Any:
         ({"x": "[[[[[[[[[[[[,,,,,,,,,,,,,:::::::::::"}, None),
         ({"x": '\\"[[[[[[\\\\"[[[[[[\\\\\\"', "[[[[[[[[[": ",,,,,,,,,,,,"}, None),
         ({"x": list(range(8))}, None),
-        ({"x": list(range(9))}, "expected JSON with at most 10 values"),
+        ({"x": list(range(9))}, f"expected JSON with at most 10 values; {ADVICE}"),
         ({"x": ["a,b"] * 8}, None),
-        ({"x": ["a,b"] * 9}, "expected JSON with at most 10 values"),
-        ({"x": [[]] * 9}, "expected JSON with at most 10 values"),
-        ({"x": [{}] * 9}, "expected JSON with at most 10 values"),
+        ({"x": ["a,b"] * 9}, f"expected JSON with at most 10 values; {ADVICE}"),
+        ({"x": [[]] * 9}, f"expected JSON with at most 10 values; {ADVICE}"),
+        ({"x": [{}] * 9}, f"expected JSON with at most 10 values; {ADVICE}"),
         ({str(n): ":" for n in range(4)}, None),
-        ({str(n): 1 for n in range(5)}, "expected JSON with at most 4 members of objects"),
+        (
+            {str(n): 1 for n in range(5)},
+            f"expected JSON with at most 4 members of objects; {ADVICE}",
+        ),
     ],
 )
 def test_structure_is_bounded(document: dict[str, Any], detail: str | None) -> None:

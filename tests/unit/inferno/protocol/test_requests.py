@@ -161,8 +161,16 @@ def test_a_predict_takes_its_model_from_the_path() -> None:
         ({"model": "m", "inputs": 1, "version": "2"}, "version", "got `str`"),
         ({"model": "m", "inputs": 1, "priority": 1.5}, "priority", "got `float`"),
         ({"model": "m", "inputs": 1, "priority": True}, "priority", "got `bool`"),
-        ({"model": "m", "inputs": 1, "priority": 10}, "priority", "Expected `int` <= 9"),
-        ({"model": "m", "inputs": 1, "priority": -1}, "priority", "Expected `int` >= 0"),
+        (
+            {"model": "m", "inputs": 1, "priority": 10},
+            "priority",
+            "expected an integer from 0 to 9",
+        ),
+        (
+            {"model": "m", "inputs": 1, "priority": -1},
+            "priority",
+            "expected an integer from 0 to 9",
+        ),
         ({"model": "m", "inputs": 1, "timeout_ms": 0}, "timeout_ms", "Expected `float` > 0"),
         ({"model": "m", "inputs": 1, "timeout_ms": -5}, "timeout_ms", "Expected `float` > 0"),
         ({"model": "m", "inputs": 1, "timeout_ms": 1e9}, "timeout_ms", "<= 86400000"),

@@ -387,10 +387,10 @@ DATA = {"format": "onnx", "entrypoint": None}
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
-        ({}, "format: python"),
-        ({"format": "torchscript", "entrypoint": None}, "format: torchscript"),
-        (DATA | {"processor": "processor:build"}, "processor: processor:build"),
-        (DATA | {"processor": "os.path:join"}, "processor: os.path:join"),
+        ({}, "format python"),
+        ({"format": "torchscript", "entrypoint": None}, "format torchscript"),
+        (DATA | {"processor": "processor:build"}, "processor processor:build"),
+        (DATA | {"processor": "os.path:join"}, "processor os.path:join"),
         (DATA | {"processor": "inferno.processors.text:Path"}, "inferno.processors.text:Path"),
         (DATA | {"processor": "inferno.processors.a.b:build"}, "inferno.processors.a.b:build"),
     ],
