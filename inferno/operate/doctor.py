@@ -18,7 +18,7 @@ from inferno.operate.embedded_redis import running_url
 from inferno.operate.misspelled import misspelled
 from inferno.operate.ports import check_port
 from inferno.operate.redis_program import OLDEST_VERSION, find_program
-from inferno.operate.redis_status import RedisStatus, ask
+from inferno.operate.redis_status import RedisStatus, StatusHidden, ask
 from inferno.repository.repository import Repository
 from inferno.settings import Settings, variable
 
@@ -109,6 +109,10 @@ def _check_redis(settings: Settings) -> Iterator[Finding]:
         return
     try:
         status = ask(url, settings.redis.connect_timeout_s)
+    except StatusHidden as exc:
+        advice = "version, memory and persistence are not checked"
+        yield Finding("warning", "Redis", f"{exc}: {advice}")
+        return
     except ConfigurationError as exc:
         yield Finding("failure", "Redis", f"{variable('redis', 'url')}: {exc}")
         return

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from redis import Redis
 
 
+class StatusHidden(ConfigurationError):
+    """The server works, but its user may not ask for its state."""
+
+
 @dataclass(frozen=True)
 class RedisStatus:
     """State of one server at one moment."""
@@ -94,8 +98,10 @@ def ask(url: str, timeout_s: float) -> RedisStatus:
     Raises:
       ConfigurationError: the server cannot be reached, refuses the password or is not a Redis
         server. The message does not contain the URL, which may hold a password.
+      StatusHidden: the user of the URL may not run INFO.
     """
     from redis import InvalidResponse, RedisError
+    from redis.exceptions import NoPermissionError
 
     try:
         address = redis_address(url)
@@ -112,6 +118,8 @@ def ask(url: str, timeout_s: float) -> RedisStatus:
         raise ConfigurationError(
             f"{address} cannot be used: it does not answer as a Redis server does"
         ) from None
+    except NoPermissionError:
+        raise StatusHidden(f"{address} does not let this user run INFO") from None
     except (RedisError, OSError, ValueError) as exc:
         raise ConfigurationError(f"{address} cannot be used: {exc}") from None
     if "redis_version" not in info:

@@ -152,6 +152,14 @@ def test_server_that_hides_its_configuration_is_examined_as_far_as_it_lets_us(
     assert "failure" not in {finding.state for finding in findings}
 
 
+def test_user_without_info_is_a_warning(start: Start) -> None:
+    url = start()
+    say(url, "ACL", "SETUSER", "web", "on", ">secret", "~*", "+@read", "-info", "+ping")
+    (finding,) = examine(url.replace("://", "://web:secret@"))
+    assert finding.state == "warning"
+    assert "does not let this user run INFO" in finding.detail
+
+
 def test_password_is_used_and_never_shown(start: Start) -> None:
     url = start("--requirepass", "a:b c", password="a%3Ab%20c")
 

@@ -300,7 +300,7 @@ def test_a_deadline_holds_for_the_stages(celery: Celery, records: Records) -> No
     """The deadline holds even for a stage that no worker takes."""
     task = send(celery, "haunted", "late", expires=1)
 
-    with pytest.raises(DeadlineExceeded, match=r"^stage ghost: no worker took the task"):
+    with pytest.raises(DeadlineExceeded, match=r"stage ghost: no worker took the task"):
         task.get(timeout=20)
     record, _ = records.fetch(task.id)
     stage, _ = records.fetch(stage_task_id(task.id, "ghost"))
