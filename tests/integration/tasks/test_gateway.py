@@ -99,7 +99,6 @@ def test_stages_and_repeated_requests_are_not_refused_by_a_nearly_full_redis(gat
 def refuses(gateway, valid):
     try:
         gateway.control.cancel(gateway.publish(valid).task_id)
-    except BrokerUnavailable as exc:
-        assert "Redis is nearly full" in str(exc)
+    except BrokerUnavailable:
         return True
     return False
