@@ -136,7 +136,7 @@ def test_what_cannot_be_delivered_is_given_up_with_one_warning(
     assert f"given up after try 1: {gone}: http://127.0.0.1:{here.port} answered 410 Gone" in text
     assert f"given up after try 3: {moved}: http://127.0.0.1:{here.port} answered 307" in text
     assert f"given up after try 3: {broken}: http://127.0.0.1:{here.port} answered 503" in text
-    assert f"given up after try 1: {form}: expected a URL that begins" in text
+    assert f"given up after try 1: {form}: webhook: expected a URL that begins" in text
     assert "given up after try 1: the message cannot be read" in text
     assert text.count("WARNING") == text.count("given up") == 5
     assert "TOKEN" not in text
