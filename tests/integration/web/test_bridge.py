@@ -102,7 +102,7 @@ def test_two_hundred_waiters_share_one_connection(bridge, worker, store, until):
     until(lambda: len(channels(store)) == 200)
     # That of another test may not have ended yet.
     subscribed = [int(c["sub"]) for c in store.client_list() if c["name"] == "inferno-web"]
-    assert max(subscribed) == 200
+    assert max(subscribed) >= 200
     for task_id in ids:
         worker.succeed(task_id)
     for thread in threads:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -137,7 +138,7 @@ def test_what_cannot_be_delivered_is_given_up_with_one_warning(
     assert f"given up after try 3: {moved}: http://127.0.0.1:{here.port} answered 307" in text
     assert f"given up after try 3: {broken}: http://127.0.0.1:{here.port} answered 503" in text
     assert f"given up after try 1: {form}: webhook: expected a URL that begins" in text
-    assert "given up after try 1: the message cannot be read" in text
+    assert re.search(r"given up after try 1: \S+: the message cannot be read", text)
     assert text.count("WARNING") == text.count("given up") == 5
     assert "TOKEN" not in text
     assert here.at("/forged?key=TOKEN") == []
