@@ -72,9 +72,9 @@ def test_a_seed_and_a_number_are_one_case():
         Request("POST", b"/infer", body=PNG),
     ]
     one, again, other = (Generator(seed, seeds, b"here") for seed in (1, 1, 2))
-    cases = [one.case(number) for number in range(1000)]
-    assert cases == [again.case(number) for number in reversed(range(1000))][::-1]
-    assert cases != [other.case(number) for number in range(1000)]
+    cases = [one.case(number) for number in range(200)]
+    assert cases == [again.case(number) for number in reversed(range(200))][::-1]
+    assert cases != [other.case(number) for number in range(200)]
 
 
 def test_frames_are_masked():
