@@ -23,7 +23,7 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
         pytest.param(["--phases=examples,fuzzing,stateful", "--max-examples=10"], 300, id="short"),
         pytest.param(
             ["--phases=examples,coverage,fuzzing,stateful", "--max-examples=100"],
-            10_000,
+            5_000,
             id="long",
             marks=[pytest.mark.long, pytest.mark.timeout(1800)],
         ),
